@@ -1,0 +1,14 @@
+"""Measure whether class activation maps are faithful, as TorchMetrics metrics."""
+
+from torchmetrics_cam.metrics import AverageDrop, AverageGain, ClassificationMetric, IncreaseInConfidence
+from torchmetrics_cam.protocol import EvaluationProtocol
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AverageDrop",
+    "AverageGain",
+    "ClassificationMetric",
+    "EvaluationProtocol",
+    "IncreaseInConfidence",
+]

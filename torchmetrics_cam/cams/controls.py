@@ -1,0 +1,109 @@
+"""Maps that look at no network: what every comparison of methods should be read against."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from torchmetrics_cam.cams.source import CAMSource, CleanPass, SourceMaps
+
+# Multipliers of splitmix64 as signed 64-bit integers; tensors have no unsigned arithmetic, and it wraps the
+# same.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+_BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+
+
+class UniformMap(CAMSource):
+    """The same value everywhere: at 1 nothing is hidden, and Average Drop is as good as it can be.
+
+    Args:
+        model: the network that is evaluated.
+        value: the mask's value, in [0, 1].
+
+    Raises:
+        ValueError: if the value is outside of [0, 1].
+    """
+
+    def __init__(self, model: nn.Module, value: float = 1.0) -> None:
+        if not 0 <= value <= 1:
+            raise ValueError(f"UniformMap(value={value}): a mask's value lies in [0, 1]")
+        self.model = model
+        self.value = value
+
+    def maps(self, clean: CleanPass) -> SourceMaps:
+        """The value at every position."""
+        images = clean.images
+        uniform = torch.full((), self.value, device=images.device).expand(len(images), *images.shape[2:])
+        return SourceMaps([uniform], rectified=True, normalized=True)
+
+
+class RandomMap(CAMSource):
+    """Noise on a coarse grid, resized like a CAM: what a map without knowledge of the image gives.
+
+    The noise is a hash of the image's own bits and the seed: one image has the same map in any batch, order,
+    rank and run, and no random generator is touched.
+
+    Args:
+        model: the network that is evaluated.
+        seed: another seed gives other maps.
+        grid: the number of cells along each axis.
+    """
+
+    def __init__(self, model: nn.Module, seed: int = 0, grid: int = 7) -> None:
+        self.model = model
+        self.seed = seed
+        self.grid = grid
+
+    def maps(self, clean: CleanPass) -> SourceMaps:
+        """Uniform noise in [0, 1), one value a cell."""
+        images = clean.images
+        shape = (self.grid,) * (images.ndim - 2)
+        cells = torch.arange(1, math.prod(shape) + 1, device=images.device)
+        bits = _mixed(_image_keys(images).unsqueeze(1) + cells * _GOLDEN + self.seed * 0x632BE5AB)
+        noise = (bits >> 11 & (1 << 53) - 1).to(torch.float32) / (1 << 53)
+        return SourceMaps([noise.view(-1, *shape)], rectified=True, normalized=True)
+
+
+class CenterMap(CAMSource):
+    """A Gaussian around the middle: what knowing only that photographers centre their subject gives.
+
+    Args:
+        model: the network that is evaluated.
+        sigma: the standard deviation, as a share of half the image's side.
+    """
+
+    def __init__(self, model: nn.Module, sigma: float = 0.5) -> None:
+        self.model = model
+        self.sigma = sigma
+
+    def maps(self, clean: CleanPass) -> SourceMaps:
+        """1 in the middle, falling off towards the borders."""
+        size = clean.images.shape[2:]
+        log_density = torch.zeros(size, device=clean.images.device)
+        for axis, side in enumerate(size):
+            position = (torch.arange(side, device=clean.images.device) - (side - 1) / 2) / (side / 2)
+            log_density -= (position / self.sigma).square().div(2).view(-1, *(1,) * (len(size) - 1 - axis))
+        return SourceMaps(
+            [log_density.exp().expand(len(clean.images), *size)], rectified=True, normalized=True
+        )
+
+
+def _image_keys(images: Tensor) -> Tensor:
+    """A 64-bit key an image, from every bit of it; sums of integers do not depend on their order."""
+    words = images.contiguous().view(_BITS[images.dtype]).flatten(1).to(torch.int64)
+    places = torch.arange(1, words.shape[1] + 1, device=images.device) * _GOLDEN
+    return _mixed((words * (places | 1)).sum(1))
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """The finaliser of splitmix64: every input bit reaches every output bit."""
+    for shift, multiplier in ((30, _MIX_1), (27, _MIX_2)):
+        bits = (bits ^ (bits >> shift & (1 << 64 - shift) - 1)) * multiplier
+    return bits ^ (bits >> 31 & (1 << 33) - 1)

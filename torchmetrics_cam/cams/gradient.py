@@ -1,0 +1,211 @@
+"""Gradient CAMs: a method is a formula over the activation of a layer and the gradient of the score there."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from torchmetrics_cam.cams.layers import TargetLayer, layer_names
+from torchmetrics_cam.cams.source import CAMSource, CleanPass, Graph, SourceMaps
+from torchmetrics_cam.functional.maps import rectify
+
+
+class GradientCAM(CAMSource):
+    """What the gradient CAMs share; subclass it and write `formula` for another.
+
+    Args:
+        model: the network, outputs ``(N, K)`` for images ``(N, C, *spatial)``.
+        target_layer: a module of the model, its name, or a list of either. The maps of several layers are
+            rectified, min-max normalised, resized to the largest and fused by the maximum.
+        reshape_transform: from what the layer gives to ``(N, channels, *spatial)``; `vit_grid` and
+            `swin_grid` serve transformers.
+
+    Raises:
+        ValueError: if a layer is not in the model; the nearest names are listed.
+        TypeError: if a layer is neither a name nor a module.
+    """
+
+    graph: Graph = "head"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layer: TargetLayer,
+        *,
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.layer_names = layer_names(model, target_layer)
+        self.reshape_transform = reshape_transform
+
+    @abstractmethod
+    def formula(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        """The map before rectification.
+
+        Args:
+            activation: what the layer gave, ``(N, channels, *spatial)``, at least float32.
+            gradient: the derivative of the explained score with respect to it, the same shape.
+
+        Returns:
+            A tensor of shape ``(N, *spatial)``.
+        """
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The target layers."""
+        return tuple(self.model.get_submodule(name) for name in self.layer_names)
+
+    def maps(self, clean: CleanPass) -> SourceMaps:
+        """One map a target layer, from one backward pass that ends at the layers.
+
+        Raises:
+            RuntimeError: if a layer did not run, or the explained score does not depend on it.
+        """
+        activations = [
+            self._recorded(clean, name, layer)
+            for name, layer in zip(self.layer_names, self.layers, strict=True)
+        ]
+        gradients = torch.autograd.grad(
+            clean.selection.of(clean.explained).sum(), activations, allow_unused=True
+        )
+        maps = []
+        for name, activation, gradient in zip(self.layer_names, activations, gradients, strict=True):
+            if gradient is None:
+                raise RuntimeError(
+                    f"the explained score does not depend on layer {name!r}; choose a layer before it"
+                )
+            maps.append(self.formula(self._grid(name, activation.detach()), self._grid(name, gradient)))
+        if clean.protocol.rectify == "source":
+            return SourceMaps([rectify(layer, "relu") for layer in maps], rectified=True)
+        return SourceMaps(maps)
+
+    def _recorded(self, clean: CleanPass, name: str, layer: nn.Module) -> Tensor:
+        if layer not in clean.activations:
+            raise RuntimeError(
+                f"layer {name!r} gave no tensor in the forward pass: it did not run, or returns a structure;"
+                " choose a layer that does"
+            )
+        return clean.activations[layer]
+
+    def _grid(self, name: str, tensor: Tensor) -> Tensor:
+        if self.reshape_transform is not None:
+            tensor = self.reshape_transform(tensor)
+        if tensor.ndim < 3:
+            raise ValueError(
+                f"layer {name!r} gives shape {tuple(tensor.shape)}, which has no positions to map; choose a"
+                " layer before the pooling, or pass reshape_transform"
+            )
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {', '.join(self.layer_names)})"
+
+
+class GradCAM(GradientCAM):
+    r"""Grad-CAM: channels weighted by the mean of their gradient.
+
+    .. math:: L = \sum_k \Big(\frac{1}{Z} \sum_{ij} g^k_{ij}\Big) A^k
+
+    Args and errors as `GradientCAM`. Source: Selvaraju et al., https://arxiv.org/abs/1610.02391
+
+    Example:
+        >>> from torch import nn
+        >>> from torchmetrics_cam.cams import GradCAM
+        >>> head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *head)
+        >>> GradCAM(model, "1")
+        GradCAM(Sequential, 1)
+
+    """
+
+    def formula(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        """See the class."""
+        return _weighted(activation, gradient.flatten(2).mean(-1))
+
+
+class GradCAMPlusPlus(GradientCAM):
+    r"""Grad-CAM++: channels weighted by their positive gradients, each with its own coefficient.
+
+    .. math:: L = \sum_k \Big(\sum_{ij} \alpha^k_{ij}\, \mathrm{ReLU}(g^k_{ij})\Big) A^k, \qquad
+              \alpha^k_{ij} = \frac{(g^k_{ij})^2}{2 (g^k_{ij})^2 + \sum_{ab} A^k_{ab}\, (g^k_{ij})^3 +
+              \epsilon}
+
+    The paper has no :math:`\epsilon`, and the default is 0. Squared gradients of a logit are often near 1e-6,
+    so pytorch-grad-cam's ``eps=1e-6`` changes the map; set it to reproduce that library.
+
+    Args and errors as `GradientCAM`, and ``eps``. Source: Chattopadhyay et al., https://arxiv.org/abs/1710.11063
+    (equation 19).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layer: TargetLayer,
+        *,
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        super().__init__(model, target_layer, reshape_transform=reshape_transform)
+        self.eps = eps
+
+    def formula(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        """See the class."""
+        total = activation.sum(tuple(range(2, activation.ndim)), keepdim=True)
+        positive = gradient.clamp(min=0)
+        if self.eps:
+            square = positive**2
+            alpha = square / (2 * square + total * square * positive + self.eps)
+        else:
+            # The fraction reduced by the squared gradient, which underflows where the gradient is small.
+            alpha = 1 / (2 + total * positive)
+        return _weighted(activation, (alpha * positive).flatten(2).sum(-1))
+
+
+class XGradCAM(GradientCAM):
+    r"""XGrad-CAM: channels weighted by the mean of their gradient, weighted by the activation.
+
+    .. math:: L = \sum_k \Big(\sum_{ij} \frac{A^k_{ij}}{\sum_{ab} A^k_{ab}}\, g^k_{ij}\Big) A^k
+
+    A channel whose activations sum to 0 has weight 0.
+
+    Args and errors as `GradientCAM`. Source: Fu et al., https://arxiv.org/abs/2008.02312
+    """
+
+    def formula(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        """See the class."""
+        total = activation.flatten(2).sum(-1)
+        weights = (activation * gradient).flatten(2).sum(-1) / total
+        return _weighted(activation, torch.where(total == 0, torch.zeros_like(weights), weights))
+
+
+class LayerCAM(GradientCAM):
+    r"""Layer-CAM: each position of each channel weighted by its positive gradient.
+
+    .. math:: L_{ij} = \sum_k \mathrm{ReLU}(g^k_{ij})\, A^k_{ij}
+
+    Args and errors as `GradientCAM`. Source: Jiang et al., https://doi.org/10.1109/TIP.2021.3089943
+    """
+
+    def formula(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        """See the class."""
+        return (gradient.clamp(min=0) * activation).sum(1)
+
+
+class HiResCAM(GradientCAM):
+    r"""HiRes-CAM: each position of each channel weighted by its gradient.
+
+    .. math:: L_{ij} = \sum_k g^k_{ij}\, A^k_{ij}
+
+    Args and errors as `GradientCAM`. Source: Draelos and Carin, https://arxiv.org/abs/2011.08891
+    """
+
+    def formula(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        """See the class."""
+        return (gradient * activation).sum(1)
+
+
+def _weighted(activation: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the channels with one weight each, without a copy of the activation."""
+    summed = torch.bmm(weights.unsqueeze(1), activation.flatten(2))
+    return summed.view(len(activation), *activation.shape[2:])

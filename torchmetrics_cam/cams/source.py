@@ -1,0 +1,120 @@
+"""The contract of everything that gives maps: CAMSource."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from torch import Tensor, nn
+
+from torchmetrics_cam.protocol import EvaluationProtocol
+from torchmetrics_cam.scoring import ClassIndex, Scores, Selection
+
+Graph = Literal["none", "head", "input"]
+
+
+@dataclass(frozen=True)
+class CleanPass:
+    """What a source may look at to make its maps: one forward pass of the model on the unmasked images.
+
+    Args:
+        images: the images, ``(N, C, *spatial)``, a copy that the source may do with as it likes.
+        scores: the model's output and what ``logits_fn`` made of it, with their autograd graph if the source
+            asked.
+        selection: which score of each sample is explained.
+        class_idx: the class as the user gave it.
+        activations: what each of ``source.layers`` gave, if the source asked for a graph.
+        protocol: the choices of the evaluation.
+        cams: the maps that were handed to ``update``, if any.
+    """
+
+    images: Tensor
+    scores: Scores
+    selection: Selection
+    class_idx: ClassIndex | None
+    activations: dict[nn.Module, Tensor]
+    protocol: EvaluationProtocol
+    cams: Tensor | None = None
+
+    @property
+    def explained(self) -> Any:
+        """What the protocol takes the CAM of: the raw output, or the scores."""
+        return self.scores.raw if self.protocol.cam_of == "logit" else self.scores.scores
+
+
+@dataclass(frozen=True)
+class SourceMaps:
+    """The maps of one batch, and what their source has already done to them.
+
+    Args:
+        layers: one tensor ``(N, *spatial)`` a target layer; most sources have one.
+        rectified: negative values have been dealt with.
+        normalized: the values are a mask in [0, 1] already, and are only resized.
+    """
+
+    layers: Sequence[Tensor]
+    rectified: bool = False
+    normalized: bool = False
+
+
+class CAMSource(ABC):
+    """Where the maps of one model come from.
+
+    Subclass it for a method of your own: `maps` is the only thing that must be written.
+
+    Attributes:
+        model: the network that is explained. It is shared, never copied: a copy of the source
+            (``metric.clone()``) keeps the same model, and a copy of the module that holds both follows the
+            copied model.
+        graph: the autograd graph that `maps` needs. ``"none"``; ``"head"``: from `layers` on, so that the
+            body of the network runs at the cost of inference; ``"input"``: the whole network, to the images.
+        supports_targets: whether maps of an arbitrary target can be made, or of a class only.
+    """
+
+    model: nn.Module
+    graph: Graph = "none"
+    supports_targets: bool = True
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The target layers, where the graph starts and activations are recorded."""
+        return ()
+
+    @abstractmethod
+    def maps(self, clean: CleanPass) -> SourceMaps:
+        """The maps of one batch; called in evaluation mode and with gradients on."""
+
+    def check(self, images: Tensor, cams: Tensor | None) -> None:
+        """Refuse a batch before the model runs.
+
+        Raises:
+            ValueError: if maps were handed in, which only `PrecomputedMaps` takes.
+        """
+        if cams is not None:
+            raise ValueError(
+                f"cams were handed to a metric that takes its maps from {self!r}; use"
+                " PrecomputedMaps(model) as the source, or leave cams out"
+            )
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Around the clean forward pass and `maps`: hooks of the source's own are live."""
+        yield
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Around the masked forward passes: hooks of the source's own are silent."""
+        yield
+
+    def release(self) -> None:  # noqa: B027 (most sources keep nothing)
+        """Drop every tensor kept from the batch."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copy = object.__new__(type(self))
+        copy.__dict__.update({name: memo.get(id(value), value) for name, value in self.__dict__.items()})
+        memo[id(self)] = copy
+        return copy
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__})"

@@ -1,0 +1,6 @@
+"""The metrics, one file a family."""
+
+from torchmetrics_cam.metrics.classification import ClassificationMetric
+from torchmetrics_cam.metrics.confidence import AverageDrop, AverageGain, IncreaseInConfidence
+
+__all__ = ["AverageDrop", "AverageGain", "ClassificationMetric", "IncreaseInConfidence"]
