@@ -96,15 +96,16 @@ def explain(
         images = images.detach().to(_model_dtype(source, images))
         clean = _clean_pass(source, images, scoring, class_idx, targets, cams, validate_args, stack)
         made = source.maps(clean)
-        maps, normalized = _one_map(made, clean)
-        check_maps(maps, images)
+        for layer in made.layers:
+            check_maps(layer, images)
+        maps = _one_map(made, clean)
         scores = clean.selection.of(clean.scores.scores).detach()
     return Explanation(
         images=images,
         scores=scores,
         selection=clean.selection,
         maps=maps,
-        normalized=normalized,
+        normalized=made.normalized,
         valid=_all_finite(images) & _all_finite(maps) & scores.isfinite(),
         degenerate=maps.flatten(1).amax(1) == maps.flatten(1).amin(1),
     )
@@ -153,7 +154,7 @@ def _clean_pass(
     return CleanPass(given, scores, selection, class_idx, activations, scoring.protocol, cams)
 
 
-def _one_map(made: SourceMaps, clean: CleanPass) -> tuple[Tensor, bool]:
+def _one_map(made: SourceMaps, clean: CleanPass) -> Tensor:
     """The maps of all layers rectified and fused, in at least float32 and on the device of the images."""
     layers = [
         layer.detach().to(clean.images.device, torch.promote_types(layer.dtype, torch.float32))
@@ -161,7 +162,7 @@ def _one_map(made: SourceMaps, clean: CleanPass) -> tuple[Tensor, bool]:
     ]
     if not made.rectified and clean.protocol.rectify != "source":
         layers = [rectify(layer, clean.protocol.rectify) for layer in layers]
-    return fuse_maps(layers), made.normalized
+    return fuse_maps(layers)
 
 
 def _check_images(images: Tensor, source: CAMSource) -> None:

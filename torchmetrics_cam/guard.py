@@ -50,6 +50,19 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards buffers, such as the statistics of batch norm, hold what they held: for code that is not ours."""
+    buffers = list(model.buffers())
+    before = [buffer.detach().clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+
+
+@contextmanager
 def gradients_on() -> Iterator[None]:
     """Autograd works inside, whatever ``no_grad`` or ``inference_mode`` surrounds it."""
     with torch.inference_mode(False), torch.enable_grad():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from torchmetrics_cam.cams.source import CAMSource, CleanPass, SourceMaps
+from torchmetrics_cam.guard import buffers_kept
 
 
 class CallableSource(CAMSource):
@@ -44,7 +45,8 @@ class CallableSource(CAMSource):
         """What the function returns."""
         assert clean.selection.class_idx is not None
         images = clean.images.detach().clone().requires_grad_()
-        return SourceMaps([self.fn(self.model, images, clean.selection.class_idx)])
+        with buffers_kept(self.model):
+            return SourceMaps([self.fn(self.model, images, clean.selection.class_idx)])
 
     def __repr__(self) -> str:
         name = getattr(self.fn, "__name__", type(self.fn).__name__)

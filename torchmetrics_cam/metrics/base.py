@@ -97,7 +97,7 @@ class CAMMetric(Metric):
             Figure and axis.
 
         Raises:
-            ModuleNotFoundError: if matplotlib is missing: ``pip install "torchmetrics-cam[plot]"``.
+            ModuleNotFoundError: if matplotlib is missing; ``pip install "torchmetrics-cam[plot]"`` has it.
         """
         return self._plot(val, ax)
 
@@ -143,6 +143,8 @@ class CAMMetric(Metric):
             if name not in exclude_state and isinstance(default, Tensor):
                 self._defaults[name] = _moved(default, self.device)
                 setattr(self, name, _moved(getattr(self, name), self.device))
+        # The base class casts the value that it remembers; from the states it is computed again as it was.
+        self._computed = None
         return self
 
     def __repr__(self) -> str:

@@ -109,7 +109,7 @@ class ConfidenceMetric(CAMMetric):
         """A sum over the number of images: NaN for none."""
         if name == "drop" and self.protocol.drop == "relative":
             warn_scores_outside_unit_interval(self.outside_count)
-        return getattr(self, name) / self.total  # type: ignore[no-any-return]
+        return getattr(self, name).to(self.drop.dtype) / self.total  # type: ignore[no-any-return]
 
 
 class AverageDrop(ConfidenceMetric):

@@ -1,0 +1,119 @@
+"""Models and images that the tests share: small ones, and real ones that come inside of a package."""
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchmetrics_cam.demo import load_model, load_photos
+
+
+class SmallNet(nn.Module):
+    """Batch norm, dropout and an in-place ReLU behind the target layer: all that an update could disturb."""
+
+    def __init__(self, channels: int = 3, classes: int = 5, dims: int = 2) -> None:
+        super().__init__()
+        conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
+        norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims]
+        self.stem = nn.Sequential(conv(channels, 6, 3, padding=1), norm(6), nn.ReLU(inplace=True))
+        self.body = conv(6, 8, 3, stride=2, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.relu(self.body(self.stem(x)))
+        return self.fc(self.dropout(features.flatten(2).mean(-1)))
+
+
+def small_net(channels: int = 3, classes: int = 5, dims: int = 2, seed: int = 0) -> SmallNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = SmallNet(channels, classes, dims)
+        for parameter in net.parameters():
+            # Large enough weights that the scores of masked images differ clearly.
+            nn.init.normal_(parameter, std=0.7)
+    return net.double().eval()
+
+
+@pytest.fixture
+def net() -> SmallNet:
+    return small_net()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[nn.Module, Tensor, Tensor]:
+    """A CNN trained on real digits, and 200 of them that it has not seen with their labels."""
+    bunch = load_digits()
+    pixels = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
+    labels = torch.tensor(bunch.target)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(512, 10),
+        )
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        order = torch.randperm(len(pixels))
+        train, test = order[200:], order[:200]
+        for _ in range(4):
+            for batch in train[torch.randperm(len(train))].split(64):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(pixels[batch]), labels[batch]).backward()
+                optimizer.step()
+    model.eval().requires_grad_(True).zero_grad()
+    assert (model(pixels[test]).argmax(1) == labels[test]).float().mean() > 0.9
+    return model, pixels[test], labels[test]
+
+
+@pytest.fixture(scope="session")
+def lite0() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights."""
+    return load_model()
+
+
+@pytest.fixture(scope="session")
+def photos() -> Tensor:
+    """The eleven photos of the demo, as the network takes them."""
+    return torch.stack(list(load_photos().values()))
+
+
+class HostSyncs(TorchDispatchMode):
+    """Counts the operations that make a GPU wait for the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        if by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class Calls:
+    """Counts the forward passes of a model, and the images in each."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.batches: list[int] = []
+        self._handle = model.register_forward_pre_hook(lambda _m, args: self.batches.append(len(args[0])))
+
+    def __enter__(self) -> "Calls":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
