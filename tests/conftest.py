@@ -8,7 +8,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchmetrics_cam.demo import load_model, load_photos
 
-
 # Two threads on a busy machine of two cores wait for each other, and take five times as long as one.
 torch.set_num_threads(1)
 

@@ -463,7 +463,7 @@ def test_in_a_metric_collection_beside_an_accuracy(net, images):
     from torchmetrics.classification import MulticlassAccuracy
 
     collection = MetricCollection(
-        {"accuracy": MulticlassAccuracy(5), "drop": AverageDrop(GradCAM(net, "body"))}, compute_groups=False
+        {"accuracy": MulticlassAccuracy(5), "drop": AverageDrop(GradCAM(net, "body"))}
     )
     target = torch.tensor([0, 1, 2, 3])
     collection.update(preds=net(images), target=target, input_tensor=images)

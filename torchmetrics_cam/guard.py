@@ -51,7 +51,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards buffers, such as the statistics of batch norm, hold what they held: for code that is not ours."""
+    """Afterwards buffers, such as batch norm's statistics, hold what they held: for code that is not ours."""
     buffers = list(model.buffers())
     before = [buffer.detach().clone() for buffer in buffers]
     try:

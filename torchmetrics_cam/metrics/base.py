@@ -13,6 +13,7 @@ from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.explanation import Explanation, explain
+from torchmetrics_cam.metrics.identity import identity
 from torchmetrics_cam.perturbation import check_baseline, masked_scores, to_mask
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 from torchmetrics_cam.scoring import ClassIndex, Scoring, Target
@@ -59,6 +60,8 @@ class CAMMetric(Metric):
         )
         self.batch_size = batch_size
         self.validate_args = validate_args
+        self._identity = self._evaluation.identity()
+        self.add_state(self._identity, torch.tensor(0), dist_reduce_fx="sum")
 
     @property
     def source(self) -> CAMSource:
@@ -100,6 +103,23 @@ class CAMMetric(Metric):
             ModuleNotFoundError: if matplotlib is missing; ``pip install "torchmetrics-cam[plot]"`` has it.
         """
         return self._plot(val, ax)
+
+    def persistent(self, mode: bool = False) -> None:
+        """Whether the states are part of ``state_dict``; the identity never is, as it may change between runs."""
+        super().persistent(mode)
+        self._persistent[self._identity] = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        before, self._identity = self._identity, self._evaluation.identity()
+        tables: tuple[dict[str, Any], ...] = (
+            self.__dict__,
+            self._defaults,
+            self._reductions,
+            self._persistent,
+        )
+        for table in tables:
+            table[self._identity] = table.pop(before)
 
     def _explained(
         self,
@@ -157,6 +177,12 @@ class _Evaluation:
     def __init__(self, source: CAMSource, scoring: Scoring) -> None:
         self.source = source
         self.scoring = scoring
+
+    def identity(self) -> str:
+        """The name under which metrics on one source, protocol and ``logits_fn`` know each other."""
+        source, scoring = self.source, self.scoring
+        key = identity(type(source), vars(source), repr(scoring.protocol), scoring.logits_fn)
+        return f"identity_{key}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Evaluation":
         return _Evaluation(deepcopy(self.source, memo), self.scoring)

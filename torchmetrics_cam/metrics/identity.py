@@ -1,0 +1,51 @@
+"""Which metrics measure the same thing, so that a MetricCollection may compute their states once.
+
+TorchMetrics merges metrics whose states have the same names and, after the first batch, equal values. Two layers
+whose maps were all zero on that batch would be merged, and one of them would report the other's number from then
+on. So one state of each metric carries the identity of its source and protocol in its name.
+"""
+
+import hashlib
+import itertools
+import weakref
+from functools import partial
+from numbers import Number
+from typing import Any
+
+_counter = itertools.count()
+_ordinals: dict[int, int] = {}
+_kept: list[Any] = []
+
+
+def identity(*parts: Any) -> str:
+    """A short name: equal for equal parts, and the same on all ranks, which build their metrics in one order.
+
+    Values and named functions are known by what they are, objects such as models by the order of their first sight.
+    """
+    return hashlib.sha256("\n".join(map(_described, parts)).encode()).hexdigest()[:12]
+
+
+def _described(part: Any) -> str:
+    if part is None or isinstance(part, str | Number):
+        return repr(part)
+    if isinstance(part, tuple | list):
+        return f"[{', '.join(map(_described, part))}]"
+    if isinstance(part, dict):
+        return f"{{{', '.join(f'{key}: {_described(value)}' for key, value in sorted(part.items()))}}}"
+    if isinstance(part, partial):
+        return f"partial({_described((part.func, part.args, part.keywords))})"
+    name = getattr(part, "__qualname__", "<")
+    if "<" not in name and getattr(part, "__self__", None) is None:
+        return f"{getattr(part, '__module__', None)}.{name}"
+    return f"{type(part).__qualname__} {_ordinal(part)}"
+
+
+def _ordinal(part: Any) -> int:
+    if id(part) not in _ordinals:
+        _ordinals[id(part)] = next(_counter)
+        try:
+            weakref.finalize(part, _ordinals.pop, id(part))
+        except TypeError:
+            # It cannot be watched, so it is kept: its id must not come to mean another object.
+            _kept.append(part)
+    return _ordinals[id(part)]
