@@ -105,7 +105,7 @@ class CAMMetric(Metric):
         return self._plot(val, ax)
 
     def persistent(self, mode: bool = False) -> None:
-        """Whether the states are part of ``state_dict``; the identity never is, as it may change between runs."""
+        """Whether the states are part of ``state_dict``; the identity never is, it may change."""
         super().persistent(mode)
         self._persistent[self._identity] = False
 

@@ -1,8 +1,8 @@
 """Which metrics measure the same thing, so that a MetricCollection may compute their states once.
 
-TorchMetrics merges metrics whose states have the same names and, after the first batch, equal values. Two layers
-whose maps were all zero on that batch would be merged, and one of them would report the other's number from then
-on. So one state of each metric carries the identity of its source and protocol in its name.
+TorchMetrics merges metrics whose states have the same names and, after the first batch, equal values. Two
+layers whose maps were all zero on that batch would be merged, and one of them would report the other's number
+from then on. So one state of each metric carries the identity of its source and protocol in its name.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ _kept: list[Any] = []
 def identity(*parts: Any) -> str:
     """A short name: equal for equal parts, and the same on all ranks, which build their metrics in one order.
 
-    Values and named functions are known by what they are, objects such as models by the order of their first sight.
+    Values and named functions are known by what they are, objects such as models by the order in which they
+    were first seen.
     """
     return hashlib.sha256("\n".join(map(_described, parts)).encode()).hexdigest()[:12]
 
