@@ -4,6 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchmetrics_cam.demo import load_model, load_photos
@@ -92,12 +93,34 @@ def photos() -> Tensor:
     return torch.stack(list(load_photos().values()))
 
 
+class _Calls(TorchFunctionMode):
+    """What a CPU does without an operation of its own, and a GPU must wait for."""
+
+    def __init__(self, seen: list[str]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in ("tolist", "numpy", "cpu", "__array__"):
+            self.seen.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
 class HostSyncs(TorchDispatchMode):
     """Counts the operations that make a GPU wait for the host."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[str] = []
+        self.calls = _Calls(self.seen)
+
+    def __enter__(self) -> "HostSyncs":
+        self.calls.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.calls.__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__

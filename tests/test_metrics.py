@@ -216,7 +216,7 @@ def test_models_of_any_precision(dtype, images):
         metric = AverageDrop(LayerCAM(model, "body"))
         drop = value(metric, batch)
         assert drop.dtype == metric.drop.dtype == torch.float64
-        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
+        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.01}[dtype]
         assert drop.item() == pytest.approx(expected.item(), abs=tolerance)
 
 
@@ -225,7 +225,7 @@ def test_autocast(images):
     expected = value(AverageDrop(LayerCAM(model, "body")), images.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         drop = value(AverageDrop(LayerCAM(model, "body")), images.float())
-    assert drop.item() == pytest.approx(expected.item(), abs=0.1)
+    assert drop.item() == pytest.approx(expected.item(), abs=0.01)
 
 
 def test_a_huggingface_output_needs_no_logits_fn(net, images):
@@ -346,7 +346,9 @@ def test_host_syncs_would_be_noticed(images):
         images.sum().item()
         images[images > 0.5].sum()
         (images > 0.5).nonzero()
-    assert syncs.seen == ["_local_scalar_dense", "index", "nonzero"]
+        images.cpu()
+        images.tolist()
+    assert syncs.seen == ["_local_scalar_dense", "index", "nonzero", "cpu", "tolist"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 9])

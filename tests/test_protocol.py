@@ -45,7 +45,7 @@ def test_a_changed_preset_says_so():
         ),
         ({"normalize": "twice"}, r"normalize='twice'"),
         ({"mask_fraction": 0.0}, r"mask_fraction=0.0\): it must lie in \(0, 1\]"),
-        ({"drop_eps": -1.0}, "drop_eps=-1.0.*must not be negative"),
+        ({"drop_eps": -1.0}, "drop_eps=-1.0.*must be a number, not negative"),
     ],
 )
 def test_unknown_choices_are_refused(fields, message):

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from statistics import mode
 from typing import Any
 
 import torch
@@ -10,7 +11,13 @@ from torch import Tensor
 from torchmetrics_cam.cams.callables import check_maps
 from torchmetrics_cam.cams.source import CAMSource, CleanPass, SourceMaps
 from torchmetrics_cam.functional.maps import fuse_maps, rectify
-from torchmetrics_cam.guard import activation_graph, gradients_on, refuse_inference_tensors, untouched
+from torchmetrics_cam.guard import (
+    activation_graph,
+    gradients_on,
+    refuse_inference_tensors,
+    refuse_lazy_modules,
+    untouched,
+)
 from torchmetrics_cam.scoring import (
     ClassIndex,
     Scores,
@@ -88,6 +95,7 @@ def explain(
             f"{source!r} explains a class, not an arbitrary target; pass class_idx instead of targets"
         )
     source.check(images, cams)
+    refuse_lazy_modules(source.model)
     if source.graph != "none":
         refuse_inference_tensors(source.model)
 
@@ -121,29 +129,29 @@ def _clean_pass(
     validate_args: bool,
     stack: ExitStack,
 ) -> CleanPass:
-    """One forward pass with the graph that the source needs, open until the maps are made."""
+    """One forward pass with the graph that the source needs, open until the maps are made.
+
+    The model gets a clone of the images: it may work on its input in place, and the images are needed again.
+    """
     stack.enter_context(source.recording())
-    # A clone, because a model may work on its input in place, and the images are needed again.
-    given = images.clone()
     activations: dict[Any, Tensor] = {}
     if source.graph == "none":
         with torch.no_grad():
-            scores = scoring(source.model(given))
+            scores = scoring(source.model(images.clone()))
     elif source.graph == "input":
-        scores = scoring(source.model(given.requires_grad_()))
+        scores = scoring(source.model(_in_graph(images)))
     else:
         attempt = stack.enter_context(ExitStack())
         activations = attempt.enter_context(activation_graph(source.model, source.layers)).activations
-        scores = scoring(source.model(given))
-        if not (activations and _has_graph(scores.raw)):
+        scores = scoring(source.model(images.clone()))
+        if not (activations and (_has_graph(scores.raw) or _has_graph(scores.scores))):
             # The layers were not reached, or the model turned gradients off on its way: run it as it is
             # written.
             attempt.close()
             activations = stack.enter_context(
                 activation_graph(source.model, source.layers, head_only=False)
             ).activations
-            given = images.clone().requires_grad_()
-            scores = scoring(source.model(given))
+            scores = scoring(source.model(_in_graph(images)))
     if targets is not None:
         selection = Selection(targets=resolve_targets(targets, len(images)))
     else:
@@ -151,7 +159,7 @@ def _clean_pass(
         selection = Selection(class_idx=class_tensor(class_idx, scores.scores))
         if scoring.protocol.cam_of == "logit" and source.graph != "none":
             _check_logits(scores)
-    return CleanPass(given, scores, selection, class_idx, activations, scoring.protocol, cams)
+    return CleanPass(images, scores, selection, class_idx, activations, scoring.protocol, cams)
 
 
 def _one_map(made: SourceMaps, clean: CleanPass) -> Tensor:
@@ -202,9 +210,16 @@ def _check_logits(scores: Scores) -> None:
 
 
 def _model_dtype(source: CAMSource, images: Tensor) -> torch.dtype:
-    """The dtype of the model's first floating point parameter: images are given to it in its own."""
-    floating = (weight.dtype for weight in source.model.parameters() if weight.is_floating_point())
-    return next(floating, images.dtype)
+    """The images' own dtype if a weight of the model has it, else that of most of the model's weights."""
+    floating = [weight.dtype for weight in source.model.parameters() if weight.is_floating_point()]
+    return images.dtype if images.dtype in floating or not floating else mode(floating)
+
+
+def _in_graph(images: Tensor) -> Tensor:
+    """The images as an input with a gradient; no leaf, so that a model may still work on it in place."""
+    given = images.clone().requires_grad_().clone()
+    given.retain_grad()
+    return given
 
 
 def _has_graph(output: Any) -> bool:

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 _HOOK_TABLES = (
     "_forward_hooks",
@@ -20,46 +23,105 @@ _HOOK_TABLES = (
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards modes, gradients, ``requires_grad`` and hooks are what they were.
+    """Evaluation mode inside; afterwards modes, gradients, buffers and hooks are what they were.
 
     Parameters have no ``.grad`` inside, so that a source which calls ``backward`` or ``zero_grad`` cannot
-    reach the user's gradients. Autocast keeps working but caches no weight: a weight cast without a graph
-    would stay in the cache and cut the gradients of a training step in the same autocast region.
+    reach the user's gradients.
     """
-    autocast_cache = torch.is_autocast_cache_enabled()
-    modules = list(model.modules())
-    parameters = list(model.parameters())
-    modes = [module.training for module in modules]
-    gradients = [(parameter.grad, parameter.requires_grad) for parameter in parameters]
-    hooks = [[dict(getattr(module, table)) for table in _HOOK_TABLES] for module in modules]
+    with ExitStack() as stack:
+        stack.enter_context(_no_cached_weights())
+        stack.enter_context(_hooks_kept(model))
+        stack.enter_context(_parameters_kept(model))
+        # Observers of quantisation write to their buffers in evaluation mode too; batch norm does not.
+        stack.enter_context(buffers_kept(model, but=_NormBase))
+        stack.enter_context(_evaluating(model))
+        yield
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        torch.set_autocast_cache_enabled(False)
-        model.eval()
-        for parameter in parameters:
+        if any(training for _, training in modes):
+            model.eval()
+        yield
+    finally:
+        # Through train(): some modules override it to change their weights with the mode, as adapters do.
+        for module, training in modes:
+            if module.training is not training:
+                module.train(training)
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _parameters_kept(model: nn.Module) -> Iterator[None]:
+    before = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _, _ in before:
             parameter.grad = None
         yield
     finally:
-        torch.set_autocast_cache_enabled(autocast_cache)
-        for module, mode, tables in zip(modules, modes, hooks, strict=True):
-            module.training = mode
-            for table, before in zip(_HOOK_TABLES, tables, strict=True):
-                _put_back(getattr(module, table), before)
-        for parameter, (gradient, requires_grad) in zip(parameters, gradients, strict=True):
-            parameter.requires_grad_(requires_grad)
+        for parameter, gradient, requires_grad in before:
+            if parameter.requires_grad is not requires_grad:
+                parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
 
 
 @contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards buffers, such as batch norm's statistics, hold what they held: for code that is not ours."""
-    buffers = list(model.buffers())
-    before = [buffer.detach().clone() for buffer in buffers]
+def buffers_kept(model: nn.Module, *, but: type[nn.Module] | tuple[()] = ()) -> Iterator[None]:
+    """Buffers of all modules ``but`` those of a type are afterwards what they were."""
+    before = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        if not isinstance(module, but)
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_inference()
+    ]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+        for module, name, buffer, value in before:
+            module._buffers[name] = buffer
+            # Through .data: a graph of the user may hold the buffer, and would see that it was written to.
+            buffer.data.copy_(value)
+
+
+@contextmanager
+def _hooks_kept(model: nn.Module) -> Iterator[None]:
+    """Hooks that were added are removed. One that removed itself stays away: that is what it is made for."""
+    modules = list(model.modules())
+    before = [[set(getattr(module, table)) for table in _HOOK_TABLES] for module in modules]
+    kinds = [module._is_full_backward_hook for module in modules]
+    try:
+        yield
+    finally:
+        for module, tables, kind in zip(modules, before, kinds, strict=True):
+            module._is_full_backward_hook = kind
+            for name, known in zip(_HOOK_TABLES, tables, strict=True):
+                table = getattr(module, name)
+                for added in set(table) - known:
+                    del table[added]
+
+
+@contextmanager
+def _no_cached_weights() -> Iterator[None]:
+    """A weight that autocast or `parametrize.cached` made without a graph would stay in their cache.
+
+    It would cut the gradients of a training step in the same region.
+    """
+    autocast, enabled, cache = (
+        torch.is_autocast_cache_enabled(),
+        parametrize._cache_enabled,
+        parametrize._cache,
+    )
+    try:
+        torch.set_autocast_cache_enabled(False)
+        parametrize._cache_enabled, parametrize._cache = 0, {}
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(autocast)
+        parametrize._cache_enabled, parametrize._cache = enabled, cache
 
 
 @contextmanager
@@ -140,6 +202,17 @@ def refuse_inference_tensors(model: nn.Module) -> None:
             )
 
 
+def refuse_lazy_modules(model: nn.Module) -> None:
+    """A lazy module takes its shape from the first images that it sees, which must not be those of a metric.
+
+    Raises:
+        ValueError: if a parameter or buffer has no shape yet.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise ValueError(f"the model's {name!r} is lazy and has no shape yet; run the model once before")
+
+
 def _first_tensor(output: Any) -> tuple[Tensor | None, Any]:
     """The tensor that a layer gives, alone or first in a tuple, and how to put another in its place."""
     if isinstance(output, Tensor):
@@ -147,9 +220,3 @@ def _first_tensor(output: Any) -> tuple[Tensor | None, Any]:
     if type(output) in (tuple, list) and output and isinstance(output[0], Tensor):
         return output[0], lambda tensor: type(output)((tensor, *output[1:]))
     return None, None
-
-
-def _put_back(table: Any, before: dict[Any, Any]) -> None:
-    if dict(table) != before:
-        table.clear()
-        table.update(before)

@@ -26,7 +26,9 @@ def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
     if normalize in ("after_resize", "before_and_after_resize"):
         maps = min_max(maps, eps=protocol.normalize_eps)
     if protocol.mask == "top":
-        maps = top_fraction(maps, protocol.mask_fraction)
+        # A constant map has no top: it stays as it is, all hidden, or for the uniform control all kept.
+        constant = explanation.degenerate.view(-1, *(1,) * (maps.ndim - 1))
+        maps = torch.where(constant, maps, top_fraction(maps, protocol.mask_fraction))
     valid = explanation.valid.view(-1, *(1,) * (maps.ndim - 1))
     return torch.where(valid, maps, torch.zeros_like(maps))
 

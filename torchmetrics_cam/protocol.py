@@ -1,5 +1,6 @@
 """EvaluationProtocol: every choice that changes a number, in one object that prints itself."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -11,7 +12,8 @@ class EvaluationProtocol:
     """How a map is turned into a number. A number without its protocol is not a result.
 
     Args:
-        name: what the protocol is called in tables and ``repr``.
+        name: what the protocol is called in tables and ``repr``; by default ``"paper"``, or
+            ``"modified paper"`` where a field differs from it.
         scores: what the model's output is turned into when no ``logits_fn`` is given: its ``"softmax"`` over
             dimension 1, or the ``"raw"`` output.
         cam_of: what gradient CAMs differentiate: the raw output of the class (``"logit"``) or what
@@ -41,7 +43,7 @@ class EvaluationProtocol:
 
     """
 
-    name: str = "paper"
+    name: str = ""
     scores: Literal["softmax", "raw"] = "softmax"
     cam_of: Literal["logit", "scores"] = "logit"
     rectify: Literal["relu", "abs", "source"] = "relu"
@@ -61,15 +63,23 @@ class EvaluationProtocol:
                 raise ValueError(
                     f"EvaluationProtocol({field}={value!r}): it must be one of {list(get_args(hint))}"
                 )
-        if not 0 < self.mask_fraction <= 1:
+        if not (_is_number(self.mask_fraction) and 0 < self.mask_fraction <= 1):
             raise ValueError(
                 f"EvaluationProtocol(mask_fraction={self.mask_fraction!r}): it must lie in (0, 1]"
             )
         for field in ("normalize_eps", "drop_eps"):
-            if getattr(self, field) < 0:
-                raise ValueError(
-                    f"EvaluationProtocol({field}={getattr(self, field)!r}): it must not be negative"
-                )
+            value = getattr(self, field)
+            if not (_is_number(value) and value >= 0):
+                raise ValueError(f"EvaluationProtocol({field}={value!r}): it must be a number, not negative")
+        values = self.baseline if isinstance(self.baseline, tuple) else (self.baseline,)
+        if not (values and all(map(_is_number, values))):
+            raise ValueError(
+                f"EvaluationProtocol(baseline={self.baseline!r}): it must be a finite number, or a tuple"
+                " of one for each channel"
+            )
+        if not self.name:
+            modified = any(getattr(self, field.name) != field.default for field in fields(self)[1:])
+            object.__setattr__(self, "name", "modified paper" if modified else "paper")
 
     @classmethod
     def preset(cls, name: str) -> "EvaluationProtocol":
@@ -90,6 +100,10 @@ class EvaluationProtocol:
     def __str__(self) -> str:
         choices = ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self)[1:])
         return f"{self.name}: {choices}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 PRESETS = {
@@ -119,7 +133,7 @@ def as_protocol(protocol: EvaluationProtocol | str | None, default: str = "paper
     if isinstance(protocol, EvaluationProtocol):
         return protocol
     if protocol is None or isinstance(protocol, str):
-        return EvaluationProtocol.preset(protocol or default)
+        return EvaluationProtocol.preset(default if protocol is None else protocol)
     raise TypeError(
         f"protocol is a {type(protocol).__name__}; pass an EvaluationProtocol or the name of a preset,"
         f" {sorted(PRESETS)}"

@@ -12,7 +12,8 @@ class CallableSource(CAMSource):
     """Maps from any function.
 
     The function runs after the clean forward pass, in evaluation mode and with gradients on. It may run the
-    model, register hooks and call ``backward``: nothing of it is left on the model afterwards.
+    model, register hooks and call ``backward``: nothing of it is left on the model afterwards. Meanwhile the
+    parameters of the model require no gradient; the images do.
 
     Args:
         model: the network that is explained.
@@ -45,6 +46,8 @@ class CallableSource(CAMSource):
         """What the function returns."""
         assert clean.selection.class_idx is not None
         images = clean.images.detach().clone().requires_grad_()
+        # No gradient reaches a parameter, so none of the user's hooks on gradients runs.
+        self.model.requires_grad_(False)
         with buffers_kept(self.model):
             return SourceMaps([self.fn(self.model, images, clean.selection.class_idx)])
 

@@ -57,6 +57,8 @@ class RandomMap(CAMSource):
     """
 
     def __init__(self, model: nn.Module, seed: int = 0, grid: int = 7) -> None:
+        if not isinstance(grid, int) or grid < 1:
+            raise ValueError(f"RandomMap(grid={grid}): it must be a positive number of cells")
         self.model = model
         self.seed = seed
         self.grid = grid
@@ -80,6 +82,8 @@ class CenterMap(CAMSource):
     """
 
     def __init__(self, model: nn.Module, sigma: float = 0.5) -> None:
+        if not sigma > 0:
+            raise ValueError(f"CenterMap(sigma={sigma}): it must be positive")
         self.model = model
         self.sigma = sigma
 

@@ -35,6 +35,10 @@ class GradientCAM(CAMSource):
         *,
         reshape_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        if reshape_transform is not None and not callable(reshape_transform):
+            raise TypeError(
+                f"reshape_transform is {reshape_transform!r}; it must be a callable, such as vit_grid"
+            )
         self.model = model
         self.layer_names = layer_names(model, target_layer)
         self.reshape_transform = reshape_transform
@@ -66,16 +70,23 @@ class GradientCAM(CAMSource):
             self._recorded(clean, name, layer)
             for name, layer in zip(self.layer_names, self.layers, strict=True)
         ]
-        gradients = torch.autograd.grad(
-            clean.selection.of(clean.explained).sum(), activations, allow_unused=True
-        )
+        score = clean.selection.of(clean.explained).sum()
+        if not score.requires_grad:
+            raise RuntimeError(
+                "the explained score has no gradient: the model or logits_fn runs under no_grad or"
+                " inference_mode, or detaches its output; gradient CAMs need a path from layer to score"
+            )
+        gradients = torch.autograd.grad(score, activations, allow_unused=True)
         maps = []
         for name, activation, gradient in zip(self.layer_names, activations, gradients, strict=True):
             if gradient is None:
                 raise RuntimeError(
-                    f"the explained score does not depend on layer {name!r}; choose a layer before it"
+                    f"the explained score does not depend on layer {name!r}; choose another layer, and do not"
+                    " checkpoint this one with use_reentrant=True"
                 )
-            maps.append(self.formula(self._grid(name, activation.detach()), self._grid(name, gradient)))
+            # Autocast would run the sums over the channels in half precision.
+            with torch.autocast(activation.device.type, enabled=False):
+                maps.append(self.formula(self._grid(name, activation.detach()), self._grid(name, gradient)))
         if clean.protocol.rectify == "source":
             return SourceMaps([rectify(layer, "relu") for layer in maps], rectified=True)
         return SourceMaps(maps)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+import torch
 from torch import nn
 
 TargetLayer = nn.Module | str | Sequence[nn.Module | str]
@@ -13,8 +14,14 @@ def layer_names(model: nn.Module, target_layer: TargetLayer) -> tuple[str, ...]:
 
     Raises:
         ValueError: if a name or module is not in the model, or none is given.
-        TypeError: if a layer is neither a name nor a module.
+        TypeError: if a layer is neither a name nor a module, or the model is not one that has layers.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "a scripted or traced model has no layers to record; pass the module that it was made from"
+        )
     if isinstance(target_layer, str | nn.Module):
         return (_layer_name(model, target_layer),)
     if not isinstance(target_layer, Sequence):
@@ -25,7 +32,7 @@ def layer_names(model: nn.Module, target_layer: TargetLayer) -> tuple[str, ...]:
 
 
 def _layer_name(model: nn.Module, layer: nn.Module | str) -> str:
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(layer, nn.Module):
         found: list[str] = [name for name, module in modules.items() if module is layer]
         if not found:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import nn
+
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.cams.torchcam import TorchcamSource, is_torchcam_like
 
@@ -22,6 +24,10 @@ def as_source(candidate: Any) -> CAMSource:
         TypeError: if the object is neither.
     """
     if isinstance(candidate, CAMSource):
+        if not isinstance(candidate.model, nn.Module):
+            raise TypeError(
+                f"the model of the source is a {type(candidate.model).__name__}, not a torch.nn.Module"
+            )
         return candidate
     if is_torchcam_like(candidate):
         return TorchcamSource(candidate)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -19,7 +20,7 @@ class CleanPass:
     """What a source may look at to make its maps: one forward pass of the model on the unmasked images.
 
     Args:
-        images: the images, ``(N, C, *spatial)``, a copy that the source may do with as it likes.
+        images: the images as the model was given them, ``(N, C, *spatial)``; a source does not change them.
         scores: the model's output and what ``logits_fn`` made of it, with their autograd graph if the source
             asked.
         selection: which score of each sample is explained.
@@ -111,9 +112,11 @@ class CAMSource(ABC):
         """Drop every tensor kept from the batch."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        follows = id(self.model) in memo
         copy = object.__new__(type(self))
-        copy.__dict__.update({name: memo.get(id(value), value) for name, value in self.__dict__.items()})
         memo[id(self)] = copy
+        for name, value in vars(self).items():
+            vars(copy)[name] = deepcopy(value, memo) if follows else value
         return copy
 
     def __repr__(self) -> str:

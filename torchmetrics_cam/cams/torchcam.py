@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from torchmetrics_cam.cams.source import CAMSource, CleanPass, Graph, SourceMaps
 from torchmetrics_cam.functional.maps import min_max, rectify
@@ -27,6 +27,7 @@ class TorchcamSource(CAMSource):
     def __init__(self, extractor: Any) -> None:
         self.extractor = extractor
         self.graph = _graph_of(self._base)
+        self.supports_targets = getattr(self._base, "_targets_supported", True)
 
     @property
     def model(self) -> nn.Module:  # type: ignore[override]
@@ -40,18 +41,35 @@ class TorchcamSource(CAMSource):
             return ()
         return [self._base.submodule_dict[name] for name in self._base.target_names]
 
+    def check(self, images: Tensor, cams: Tensor | None) -> None:
+        """Refuse a batch before the model runs.
+
+        Raises:
+            ValueError: if maps were handed in, or hooks of the extractor are gone from the model.
+        """
+        super().check(images, cams)
+        handles = getattr(self._base, "hook_handles", None)
+        if handles is not None and not (handles and all(_is_live(handle) for handle in handles)):
+            raise ValueError(
+                f"hooks of {self!r} are gone from the model: remove_hooks() was called, its `with` block was"
+                " left, or its layers were replaced, as SyncBatchNorm.convert_sync_batchnorm does; make a new"
+                " extractor"
+            )
+
     def maps(self, clean: CleanPass) -> SourceMaps:
         """The extractor's maps of all its layers, fused by the extractor."""
-        arguments = self._arguments(clean)
-        extractor_normalizes = (
-            clean.protocol.rectify == "source" and clean.protocol.normalize == "before_resize"
-        )
+        rectification = clean.protocol.rectify
+        extractor_normalizes = rectification == "source" and clean.protocol.normalize == "before_resize"
         if extractor_normalizes or "normalized" not in inspect.signature(self.extractor.__call__).parameters:
-            fused = self.extractor.fuse_cams(self.extractor(**arguments))
-            return SourceMaps([fused], normalized=extractor_normalizes)
-        maps = self.extractor(**arguments, normalized=False)
-        if clean.protocol.rectify != "source":
-            maps = [rectify(layer, clean.protocol.rectify) for layer in maps]
+            return SourceMaps(
+                [self.extractor.fuse_cams(self._called(clean))], normalized=extractor_normalizes
+            )
+        if rectification == "source":
+            maps = self._called(clean, normalized=False)
+        else:
+            # Negative values have to reach the protocol's own rectification.
+            with _set(self._base, {"_relu": False}):
+                maps = [rectify(layer, rectification) for layer in self._called(clean, normalized=False)]
         if len(maps) > 1:
             maps = [min_max(layer) for layer in maps]
         return SourceMaps([self.extractor.fuse_cams(maps)], rectified=True)
@@ -59,14 +77,14 @@ class TorchcamSource(CAMSource):
     @contextmanager
     def recording(self) -> Iterator[None]:
         """The extractor's hooks are live, also where the user had switched them off."""
-        with self._switched(on=True):
+        with _set(self._base, dict.fromkeys(_SWITCHES, True)):
             yield
 
     @contextmanager
     def muted(self) -> Iterator[None]:
         """The extractor's hooks are silent."""
         if any(hasattr(self._base, switch) for switch in _SWITCHES):
-            with self._switched(on=False):
+            with _set(self._base, dict.fromkeys(_SWITCHES, False)):
                 yield
         elif hasattr(self.extractor, "_hooks_off"):
             with self.extractor._hooks_off():
@@ -90,27 +108,16 @@ class TorchcamSource(CAMSource):
     def _base(self) -> Any:
         return getattr(self.extractor, "base_cam", self.extractor)
 
-    @contextmanager
-    def _switched(self, *, on: bool) -> Iterator[None]:
-        base = self._base
-        before = {switch: getattr(base, switch) for switch in _SWITCHES if hasattr(base, switch)}
-        try:
-            for switch in before:
-                setattr(base, switch, on)
-            yield
-        finally:
-            for switch, value in before.items():
-                setattr(base, switch, value)
-
-    def _arguments(self, clean: CleanPass) -> dict[str, Any]:
+    def _called(self, clean: CleanPass, **settings: bool) -> list[Tensor]:
         """The call as torchcam's own metric makes it: a class as int or list, never as a tensor."""
         if clean.selection.targets is not None:
-            return {"scores": clean.explained, "targets": list(clean.selection.targets)}
+            targets = list(clean.selection.targets)
+            return self.extractor(scores=clean.explained, targets=targets, **settings)  # type: ignore[no-any-return]
         class_idx = clean.class_idx
         if not isinstance(class_idx, int | list):
             assert clean.selection.class_idx is not None
             class_idx = clean.selection.class_idx.tolist()
-        return {"class_idx": class_idx, "scores": clean.explained}
+        return self.extractor(class_idx, clean.explained, **settings)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
         return f"{self.extractor!r}"
@@ -125,6 +132,24 @@ def _graph_of(base: Any) -> Graph:
     # LeGrad differentiates attention probabilities inside its target blocks; CAM and the Score-CAMs need no
     # gradient.
     return "input" if hasattr(base, "hook_attn") else "none"
+
+
+@contextmanager
+def _set(extractor: Any, values: dict[str, bool]) -> Iterator[None]:
+    """Attributes that the extractor has, set to a value inside and back to their own afterwards."""
+    before = {name: getattr(extractor, name) for name in values if hasattr(extractor, name)}
+    try:
+        for name in before:
+            setattr(extractor, name, values[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(extractor, name, value)
+
+
+def _is_live(handle: Any) -> bool:
+    hooks = handle.hooks_dict_ref()
+    return hooks is not None and handle.id in hooks
 
 
 def is_torchcam_like(candidate: Any) -> bool:

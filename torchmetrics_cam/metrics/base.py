@@ -185,14 +185,16 @@ class _Evaluation:
         return f"identity_{key}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Evaluation":
-        return _Evaluation(deepcopy(self.source, memo), self.scoring)
+        follows = id(self.source.model) in memo
+        scoring = deepcopy(self.scoring, memo) if follows else self.scoring
+        return _Evaluation(deepcopy(self.source, memo), scoring)
 
 
 def warn_scores_outside_unit_interval(count: Tensor) -> None:
-    """One warning where a relative drop was taken of something that is no fraction."""
+    """One warning where a relative change was taken of something that is no fraction."""
     if count:
         warnings.warn(
-            f"{int(count)} scores lie outside of [0, 1], and a drop relative to such a score means nothing;"
+            f"{int(count)} scores lie outside of [0, 1], and a change relative to such a score means nothing;"
             " pass logits_fn, for instance functools.partial(torch.softmax, dim=-1)",
             UserWarning,
             stacklevel=3,

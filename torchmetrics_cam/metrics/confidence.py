@@ -73,7 +73,8 @@ class ConfidenceMetric(CAMMetric):
             class_idx: the class that is explained: an int for all, a list or LongTensor ``(N,)`` for one an
                 image, or None for the model's top class of each image.
             targets: instead of a class, one callable for all images or one an image, from a sample's output
-                to a scalar.
+                to a scalar. The drop takes it of the scores, the CAM of what the protocol takes the CAM of:
+                by default the sample after the softmax, and before it.
             cams: maps ``(N, *any spatial)`` computed beforehand, where the source is `PrecomputedMaps`.
 
         Raises:
@@ -107,7 +108,7 @@ class ConfidenceMetric(CAMMetric):
 
     def _mean(self, name: str) -> Tensor:
         """A sum over the number of images: NaN for none."""
-        if name == "drop" and self.protocol.drop == "relative":
+        if name == "gain" or (name == "drop" and self.protocol.drop == "relative"):
             warn_scores_outside_unit_interval(self.outside_count)
         return getattr(self, name).to(self.drop.dtype) / self.total  # type: ignore[no-any-return]
 
