@@ -11,7 +11,7 @@ from torch import nn
 
 from torchmetrics_cam import AverageDrop, ClassificationMetric
 from torchmetrics_cam.cams import CallableSource, GradCAM
-from torchmetrics_cam.guard import activation_graph
+from torchmetrics_cam.guard import activation_graph, untouched
 
 
 class Fragile(nn.Module):
@@ -262,3 +262,11 @@ def test_a_model_made_in_inference_mode_is_refused_with_the_way_out(images):
         ValueError, match=r"'stem.0.weight' was made under torch.inference_mode\(\).*load the model outside"
     ):
         metric.update(images)
+
+
+def test_no_cache_of_weights_is_live_inside(net):
+    """Releases of torch differ in whether a weight that was cached without a graph cuts later gradients."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with untouched(net):
+            assert not torch.is_autocast_cache_enabled()
+        assert torch.is_autocast_cache_enabled()

@@ -450,3 +450,31 @@ def test_scripted_models_have_no_layers(net):
 def test_a_protocol_that_is_not_the_papers_is_not_called_so(net):
     metric = AverageDrop(GradCAM(net, "body"), protocol=EvaluationProtocol(mask="top"))
     assert repr(metric) == "AverageDrop(GradCAM(SmallNet, body), protocol='modified paper')"
+
+
+class ReadsOneCorner(nn.Module):
+    """A pixel elsewhere changes no score, finite or not."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(12, 3).double()
+
+    def forward(self, x):
+        return self.fc(x[:, :, :2, :2].flatten(1))
+
+
+def test_an_image_with_a_broken_pixel_is_excluded_also_where_the_model_does_not_look(images):
+    images[2, 0, 9, 9] = float("nan")
+    metric = AverageDrop(CenterMap(ReadsOneCorner()))
+    metric.update(images)
+    assert (metric.total, metric.nan_count) == (3, 1)
+
+
+def test_a_broken_map_does_not_reach_the_model(net, images):
+    """Hidden whole instead, so that a network which mixes the samples of a batch keeps its numbers."""
+    seen = []
+    net.register_forward_pre_hook(lambda _module, args: seen.append(args[0].isfinite().all().item()))
+    cams = torch.rand(4, 3, 3)
+    cams[1, 0, 0] = float("nan")
+    AverageDrop(PrecomputedMaps(net)).update(images, cams=cams)
+    assert seen == [True, True]
