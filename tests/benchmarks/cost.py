@@ -15,8 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ from torch import Tensor, nn
 from torchmetrics_cam import AverageDrop, ClassificationMetric
 from torchmetrics_cam.cams import GradCAM
 
-Run = Callable[[Tensor], Any]
-
 TIME_TARGET, MEMORY_TARGET = 1.05, 1.15
 BASELINE, TARGETED = "two bare forwards", "AverageDrop(GradCAM)"
 SIDE = 224
@@ -44,32 +41,28 @@ WARM_UP_BATCH, MEMORY_REPEATS = 2, 3
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
 
 
-def bare(model: nn.Module, _layer: str) -> Run:
+def bare(model: nn.Module, _layer: str, images: Tensor) -> None:
     """The floor: the model twice, in inference mode."""
-
-    def run(images: Tensor) -> None:
-        with torch.inference_mode():
-            model(images)
-            model(images)
-
-    return run
+    with torch.inference_mode():
+        model(images)
+        model(images)
 
 
-def average_drop(model: nn.Module, layer: str) -> Run:
+def average_drop(model: nn.Module, layer: str, images: Tensor) -> None:
     """Ours, in the default protocol."""
-    return AverageDrop(GradCAM(model, layer)).update
+    AverageDrop(GradCAM(model, layer)).update(images)
 
 
-def torchcam_metric(model: nn.Module, layer: str) -> Run:
+def torchcam_metric(model: nn.Module, layer: str, images: Tensor) -> None:
     """torchcam's metric as its documentation shows it."""
-    extractor = torchcam.methods.GradCAM(model, layer)
-    return torchcam.metrics.ClassificationMetric(extractor, partial(torch.softmax, dim=-1)).update
+    with torchcam.methods.GradCAM(model, layer) as extractor:
+        torchcam.metrics.ClassificationMetric(extractor, partial(torch.softmax, dim=-1)).update(images)
 
 
-def classification_metric(model: nn.Module, layer: str) -> Run:
+def classification_metric(model: nn.Module, layer: str, images: Tensor) -> None:
     """Our drop-in for it, on the same extractor."""
-    extractor = torchcam.methods.GradCAM(model, layer)
-    return ClassificationMetric(extractor, partial(torch.softmax, dim=-1)).update
+    with torchcam.methods.GradCAM(model, layer) as extractor:
+        ClassificationMetric(extractor, partial(torch.softmax, dim=-1)).update(images)
 
 
 CASES = {
@@ -88,20 +81,17 @@ def network(name: str) -> nn.Module:
 
 def times(model_name: str, layer: str, batch: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of every case in every round; a round runs them all, each round starting with another."""
-    model = network(model_name)
-    # A copy each, because an extractor's hooks stay on its model and would run in the other cases.
-    runs = {name: case(deepcopy(model), layer) for name, case in CASES.items()}
-    images = torch.randn(batch, 3, SIDE, SIDE)
-    for run in runs.values():
-        run(images)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
+    model, images = network(model_name), torch.randn(batch, 3, SIDE, SIDE)
+    for case in CASES.values():
+        case(model, layer, images)
+    seconds: dict[str, list[float]] = {name: [] for name in CASES}
+    names = list(CASES)
     for turn in range(rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             gc.collect()
             started = time.perf_counter()
-            runs[name](images)
+            CASES[name](model, layer, images)
             seconds[name].append(time.perf_counter() - started)
         print(f"round {turn + 1}:", ", ".join(f"{seconds[name][-1]:.2f} s" for name in names))
     return seconds
@@ -109,14 +99,13 @@ def times(model_name: str, layer: str, batch: int, rounds: int) -> dict[str, lis
 
 def peak_extra_bytes(case: str, model_name: str, layer: str, batch: int) -> int:
     """How far the resident memory rises above its level before the call; for a process of its own."""
-    run = CASES[case](network(model_name), layer)
-    run(torch.randn(WARM_UP_BATCH, 3, SIDE, SIDE))
-    images = torch.randn(batch, 3, SIDE, SIDE)
+    model, images = network(model_name), torch.randn(batch, 3, SIDE, SIDE)
+    CASES[case](model, layer, images[:WARM_UP_BATCH])
     gc.collect()
     # Sets the peak back to what is resident now.
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
-    run(images)
+    CASES[case](model, layer, images)
     return _status("VmHWM") - before
 
 
@@ -173,8 +162,8 @@ def report(result: dict[str, Any]) -> str:
 
 {settings["model"]}, random weights, layer {settings["layer"]}, batch {settings["batch"]}, {SIDE} px, on
 {result["environment"]["threads"]} threads of a CPU. Time: median of {settings["rounds"]} interleaved rounds.
-Memory: median of {MEMORY_REPEATS} fresh processes, above the level before the call. Load average at the start:
-{load}. Written by `cost.py`; all figures are in `cost.json`.
+Memory: median of {MEMORY_REPEATS} fresh processes, above the level before the call. The load average at the
+start was {load}. Written by `cost.py`; all figures are in `cost.json`.
 
 {table(header, rows)}
 
