@@ -478,3 +478,16 @@ def test_a_broken_map_does_not_reach_the_model(net, images):
     cams[1, 0, 0] = float("nan")
     AverageDrop(PrecomputedMaps(net)).update(images, cams=cams)
     assert seen == [True, True]
+
+
+@pytest.mark.parametrize("make", FOLLOWERS.values(), ids=FOLLOWERS)
+def test_everything_of_a_batch_may_be_made_in_inference_mode(net, images, make):
+    """As `trainer.validate` and `trainer.test` do it."""
+    expected = value(AverageDrop(make(net)), images, torch.tensor([0, 1, 2, 3]))
+    with torch.inference_mode():
+        metric = AverageDrop(make(net))
+        metric.reset()
+        measured = value(metric, images.clone(), torch.tensor([0, 1, 2, 3]))
+    assert torch.equal(measured, expected)
+    metric.update(images, torch.tensor([0, 1, 2, 3]))
+    assert metric.total == 8

@@ -148,7 +148,8 @@ def class_tensor(class_idx: ClassIndex | None, scores: Tensor) -> Tensor:
     if class_idx is None:
         return scores.detach().argmax(dim=-1)
     if isinstance(class_idx, Tensor):
-        return class_idx.to(device=scores.device, dtype=torch.long)
+        # A copy: labels that were made in inference mode may not enter the autograd graph.
+        return class_idx.to(device=scores.device, dtype=torch.long, copy=True)
     if _is_index(class_idx):
         return torch.full((len(scores),), int(class_idx), device=scores.device)  # type: ignore[arg-type]
     return torch.tensor(list(class_idx), device=scores.device, dtype=torch.long)  # type: ignore[arg-type]
