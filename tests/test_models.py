@@ -57,6 +57,7 @@ class HandWritten:
 
     def __init__(self, model):
         self.model = model
+        self.hook_handles = [None]  # a name of torchcam's, with another meaning
 
     def __call__(self, index, out):
         weights = self.model.body.weight.detach().abs().sum((1, 2, 3))

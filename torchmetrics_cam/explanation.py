@@ -145,8 +145,7 @@ def _clean_pass(
         activations = attempt.enter_context(activation_graph(source.model, source.layers)).activations
         scores = scoring(source.model(images.clone()))
         if not (activations and (_has_graph(scores.raw) or _has_graph(scores.scores))):
-            # The layers were not reached, or the model turned gradients off on its way: run it as it is
-            # written.
+            # The layers were not reached, or the model itself turned gradients off: run it as it is written.
             attempt.close()
             activations = stack.enter_context(
                 activation_graph(source.model, source.layers, head_only=False)

@@ -17,8 +17,8 @@ class TorchcamSource(CAMSource):
     """Maps from an object with ``.model``, ``__call__(class_idx, scores)`` and ``.fuse_cams(list)``.
 
     Hooks are switched with ``_hooks_off()`` or ``disable_hooks`` and ``enable_hooks`` where the object has
-    them, and are afterwards as they were before. A protocol that normalises after the resize asks torchcam
-    for its raw maps.
+    them, and are afterwards as they were before; an object with the two methods alone cannot say how its hooks
+    were, and ends with them on. A protocol that normalises after the resize asks torchcam for its raw maps.
 
     Args:
         extractor: the extractor; its ``model`` is the network that is evaluated.
@@ -48,8 +48,9 @@ class TorchcamSource(CAMSource):
             ValueError: if maps were handed in, or hooks of the extractor are gone from the model.
         """
         super().check(images, cams)
-        handles = getattr(self._base, "hook_handles", None)
-        if handles is not None and not (handles and all(_is_live(handle) for handle in handles)):
+        # Known by torchcam's own table of layers; what another object calls its handles is its own affair.
+        handles = self._base.hook_handles if hasattr(self._base, "submodule_dict") else None
+        if handles is not None and not (handles and all(map(_is_live, handles))):
             raise ValueError(
                 f"hooks of {self!r} are gone from the model: remove_hooks() was called, its `with` block was"
                 " left, or its layers were replaced, as SyncBatchNorm.convert_sync_batchnorm does; make a new"
