@@ -17,8 +17,9 @@ class TorchcamSource(CAMSource):
     """Maps from an object with ``.model``, ``__call__(class_idx, scores)`` and ``.fuse_cams(list)``.
 
     Hooks are switched with ``_hooks_off()`` or ``disable_hooks`` and ``enable_hooks`` where the object has
-    them, and are afterwards as they were before; an object with the two methods alone cannot say how its hooks
-    were, and ends with them on. A protocol that normalises after the resize asks torchcam for its raw maps.
+    them, and are afterwards as they were before; an object with the two methods alone cannot say how its
+    hooks were, and ends with them on. A protocol that normalises after the resize asks torchcam for its raw
+    maps.
 
     Args:
         extractor: the extractor; its ``model`` is the network that is evaluated.
