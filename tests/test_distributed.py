@@ -1,19 +1,29 @@
-"""Two processes give the number of one, also where their batches are uneven or one has none."""
+"""Two and three processes give the number of one, however the images are split over them."""
 
-import datetime
-import os
+import warnings
+from functools import partial
 
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 from conftest import small_net
-from torch import Tensor
+from processes import results_of
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torchcam import methods
+from torchmetrics import MetricCollection
 
-from torchmetrics_cam import AverageDrop
-from torchmetrics_cam.cams import GradCAM
+from torchmetrics_cam import AverageDrop, AverageGain, ClassificationMetric, IncreaseInConfidence
+from torchmetrics_cam.cams import GradCAM, LayerCAM
 
-COUNTS = ("total", "increase", "nan_count", "degenerate_count")
+COUNTS = ("total", "increase", "nan_count", "degenerate_count", "outside_count")
+# Which of eight batches each rank sees.
+SPLITS = {
+    2: {"uneven": [[0, 1, 2, 3, 4], [5, 6, 7]], "a rank without a sample": [list(range(8)), []]},
+    3: {
+        "uneven": [[0, 1, 2, 3, 4], [5, 6], [7]],
+        "a rank without a sample": [[], [0, 1, 2, 3, 4, 5], [6, 7]],
+    },
+}
 
 
 def batches() -> list[Tensor]:
@@ -22,43 +32,100 @@ def batches() -> list[Tensor]:
     return list(images.split(3))
 
 
-def measured(mine: list[Tensor]) -> tuple[float, list[int]]:
-    metric = AverageDrop(GradCAM(small_net(), "body"))
+def wrapped(model: nn.Module) -> nn.Module:
+    """The model in training and in DDP, which sends its batch norm statistics around in every forward pass."""
+    return DistributedDataParallel(model.train())
+
+
+def converted_before(net: nn.Module) -> AverageDrop:
+    return AverageDrop(GradCAM(nn.SyncBatchNorm.convert_sync_batchnorm(net), "body"))
+
+
+def converted_after(net: nn.Module) -> AverageDrop:
+    metric = AverageDrop(GradCAM(net, "body"))
+    nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    return metric
+
+
+METRICS = {
+    "plain": lambda net, wrap: AverageDrop(GradCAM(net, "body")),
+    "DDP-wrapped": lambda net, wrap: AverageDrop(GradCAM(wrap(net), "module.body")),
+    "DDP-wrapped, of torchcam": lambda net, wrap: AverageDrop(methods.GradCAM(wrap(net), "module.body")),
+    "the drop-in": lambda net, wrap: ClassificationMetric(
+        GradCAM(net, "body"), partial(torch.softmax, dim=-1)
+    ),
+    "one value a class": lambda net, wrap: AverageDrop(GradCAM(net, "body"), num_classes=5, average="none"),
+    "SyncBatchNorm before": lambda net, wrap: converted_before(net),
+    "SyncBatchNorm after": lambda net, wrap: converted_after(net),
+    "a collection": lambda net, wrap: MetricCollection(
+        {
+            "drop": AverageDrop(GradCAM(net, "body")),
+            "increase": IncreaseInConfidence(GradCAM(net, "body")),
+            "gain": AverageGain(LayerCAM(net, "stem")),
+        }
+    ),
+}
+
+
+class AsDDP(nn.Module):
+    """What stands in for the wrapper in one process: the same names."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+
+def measured(metric, mine):
+    """The value, and the counts over all ranks."""
     for batch in mine:
-        metric.update(batch)
-    drop = metric.compute().item()
-    with metric.sync_context():
-        return drop, [int(getattr(metric, name)) for name in COUNTS]
+        metric.update(input_tensor=batch)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*was called before the ``update`` method")
+        value = metric.compute()
+    first = next(iter(metric.values())) if isinstance(metric, MetricCollection) else metric
+    with first.sync_context():
+        return value, {name: getattr(first, name).tolist() for name in COUNTS}
 
 
-def worker(rank: int, folder: str, shares: list[list[int]]) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{os.path.join(folder, 'meeting')}",
-        rank=rank,
-        world_size=len(shares),
-        timeout=datetime.timedelta(seconds=60),
-    )
-    try:
-        every = batches()
-        torch.save(measured([every[index] for index in shares[rank]]), os.path.join(folder, f"{rank}"))
-    finally:
-        torch.distributed.destroy_process_group()
+def on_a_rank(rank: int, world_size: int) -> dict[str, object]:
+    every, found = batches(), {}
+    for split, shares in SPLITS[world_size].items():
+        for name, make in METRICS.items():
+            metric = make(small_net(), wrapped)
+            found[f"{name}, {split}"] = measured(metric, [every[index] for index in shares[rank]])
+    found["no sample anywhere"] = measured(METRICS["plain"](small_net(), None), [])
+    return found
 
 
-@pytest.mark.parametrize(
-    "shares",
-    [[[0, 1, 2, 3, 4], [5, 6, 7]], [list(range(8)), []]],
-    ids=["five and three batches", "a rank without a sample"],
-)
-@pytest.mark.filterwarnings("ignore:.*was called before the ``update`` method")
-def test_two_processes_give_the_number_of_one(tmp_path, shares):
-    torch.multiprocessing.spawn(worker, (str(tmp_path), shares), nprocs=2)
-    drop, counts = measured(batches())
-    assert drop > 0
-    assert counts[0] == 23
-    for rank in range(2):
-        theirs, their_counts = torch.load(tmp_path / f"{rank}")
-        assert theirs == pytest.approx(drop, rel=1e-9)
+@pytest.fixture(scope="module", params=[2, 3], ids=["two processes", "three processes"])
+def ranks(request, tmp_path_factory):
+    return results_of(on_a_rank, request.param, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("split", SPLITS[2])
+@pytest.mark.parametrize("name", METRICS)
+def test_rule_19_any_split_over_ranks_gives_the_number_of_one_process(ranks, name, split):
+    value, counts = measured(METRICS[name](small_net(), AsDDP), batches())
+    assert torch.as_tensor(counts["total"]).sum() == 23
+    for found in ranks:
+        theirs, their_counts = found[f"{name}, {split}"]
+        torch.testing.assert_close(theirs, value, rtol=1e-6, atol=0, equal_nan=True)
         assert their_counts == counts
+
+
+def test_rule_18_all_ranks_without_a_sample_give_nan_and_no_hang(ranks):
+    for found in ranks:
+        value, counts = found["no sample anywhere"]
+        assert value.isnan()
+        assert set(counts.values()) == {0}
+
+
+def test_the_numbers_would_differ(ranks):
+    """The comparison above can fail: the shares of the ranks alone have other values."""
+    value, _ = measured(METRICS["plain"](small_net(), None), batches())
+    for share in SPLITS[2]["uneven"]:
+        alone, _ = measured(METRICS["plain"](small_net(), None), [batches()[index] for index in share])
+        assert alone.item() != pytest.approx(value.item(), rel=1e-3)

@@ -1,7 +1,5 @@
 """The metrics: values by hand, what they accept, what they refuse, what they cost."""
 
-import copy
-import pickle
 from collections import namedtuple
 from functools import partial
 
@@ -12,7 +10,6 @@ from conftest import Calls, HostSyncs, small_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torchmetrics import MetricCollection
 
 from torchmetrics_cam import (
     AverageDrop,
@@ -407,91 +404,6 @@ def test_forward_gives_the_batch_and_accumulates(net, images, cls):
 def test_forward_of_the_drop_in_gives_both_values(net, images):
     metric = ClassificationMetric(GradCAM(net, "body"), partial(torch.softmax, dim=-1))
     assert {name: tensor.item() for name, tensor in metric(images).items()} == metric.summary()
-
-
-def test_a_refused_forward_loses_nothing(net, images):
-    metric = AverageDrop(GradCAM(net, "body"))
-    metric(images)
-    states = {name: getattr(metric, name).clone() for name in metric._defaults}
-    settings_before = (metric._enable_grad, metric._to_sync, metric._should_unsync, metric.update_count)
-    with pytest.raises(ValueError, match="out of range"):
-        metric(images, 99)
-    assert all(torch.equal(getattr(metric, name), state) for name, state in states.items())
-    assert (
-        metric._enable_grad,
-        metric._to_sync,
-        metric._should_unsync,
-        metric.update_count,
-    ) == settings_before
-    assert metric.compute() > 0
-
-
-def test_states_keep_their_precision_and_the_model_its_place(net, images):
-    metric = AverageDrop(GradCAM(net, "body"))
-    metric.update(images)
-    before = metric.compute()
-    metric.to(torch.bfloat16).half().set_dtype(torch.float16)
-    assert metric.drop.dtype == torch.float64
-    assert metric.total.dtype == torch.int64
-    assert torch.equal(metric.compute(), before)
-    assert next(net.parameters()).dtype == torch.float64
-    metric.reset()
-    assert metric.drop.dtype == torch.float64
-    assert list(metric.parameters()) == []
-    assert list(metric.children()) == []
-    assert metric.state_dict() == {}
-    net.train()
-    metric.eval()
-    assert net.training
-
-
-def test_copies_share_the_model_or_follow_it(net, images):
-    metric = AverageDrop(GradCAM(net, "body"))
-    metric.update(images)
-    clone = metric.clone()
-    assert clone.source is not metric.source
-    assert clone.source.model is net
-    assert torch.equal(clone.compute(), metric.compute())
-    pair = nn.ModuleDict({"net": net, "metric": metric})
-    copied = copy.deepcopy(pair)
-    assert copied["metric"].source.model is copied["net"]
-    assert copied["net"] is not net
-    unpickled = pickle.loads(pickle.dumps(metric))
-    unpickled.update(images)
-    assert torch.equal(unpickled.compute(), metric.compute())
-
-
-def test_in_a_metric_collection_beside_an_accuracy(net, images):
-    from torchmetrics.classification import MulticlassAccuracy
-
-    collection = MetricCollection(
-        {"accuracy": MulticlassAccuracy(5), "drop": AverageDrop(GradCAM(net, "body"))}
-    )
-    target = torch.tensor([0, 1, 2, 3])
-    collection.update(preds=net(images), target=target, input_tensor=images)
-    assert collection.compute()["drop"] > 0
-    with pytest.raises(
-        ValueError, match=r"input_tensor has shape \(4, 5\); images are \(N, C, \*spatial\).*by name"
-    ):
-        collection.update(net(images), target)
-
-
-def test_nothing_to_summarise(net):
-    metric = ClassificationMetric(GradCAM(net, "body"))
-    with pytest.raises(AssertionError, match="you need to update the metric before getting the summary"):
-        metric.summary()
-    with pytest.warns(UserWarning, match="was called before the ``update`` method"):
-        assert AverageDrop(GradCAM(net, "body")).compute().isnan()
-
-
-def test_repr_and_constants(net):
-    metric = AverageDrop(GradCAM(net, ["stem", "body"]))
-    assert repr(metric) == "AverageDrop(GradCAM(SmallNet, stem, body), protocol='paper')"
-    assert metric.protocol == EvaluationProtocol.preset("paper")
-    assert (AverageDrop.higher_is_better, IncreaseInConfidence.higher_is_better) == (False, True)
-    for constant in ("higher_is_better", "is_differentiable", "full_state_update"):
-        with pytest.raises(RuntimeError, match="Can't change const"):
-            setattr(metric, constant, True)
 
 
 @pytest.mark.parametrize("cls", ALL)

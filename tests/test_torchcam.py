@@ -168,21 +168,6 @@ def test_hooks_are_switched_off_for_the_masked_forward_pass(digits):
         assert extractor.log == expected
 
 
-@pytest.mark.parametrize("failing", [False, True])
-def test_a_metric_can_be_cloned_after_an_update_also_after_a_failed_one(net, images, failing):
-    extractor = methods.GradCAM(net, "body")
-    metric = ClassificationMetric(extractor, SOFTMAX)
-    if failing:
-        with pytest.raises(ValueError, match="class_idx 7 is out of range"):
-            metric.update(images, 7)
-    else:
-        metric.update(images)
-    clone = metric.clone()
-    assert clone.source.extractor is extractor
-    clone.update(images)
-    assert clone.total == metric.total + 4
-
-
 def test_the_paper_protocol_asks_torchcam_for_the_maps_before_its_normalisation(digits):
     """Grad-CAM is one method: through torchcam's extractor and through ours it has the same drop."""
     model, images, _ = digits

@@ -155,7 +155,8 @@ def _clean_pass(
         selection = Selection(targets=resolve_targets(targets, len(images)))
     else:
         check_scores(scores.scores, class_idx, len(images), read_values=validate_args)
-        selection = Selection(class_idx=class_tensor(class_idx, scores.scores))
+        num_classes = scores.scores.shape[1]
+        selection = Selection(class_idx=class_tensor(class_idx, scores.scores), num_classes=num_classes)
         if scoring.protocol.cam_of == "logit" and source.graph != "none":
             _check_logits(scores)
     return CleanPass(images, scores, selection, class_idx, activations, scoring.protocol, cams)

@@ -1,5 +1,6 @@
 """All that touches the user's model: every context here puts back what it found, also after an error."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
@@ -29,12 +31,39 @@ def untouched(model: nn.Module) -> Iterator[None]:
     reach the user's gradients.
     """
     with ExitStack() as stack:
+        stack.enter_context(_uncompiled())
         stack.enter_context(_no_cached_weights())
         stack.enter_context(_hooks_kept(model))
         stack.enter_context(_parameters_kept(model))
         # Observers of quantisation write to their buffers in evaluation mode too; batch norm does not.
         stack.enter_context(buffers_kept(model, but=_NormBase))
         stack.enter_context(_evaluating(model))
+        yield
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside of wrappers that change how it runs, not what it computes.
+
+    `DistributedDataParallel` talks to the other ranks in every forward pass, also in evaluation, and never
+    returns where their batches are uneven. A compiled module does not see hooks.
+    """
+    while True:
+        if isinstance(model, DistributedDataParallel | DataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Modules that are compiled inside of the model run as they are written, so that hooks are seen."""
+    # Importing the compiler takes a second, and where nobody has imported it nothing is compiled.
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
         yield
 
 
@@ -85,6 +114,20 @@ def buffers_kept(model: nn.Module, *, but: type[nn.Module] | tuple[()] = ()) -> 
             module._buffers[name] = buffer
             # Through .data: a graph of the user may hold the buffer, and would see that it was written to.
             buffer.data.copy_(value)
+
+
+@contextmanager
+def weights_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards weights and buffers are the tensors that they were: same values, dtype and device."""
+    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data
+        for module, tensors in buffers:
+            module._buffers.update(tensors)
 
 
 @contextmanager

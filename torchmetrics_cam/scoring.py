@@ -55,10 +55,11 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which score of each sample is explained: a class index each, or a target callable each."""
+    """Which score of each sample is explained: a class index each, of so many, or a target callable each."""
 
     class_idx: Tensor | None = None
     targets: Sequence[Target] | None = None
+    num_classes: int | None = None
 
     def of(self, output: Any) -> Tensor:
         """The selected score of each sample, shape ``(N,)``.
@@ -84,6 +85,7 @@ class Selection:
         return Selection(
             None if self.class_idx is None else self.class_idx[chunk],
             None if self.targets is None else self.targets[chunk],
+            self.num_classes,
         )
 
 

@@ -40,7 +40,7 @@ class GradientCAM(CAMSource):
                 f"reshape_transform is {reshape_transform!r}; it must be a callable, such as vit_grid"
             )
         self.model = model
-        self.layer_names = layer_names(model, target_layer)
+        self.layer_names = layer_names(self.model, target_layer)
         self.reshape_transform = reshape_transform
 
     @abstractmethod

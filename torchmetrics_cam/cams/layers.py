@@ -1,10 +1,13 @@
 """Finding a target layer: by name or by module."""
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 import torch
 from torch import nn
+
+from torchmetrics_cam.guard import unwrapped
 
 TargetLayer = nn.Module | str | Sequence[nn.Module | str]
 
@@ -34,6 +37,8 @@ def layer_names(model: nn.Module, target_layer: TargetLayer) -> tuple[str, ...]:
 def _layer_name(model: nn.Module, layer: nn.Module | str) -> str:
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(layer, nn.Module):
+        # The names of a wrapped layer are those of the layer inside, which is the one that gives the map.
+        layer = unwrapped(layer)
         found: list[str] = [name for name, module in modules.items() if module is layer]
         if not found:
             raise ValueError(
@@ -43,6 +48,9 @@ def _layer_name(model: nn.Module, layer: nn.Module | str) -> str:
         return found[0]
     if not isinstance(layer, str):
         raise TypeError(f"target_layer holds {layer!r}; each layer must be a module or a name")
+    if layer not in modules:
+        # A name that was read off the wrapped model.
+        layer = re.sub(r"^((module|_orig_mod)\.)+", "", layer)
     if layer not in modules:
         near = get_close_matches(layer, modules, n=3, cutoff=0.4) or list(modules)[1:4]
         raise ValueError(

@@ -24,10 +24,9 @@ def as_source(candidate: Any) -> CAMSource:
         TypeError: if the object is neither.
     """
     if isinstance(candidate, CAMSource):
-        if not isinstance(candidate.model, nn.Module):
-            raise TypeError(
-                f"the model of the source is a {type(candidate.model).__name__}, not a torch.nn.Module"
-            )
+        model = getattr(candidate, "model", None)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"the model of the source is a {type(model).__name__}, not a torch.nn.Module")
         return candidate
     if is_torchcam_like(candidate):
         return TorchcamSource(candidate)

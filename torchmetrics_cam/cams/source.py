@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
+from torchmetrics_cam.guard import unwrapped
 from torchmetrics_cam.protocol import EvaluationProtocol
 from torchmetrics_cam.scoring import ClassIndex, Scores, Selection
 
@@ -65,17 +66,27 @@ class CAMSource(ABC):
     Subclass it for a method of your own: `maps` is the only thing that must be written.
 
     Attributes:
-        model: the network that is explained. It is shared, never copied: a copy of the source
-            (``metric.clone()``) keeps the same model, and a copy of the module that holds both follows the
-            copied model.
+        model: the network that is explained, without the wrappers of `DistributedDataParallel` and
+            ``torch.compile``. It is shared, never copied: a copy of the source (``metric.clone()``) keeps the
+            same model, and a copy of the module that holds both follows the copied model.
         graph: the autograd graph that `maps` needs. ``"none"``; ``"head"``: from `layers` on, so that the
             body of the network runs at the cost of inference; ``"input"``: the whole network, to the images.
         supports_targets: whether maps of an arbitrary target can be made, or of a class only.
     """
 
-    model: nn.Module
     graph: Graph = "none"
     supports_targets: bool = True
+
+    _model: nn.Module
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that is explained; wrappers are taken off when it is set."""
+        return self._model
+
+    @model.setter
+    def model(self, model: nn.Module) -> None:
+        self._model = unwrapped(model)
 
     @property
     def layers(self) -> Sequence[nn.Module]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torchmetrics_cam.cams.source import CAMSource, CleanPass, Graph, SourceMaps
 from torchmetrics_cam.functional.maps import min_max, rectify
+from torchmetrics_cam.guard import unwrapped
 
 _SWITCHES = ("_hooks_enabled", "_ihook_enabled")
 
@@ -23,17 +24,25 @@ class TorchcamSource(CAMSource):
 
     Args:
         extractor: the extractor; its ``model`` is the network that is evaluated.
+
+    Raises:
+        ValueError: if the extractor has hooks on a wrapper around the model.
     """
 
     def __init__(self, extractor: Any) -> None:
+        wrapper = extractor.model
+        handles = getattr(getattr(extractor, "base_cam", extractor), "hook_handles", ())
+        if wrapper is not unwrapped(wrapper) and any(
+            handle.hooks_dict_ref() is wrapper._forward_pre_hooks for handle in handles
+        ):
+            raise ValueError(
+                f"{type(extractor).__name__} has hooks on a {type(wrapper).__name__}, which is left out"
+                " because it waits for other ranks or skips hooks; build the extractor on the model inside"
+            )
+        self.model = extractor.model
         self.extractor = extractor
         self.graph = _graph_of(self._base)
         self.supports_targets = getattr(self._base, "_targets_supported", True)
-
-    @property
-    def model(self) -> nn.Module:  # type: ignore[override]
-        """The extractor's model."""
-        return self.extractor.model  # type: ignore[no-any-return]
 
     @property
     def layers(self) -> Sequence[nn.Module]:
@@ -50,8 +59,7 @@ class TorchcamSource(CAMSource):
         """
         super().check(images, cams)
         # Known by torchcam's own table of layers; what another object calls its handles is its own affair.
-        handles = self._base.hook_handles if hasattr(self._base, "submodule_dict") else None
-        if handles is not None and not (handles and all(map(_is_live, handles))):
+        if hasattr(self._base, "submodule_dict") and not self._is_hooked():
             raise ValueError(
                 f"hooks of {self!r} are gone from the model: remove_hooks() was called, its `with` block was"
                 " left, or its layers were replaced, as SyncBatchNorm.convert_sync_batchnorm does; make a new"
@@ -78,8 +86,14 @@ class TorchcamSource(CAMSource):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """The extractor's hooks are live, also where the user had switched them off."""
-        with _set(self._base, dict.fromkeys(_SWITCHES, True)):
+        """The extractor's hooks are live, also where the user had switched them off.
+
+        An extractor that runs the model itself runs it without its wrappers.
+        """
+        live: dict[str, Any] = dict.fromkeys(_SWITCHES, True)
+        if self.extractor.model is not self.model:
+            live["model"] = self.model
+        with _set(self._base, live):
             yield
 
     @contextmanager
@@ -105,6 +119,15 @@ class TorchcamSource(CAMSource):
         if hasattr(self.extractor, "reset_hooks"):
             self.extractor.reset_hooks()
         self._base.__dict__.pop("_input", None)
+
+    def _is_hooked(self) -> bool:
+        handles, layers = self._base.hook_handles, self._base.submodule_dict
+        now = dict(self.extractor.model.named_modules())
+        return (
+            bool(handles)
+            and all(map(_is_live, handles))
+            and all(layers[name] is now.get(name) for name in self._base.target_names)
+        )
 
     @property
     def _base(self) -> Any:
@@ -137,7 +160,7 @@ def _graph_of(base: Any) -> Graph:
 
 
 @contextmanager
-def _set(extractor: Any, values: dict[str, bool]) -> Iterator[None]:
+def _set(extractor: Any, values: dict[str, Any]) -> Iterator[None]:
     """Attributes that the extractor has, set to a value inside and back to their own afterwards."""
     before = {name: getattr(extractor, name) for name in values if hasattr(extractor, name)}
     try:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,10 +13,12 @@ from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.explanation import Explanation, explain
-from torchmetrics_cam.metrics.identity import identity
+from torchmetrics_cam.metrics.identity import identity, own
 from torchmetrics_cam.perturbation import check_baseline, masked_scores, to_mask
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
-from torchmetrics_cam.scoring import ClassIndex, Scoring, Target
+from torchmetrics_cam.scoring import ClassIndex, Scoring, Selection, Target
+
+Average = Literal["micro", "macro", "none"]
 
 
 class CAMMetric(Metric):
@@ -32,7 +34,9 @@ class CAMMetric(Metric):
     full_state_update: bool = False
     plot_lower_bound: float = 0.0
     plot_upper_bound: float = 1.0
+    plot_legend_name: str = "Class"
 
+    identity: Tensor
     default_protocol: ClassVar[str] = "paper"
 
     def __init__(
@@ -42,6 +46,8 @@ class CAMMetric(Metric):
         *,
         protocol: EvaluationProtocol | str | None = None,
         batch_size: int | None = None,
+        num_classes: int | None = None,
+        average: Average = "micro",
         validate_args: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -54,14 +60,23 @@ class CAMMetric(Metric):
             not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
         ):
             raise ValueError(f"batch_size is {batch_size!r}; it must be a positive integer, or None")
+        if average not in get_args(Average):
+            raise ValueError(f"average is {average!r}; it must be one of {', '.join(get_args(Average))}")
+        if num_classes is not None and (
+            not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1
+        ):
+            raise ValueError(f"num_classes is {num_classes!r}; it must be a positive integer, or None")
+        if average != "micro" and num_classes is None:
+            raise ValueError(f"average={average!r} needs the number of classes; pass num_classes")
         source = as_source(cam_extractor)
         self._evaluation = _Evaluation(
             source, Scoring(logits_fn, as_protocol(protocol, self.default_protocol))
         )
         self.batch_size = batch_size
+        self.num_classes = num_classes
+        self.average = average
         self.validate_args = validate_args
-        self._identity = self._evaluation.identity()
-        self.add_state(self._identity, torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("identity", self._evaluation.identity(), dist_reduce_fx=own)
 
     @property
     def source(self) -> CAMSource:
@@ -87,6 +102,17 @@ class CAMMetric(Metric):
             self._computed = None
             raise
 
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the sums of another metric, such as a shard that was computed elsewhere.
+
+        Args:
+            incoming_state: a metric of the same class, or its ``metric_state``.
+        """
+        super().merge_state(incoming_state)
+        # The base class returns the value that it computed before, and counts no update.
+        self._computed = None
+        self._update_count += incoming_state._update_count if isinstance(incoming_state, Metric) else 1
+
     def plot(
         self, val: Tensor | Sequence[Tensor] | None = None, ax: _AX_TYPE | None = None
     ) -> _PLOT_OUT_TYPE:
@@ -107,19 +133,13 @@ class CAMMetric(Metric):
     def persistent(self, mode: bool = False) -> None:
         """Whether the states are part of ``state_dict``; the identity never is, it may change."""
         super().persistent(mode)
-        self._persistent[self._identity] = False
+        self._persistent["identity"] = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        before, self._identity = self._identity, self._evaluation.identity()
-        tables: tuple[dict[str, Any], ...] = (
-            self.__dict__,
-            self._defaults,
-            self._reductions,
-            self._persistent,
-        )
-        for table in tables:
-            table[self._identity] = table.pop(before)
+        # The model may be another one now, and so the metric another: a copy, or read from a file.
+        identity = self._evaluation.identity().to(self.device)
+        self._defaults["identity"], self.identity = identity, identity.clone()
 
     def _explained(
         self,
@@ -131,6 +151,10 @@ class CAMMetric(Metric):
         """The clean pass of a batch, and the score of what is explained on its masked images."""
         scoring = self._evaluation.scoring
         try:
+            if targets is not None and self.average != "micro":
+                raise ValueError(
+                    f"average={self.average!r} is over classes, and targets have none; pass class_idx instead"
+                )
             if isinstance(images, Tensor) and images.ndim > 1:
                 check_baseline(images, self.protocol)
             explanation = explain(
@@ -142,6 +166,7 @@ class CAMMetric(Metric):
                 cams=cams,
                 validate_args=self.validate_args,
             )
+            self._check_classes(explanation.selection)
             masked = masked_scores(
                 self.source.model,
                 explanation,
@@ -155,6 +180,31 @@ class CAMMetric(Metric):
             self._update_count -= 1
             raise
         return explanation, masked
+
+    def _check_classes(self, selection: Selection) -> None:
+        scored = selection.num_classes
+        if None not in (self.num_classes, scored) and self.num_classes != scored:
+            raise ValueError(f"the model scores {scored} classes but num_classes is {self.num_classes}")
+
+    def _add_sum(self, name: str, dtype: torch.dtype) -> None:
+        """A state that adds up over batches and ranks: one value, or one a class."""
+        shape = () if self.average == "micro" else (self.num_classes or 0,)
+        self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
+
+    def _add(self, name: str, values: Tensor, selection: Selection) -> None:
+        """Add the values of a batch, ``(N,)``.
+
+        Out of place: a state that was reset in inference mode may not be written to outside of it.
+        """
+        state: Tensor = getattr(self, name)
+        values = values.to(state.dtype)
+        if state.ndim:
+            assert selection.class_idx is not None
+            summed = torch.zeros_like(state, device=values.device)
+            summed = summed.index_add(0, selection.class_idx, values)
+        else:
+            summed = values.sum()
+        setattr(self, name, state + summed.to(state.device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "CAMMetric":
         """Move the states, but never cast them: a bfloat16 counter stops at 256."""
@@ -178,11 +228,10 @@ class _Evaluation:
         self.source = source
         self.scoring = scoring
 
-    def identity(self) -> str:
-        """The name under which metrics on one source, protocol and ``logits_fn`` know each other."""
+    def identity(self) -> Tensor:
+        """By what metrics on one source, protocol and ``logits_fn`` know each other."""
         source, scoring = self.source, self.scoring
-        key = identity(type(source), vars(source), repr(scoring.protocol), scoring.logits_fn)
-        return f"identity_{key}"
+        return identity(type(source), vars(source), repr(scoring.protocol), scoring.logits_fn)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Evaluation":
         follows = id(self.source.model) in memo
@@ -192,10 +241,10 @@ class _Evaluation:
 
 def warn_scores_outside_unit_interval(count: Tensor) -> None:
     """One warning where a relative change was taken of something that is no fraction."""
-    if count:
+    if count.any():
         warnings.warn(
-            f"{int(count)} scores lie outside of [0, 1], and a change relative to such a score means nothing;"
-            " pass logits_fn, for instance functools.partial(torch.softmax, dim=-1)",
+            f"{int(count.sum())} scores lie outside of [0, 1], and a change relative to such a score means"
+            " nothing; pass logits_fn, for instance functools.partial(torch.softmax, dim=-1)",
             UserWarning,
             stacklevel=3,
         )

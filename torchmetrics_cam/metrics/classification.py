@@ -1,6 +1,6 @@
 """ClassificationMetric: torchcam's class, as a metric that adds up over batches and devices."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -43,12 +43,12 @@ class ClassificationMetric(ConfidenceMetric):
         """Average Drop and Increase in Confidence over all images."""
         return {"avg_drop": self._mean("drop"), "conf_increase": self._mean("increase")}
 
-    def summary(self) -> dict[str, float]:
-        """What `compute` gives, as floats.
+    def summary(self) -> dict[str, Any]:
+        """What `compute` gives, as floats; as lists with ``average="none"``.
 
         Raises:
             AssertionError: if no image was counted yet.
         """
-        if not self.total:
+        if not self.total.any():
             raise AssertionError("you need to update the metric before getting the summary")
-        return {name: value.item() for name, value in self.compute().items()}
+        return {name: value.tolist() for name, value in self.compute().items()}

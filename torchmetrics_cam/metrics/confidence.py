@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from torchmetrics_cam.functional.confidence import average_drop, average_gain, increase_in_confidence
-from torchmetrics_cam.metrics.base import CAMMetric, warn_scores_outside_unit_interval
+from torchmetrics_cam.metrics.base import Average, CAMMetric, warn_scores_outside_unit_interval
 from torchmetrics_cam.protocol import EvaluationProtocol
 from torchmetrics_cam.scoring import ClassIndex, Target
 
 
 class ConfidenceMetric(CAMMetric):
     """The states and the update that the three share; their sums are exact over any split of the images.
+
+    With ``average="macro"`` or ``"none"`` each state holds one value a class, ``(num_classes,)``.
 
     Attributes:
         drop: sum of the drops, float64.
@@ -41,6 +43,8 @@ class ConfidenceMetric(CAMMetric):
         *,
         protocol: EvaluationProtocol | str | None = None,
         batch_size: int | None = None,
+        num_classes: int | None = None,
+        average: Average = "micro",
         validate_args: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -49,13 +53,15 @@ class ConfidenceMetric(CAMMetric):
             logits_fn,
             protocol=protocol,
             batch_size=batch_size,
+            num_classes=num_classes,
+            average=average,
             validate_args=validate_args,
             **kwargs,
         )
         for name in ("drop", "gain"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+            self._add_sum(name, torch.float64)
         for name in ("increase", "total", "nan_count", "degenerate_count", "outside_count"):
-            self.add_state(name, torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+            self._add_sum(name, torch.int64)
 
     def update(
         self,
@@ -93,24 +99,23 @@ class ConfidenceMetric(CAMMetric):
             eps=self.protocol.drop_eps,
             reduction="none",
         )
-        self._add("drop", drop)
-        self._add("gain", average_gain(scores, masked, reduction="none"))
-        self._add("increase", increase_in_confidence(scores, masked, reduction="none"))
-        self._add("total", valid)
-        self._add("nan_count", ~valid)
-        self._add("degenerate_count", explanation.degenerate & valid)
-        self._add("outside_count", (scores < 0) | (scores > 1))
-
-    def _add(self, name: str, values: Tensor) -> None:
-        """Out of place: a state that was reset in inference mode may not be written to outside of it."""
-        state = getattr(self, name)
-        setattr(self, name, state + values.sum(dtype=state.dtype).to(state.device))
+        for name, values in {
+            "drop": drop,
+            "gain": average_gain(scores, masked, reduction="none"),
+            "increase": increase_in_confidence(scores, masked, reduction="none"),
+            "total": valid,
+            "nan_count": ~valid,
+            "degenerate_count": explanation.degenerate & valid,
+            "outside_count": (scores < 0) | (scores > 1),
+        }.items():
+            self._add(name, values, explanation.selection)
 
     def _mean(self, name: str) -> Tensor:
-        """A sum over the number of images: NaN for none."""
+        """A sum over the number of images, NaN for none; for ``"macro"`` the mean over the classes seen."""
         if name == "gain" or (name == "drop" and self.protocol.drop == "relative"):
             warn_scores_outside_unit_interval(self.outside_count)
-        return getattr(self, name).to(self.drop.dtype) / self.total  # type: ignore[no-any-return]
+        means: Tensor = getattr(self, name).to(self.drop.dtype) / self.total
+        return means.nanmean() if self.average == "macro" else means
 
 
 class AverageDrop(ConfidenceMetric):
@@ -125,7 +130,8 @@ class AverageDrop(ConfidenceMetric):
     int, a list or a LongTensor ``(N,)``.
 
     As output of ``forward`` and ``compute`` the metric returns a scalar tensor, a fraction in [0, 1] where
-    scores are probabilities; NaN if no image was counted.
+    scores are probabilities; NaN if no image was counted. With ``average="none"`` it is ``(num_classes,)``,
+    NaN for a class that was not explained.
 
     Args:
         cam_extractor: where the maps come from: ``GradCAM(model, "layer4")`` and the other sources of
@@ -134,12 +140,15 @@ class AverageDrop(ConfidenceMetric):
             or the raw output in the ``"torchcam"`` preset.
         protocol: an `EvaluationProtocol` or the name of a preset, ``"paper"`` (default) or ``"torchcam"``.
         batch_size: at most so many masked images in one forward pass; None for the whole batch.
+        num_classes: how many classes the model scores; ``average`` needs it.
+        average: ``"micro"`` is the mean over the images, ``"macro"`` the mean over the classes that were
+            explained of the mean of each, ``"none"`` one mean a class.
         validate_args: False skips the checks that read values off the device.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
         TypeError: if the extractor is none.
-        ValueError: if the protocol is unknown.
+        ValueError: if the protocol is unknown, or an average over classes lacks ``num_classes``.
 
     Source: Chattopadhyay et al., Grad-CAM++, https://arxiv.org/abs/1710.11063
 

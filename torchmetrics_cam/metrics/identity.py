@@ -2,7 +2,9 @@
 
 TorchMetrics merges metrics whose states have the same names and, after the first batch, equal values. Two
 layers whose maps were all zero on that batch would be merged, and one of them would report the other's number
-from then on. So one state of each metric carries the identity of its source and protocol in its name.
+from then on. So one state of each metric is the identity of its source and protocol, in bits: values are
+compared with a tolerance, which cannot blur a 0 and a 1. It is not in the state's name, because wrappers and
+`merge_state` look states up by name, also in a copy that has another model and so another identity.
 """
 
 import hashlib
@@ -12,18 +14,27 @@ from functools import partial
 from numbers import Number
 from typing import Any
 
+import torch
+from torch import Tensor
+
 _counter = itertools.count()
 _ordinals: dict[int, int] = {}
 _kept: list[Any] = []
 
 
-def identity(*parts: Any) -> str:
-    """A short name: equal for equal parts, and the same on all ranks, which build their metrics in one order.
+def identity(*parts: Any) -> Tensor:
+    """64 bits: equal for equal parts, and the same on all ranks, which build their metrics in one order.
 
     Values and named functions are known by what they are, objects such as models by the order in which they
     were first seen.
     """
-    return hashlib.sha256("\n".join(map(_described, parts)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\n".join(map(_described, parts)).encode()).digest()[:8]
+    return torch.tensor([byte >> place & 1 for byte in digest for place in range(8)])
+
+
+def own(identities: Tensor) -> Tensor:
+    """The identity after a sync or a merge: that of the metric itself, which comes last."""
+    return identities[-1]
 
 
 def _described(part: Any) -> str:
