@@ -1,6 +1,5 @@
 """All that touches the user's model: every context here puts back what it found, also after an error."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -59,10 +58,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
 @contextmanager
 def _uncompiled() -> Iterator[None]:
     """Modules that are compiled inside of the model run as they are written, so that hooks are seen."""
-    # Importing the compiler takes a second, and where nobody has imported it nothing is compiled.
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
     with torch.compiler.set_stance("force_eager"):
         yield
 

@@ -26,19 +26,23 @@ class ExplanationRow:
 
     Args:
         method: its name.
-        masks: its maps as masks in [0, 1], ``(N, H, W)``.
+        masks: its maps as masks in [0, 1], ``(N, H, W)`` or ``N`` of ``(H, W)``.
         masked_images: what the masks leave of the images, colours in [0, 1], ``(N, 3, H, W)``.
         masked_scores: the score of the explained class on the masked images, ``(N,)``.
     """
 
     method: str
-    masks: Tensor
-    masked_images: Tensor
+    masks: Tensor | Sequence[Tensor]
+    masked_images: Tensor | Sequence[Tensor]
     masked_scores: Tensor
 
 
 def explanation_figure(
-    images: Tensor, rows: Sequence[ExplanationRow], *, labels: Sequence[str], scores: Tensor
+    images: Tensor | Sequence[Tensor],
+    rows: Sequence[ExplanationRow],
+    *,
+    labels: Sequence[str],
+    scores: Tensor,
 ) -> "Figure":
     """A pair of columns an image and a row a method: the map over the image, and what it leaves of the image.
 

@@ -141,6 +141,8 @@ class CAMMetric(Metric):
         identity = self._evaluation.identity().to(self.device)
         self._defaults["identity"], self.identity = identity, identity.clone()
 
+    # A LightningModule that is compiled has its steps traced, and they call this.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _explained(
         self,
         images: Tensor,

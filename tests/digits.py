@@ -1,0 +1,102 @@
+"""A LightningModule that learns scikit-learn's digits, and what the Lightning tests do with it."""
+
+import lightning.pytorch as pl
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from torchmetrics_cam import AverageDrop
+from torchmetrics_cam.cams import GradCAM
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    """Batch norm and dropout, which any trace of an evaluation would disturb."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 12, 3, padding=1),
+            nn.BatchNorm2d(12),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(12, 16, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(256, 10),
+        )
+
+
+def data(first: int, last: int, dtype: torch.dtype = torch.float32) -> TensorDataset:
+    bunch = load_digits()
+    pixels = torch.tensor(bunch.images[first:last], dtype=dtype).unsqueeze(1) / 16
+    return TensorDataset(pixels, torch.tensor(bunch.target[first:last]))
+
+
+def training() -> DataLoader:
+    return DataLoader(data(0, 256), batch_size=32)
+
+
+def validation() -> DataLoader:
+    return DataLoader(data(256, 326), batch_size=16)
+
+
+def source(model: nn.Module) -> GradCAM:
+    return GradCAM(model, "3")
+
+
+class Digits(pl.LightningModule):
+    """The classifier without any metric: what a user has before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = network()
+        self.losses: list[float] = []
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        loss = nn.functional.cross_entropy(self.model(images), labels)
+        self.losses.append(loss.item())
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        images, labels = batch
+        loss = nn.functional.cross_entropy(self.model(images), labels)
+        self.log("val_loss", loss)
+
+    test_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=3e-3)
+
+
+class MeasuredDigits(Digits):
+    """The same with the metric in its validation step."""
+
+    def __init__(self, make=source) -> None:
+        super().__init__()
+        self.average_drop = AverageDrop(make(self.model))
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        images, labels = batch
+        self.average_drop.update(images, class_idx=labels)
+        self.log("val_drop", self.average_drop)
+
+    test_step = validation_step
+
+
+def by_hand(model: nn.Module, *, explain_labels: bool = True) -> float:
+    """Average Drop over the validation set in a plain loop."""
+    metric = AverageDrop(source(model))
+    for images, labels in validation():
+        metric.update(images.to(next(model.parameters()).dtype), class_idx=labels if explain_labels else None)
+    return metric.compute().item()
+
+
+def trainer(folder, **settings) -> pl.Trainer:
+    """Quiet, on the CPU, and with everything else as Lightning has it."""
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return pl.Trainer(
+        accelerator="cpu", default_root_dir=folder, **({"max_epochs": 2, "devices": 1} | quiet | settings)
+    )

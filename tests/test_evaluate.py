@@ -1,0 +1,248 @@
+"""evaluate(): each image exactly once, on any number of processes, and nothing left on the model."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from digits import data, network, source
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+from torchcam import methods
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.wrappers import MinMaxMetric
+
+from torchmetrics_cam import AverageDrop, AverageGain, IncreaseInConfidence
+from torchmetrics_cam.cams import LayerCAM
+from torchmetrics_cam.lightning import evaluate
+from torchmetrics_cam.lightning.evaluation import _share
+
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+evaluated = partial(evaluate, **QUIET)
+
+
+def network_in_evaluation():
+    return network().eval()
+
+
+def by_hand(images):
+    metric = AverageDrop(source(network_in_evaluation()))
+    metric.update(images)
+    return metric.compute().item()
+
+
+def seventy():
+    return data(256, 326)
+
+
+# One process
+
+
+def test_a_dataset_a_dataloader_and_a_plain_loop_agree():
+    expected = by_hand(seventy().tensors[0])
+    loader = DataLoader(seventy(), batch_size=16, shuffle=True, drop_last=True)
+    for batches in (seventy(), loader):
+        metric = AverageDrop(source(network_in_evaluation()))
+        value = evaluated(metric, batches)
+        assert value.item() == pytest.approx(expected, rel=1e-6)
+        assert torch.equal(metric.compute(), value)
+        assert metric.total == 70
+
+
+def test_collections_and_wrappers_and_the_labels():
+    model = network_in_evaluation()
+    metrics = MetricCollection(
+        {
+            "drop": AverageDrop(source(model)),
+            "gain": AverageGain(source(model)),
+            "layer": AverageDrop(LayerCAM(model, "0")),
+        }
+    )
+    values = evaluated(
+        metrics, seventy(), inputs=lambda batch: {"input_tensor": batch[0], "class_idx": batch[1]}
+    )
+    images, labels = seventy().tensors
+    alone = AverageDrop(source(model))
+    alone.update(images, class_idx=labels)
+    assert values["drop"].item() == pytest.approx(alone.compute().item(), rel=1e-6)
+    assert values["layer"] != values["drop"]
+    wrapped = evaluated(MinMaxMetric(AverageDrop(source(model))), seventy())
+    assert wrapped["raw"].item() == pytest.approx(by_hand(images), rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["32", "64-true", "bf16-mixed", "bf16-true"])
+def test_the_model_is_what_and_where_it_was(precision):
+    model = network().train()
+    model[8].weight.grad = torch.ones_like(model[8].weight)
+    before = {name: (value.clone(), value.data_ptr()) for name, value in model.state_dict().items()}
+    seen = []
+    handle = model[0].register_forward_hook(lambda _m, _a, output: seen.append(output.dtype))
+    value = evaluated(AverageDrop(source(model)), seventy(), precision=precision)
+    handle.remove()
+    wanted = {"64-true": torch.float64, "32": torch.float32}.get(precision, torch.bfloat16)
+    assert set(seen) == {wanted}
+    assert value.item() == pytest.approx(
+        by_hand(seventy().tensors[0]), rel=0.05 if "bf16" in precision else 1e-4
+    )
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name][0])
+        assert tensor.data_ptr() == before[name][1]
+    assert model.training
+    assert torch.equal(model[8].weight.grad, torch.ones_like(model[8].weight))
+    assert all(weight.dtype == torch.float32 and weight.requires_grad for weight in model.parameters())
+
+
+def test_after_an_error_the_model_is_what_it_was():
+    class Broken(TensorDataset):
+        def __getitem__(self, index):
+            if index == 40:
+                raise OSError("this image cannot be read")
+            return super().__getitem__(index)
+
+    model = network()
+    metric = AverageDrop(source(model))
+    with pytest.raises(OSError, match="cannot be read"):
+        evaluated(metric, Broken(*seventy().tensors), precision="64-true", batch_size=10)
+    assert model[0].weight.dtype == torch.float32
+    assert model.training
+    assert metric.total == 40
+
+
+@pytest.mark.filterwarnings("ignore:.*was called before the ``update`` method")
+def test_no_image_gives_nan():
+    assert evaluated(AverageDrop(source(network())), Subset(seventy(), [])).isnan()
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(seventy())
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(Stream(), batch_size=16),
+        DataLoader(seventy(), sampler=WeightedRandomSampler([1.0] * 70, 70), batch_size=16),
+        DataLoader(seventy(), batch_sampler=BatchSampler(range(70), 16, drop_last=False)),
+    ],
+    ids=["a stream", "a sampler", "a batch sampler"],
+)
+def test_any_dataloader_serves_one_process_and_several_refuse_what_cannot_be_split(loader):
+    metric = AverageDrop(source(network_in_evaluation()))
+    with pytest.raises(
+        ValueError, match=r"cannot be split over ranks so that each image counts once; pass a"
+    ):
+        evaluated(metric, loader, devices=2, strategy="ddp_spawn")
+    evaluated(metric, loader)
+    assert metric.total == 70
+
+
+def test_what_is_no_metric_of_ours_or_already_holds_images_is_refused():
+    for wrong in (MulticlassAccuracy(10), torch.nn.Flatten(), lambda images: 0):
+        with pytest.raises(TypeError, match="pass a metric of torchmetrics_cam, or a MetricCollection"):
+            evaluated(wrong, seventy())
+    metric = AverageDrop(source(network_in_evaluation()))
+    metric.update(seventy().tensors[0][:3])
+    with pytest.raises(ValueError, match=r"already holds 1 updates.*call reset\(\) first"):
+        evaluated(metric, seventy())
+    assert metric.total == 3
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [0, 1, 4, 7, 10])
+def test_rule_20_each_image_is_seen_once_over_all_ranks(size, world_size):
+    """Samplers that fill up the last round see some of them twice."""
+    dataset = list(range(size))
+    samplers = [SequentialSampler(dataset), DistributedSampler(dataset, 2, 0)]
+    samplers += [RandomSampler(dataset)] if size else []
+    for sampler in samplers:
+        loader = DataLoader(dataset, batch_size=3, sampler=sampler)
+        seen = []
+        for rank in range(world_size):
+            share = list(_share(loader, rank, world_size))
+            assert share
+            seen += [index for batch in share if batch is not None for index in batch.tolist()]
+        assert sorted(seen) == dataset
+
+
+def three_metrics():
+    model = network_in_evaluation()
+    return MetricCollection(
+        {
+            "drop": AverageDrop(source(model)),
+            "increase": IncreaseInConfidence(source(model)),
+            "of torchcam": AverageDrop(methods.LayerCAM(model, "3")),
+        }
+    )
+
+
+@pytest.mark.parametrize(("processes", "size"), [(2, 70), (3, 70), (3, 2)])
+def test_rule_20_spawned_processes_give_the_numbers_of_one(processes, size):
+    """Also where the images are not a multiple of the ranks, and where a rank has none."""
+    images = Subset(seventy(), range(size))
+    one, many = three_metrics(), three_metrics()
+    expected = evaluated(one, images, batch_size=8)
+    value = evaluated(many, images, batch_size=8, devices=processes, strategy="ddp_spawn")
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(many.compute(), expected, rtol=1e-6, atol=0)
+    for name in many:
+        for count in ("total", "increase", "nan_count", "degenerate_count"):
+            assert getattr(many[name], count) == getattr(one[name], count)
+    assert many["drop"].total == size
+    assert many["drop"].update_called
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from test_evaluate import evaluated, seventy, three_metrics
+
+if __name__ == "__main__":
+    metrics = three_metrics()
+    value = evaluated(metrics, seventy(), batch_size=8, devices={processes}, strategy="ddp")
+    again = metrics.compute()
+    rank = torch.distributed.get_rank()
+    torch.save((value, again, int(metrics["drop"].total)), {folder!r} + f"/outcome{{rank}}")
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(
+    ("launcher", "processes"),
+    [([], 2), (["-m", "torch.distributed.run", "--nproc-per-node", "3", "--master-port", "29533"], 3)],
+    ids=["ddp", "torchrun"],
+)
+def test_rule_20_processes_of_ddp_and_torchrun_give_the_numbers_of_one(tmp_path, launcher, processes):
+    script = tmp_path / "evaluation.py"
+    script.write_text(
+        SCRIPT.format(tests=str(Path(__file__).parent), processes=processes, folder=str(tmp_path))
+    )
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script)], timeout=180, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    expected = evaluated(three_metrics(), seventy(), batch_size=8)
+    totals = []
+    for rank in range(processes):
+        value, again, total = torch.load(tmp_path / f"outcome{rank}")
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(again, expected, rtol=1e-6, atol=0)
+        totals.append(total)
+    assert totals == [70] + [0] * (processes - 1)

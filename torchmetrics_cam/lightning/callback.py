@@ -1,0 +1,246 @@
+"""CAMEvaluation: watches during training whether the explanations of a network are faithful."""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from torchmetrics_cam.cams.resolve import as_source
+from torchmetrics_cam.explanation import Explanation
+from torchmetrics_cam.lightning.batches import BatchInputs, update_arguments
+from torchmetrics_cam.lightning.figures import log_figure
+from torchmetrics_cam.lightning.worst import WorstExplained, worst, worst_figure, worst_of
+from torchmetrics_cam.metrics.confidence import ConfidenceMetric
+from torchmetrics_cam.protocol import EvaluationProtocol
+
+Sources = Mapping[str, Any]
+
+
+class CAMEvaluation(Callback):
+    """Average Drop, Increase in Confidence and Average Gain of a network while it trains.
+
+    It runs on the first batches of the validation, also of ``trainer.validate``, and needs nothing of the
+    LightningModule. Its values are logged through Lightning as ``{name}/{method}/average_drop`` and so on, so
+    that loggers, the progress bar, `ModelCheckpoint` and `EarlyStopping` know them. The images with the
+    highest drop, the mean over the methods, go to the loggers as one figure: as a picture to those that take
+    pictures, as a file to those that do not.
+
+    During the sanity check it runs, so that a wrong layer is found before training, and logs nothing.
+    Network, gradients and training are the same with and without it.
+
+    Args:
+        sources: where the maps come from, by the name of the method, or a function from the LightningModule
+            to that, such as ``lambda module: {"Grad-CAM": GradCAM(module.model, "layer4")}``. The function is
+            called when the network stands and is on its device; hooks of extractors that it makes are removed
+            at the end. With ``ddp_spawn`` it is sent to other processes, so it must be a named function.
+        every_n_epochs: epochs 0, n, 2n and so on are evaluated; a value stays in force until the next.
+        max_batches: so many batches of a validation, on each device; None for all.
+        inputs: from a batch to its images, or to the arguments of ``update`` by name, such as
+            ``lambda batch: {"input_tensor": batch[0], "class_idx": batch[1]}``. None takes the images of
+            ``(images, labels)`` or of a dict, and explains the model's top class.
+        dataloader_idx: which of several validation dataloaders.
+        logits_fn, protocol, batch_size: as for `AverageDrop`.
+        num_images: how many images the figure shows; 0 for no figure.
+        to_colours: from images ``(N, C, H, W)`` as the model takes them to colours in [0, 1],
+            ``(N, 3, H, W)``, for the figure; None stretches each image from its lowest to its highest
+            value.
+        class_names: the names of the classes, for the figure.
+        directory: where figures go that no logger takes; None for the logger's own directory.
+        name: the first part of every logged name.
+        prog_bar: whether the values are shown in the progress bar.
+
+    Raises:
+        ModuleNotFoundError: if there is a figure to draw and matplotlib is missing.
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> from torchmetrics_cam.cams import GradCAM
+        >>> from torchmetrics_cam.lightning import CAMEvaluation
+        >>> callback = CAMEvaluation(lambda module: {"Grad-CAM": GradCAM(module.model, "layer4")})
+
+    """
+
+    def __init__(
+        self,
+        sources: Sources | Callable[[LightningModule], Sources],
+        *,
+        every_n_epochs: int = 1,
+        max_batches: int | None = 8,
+        inputs: BatchInputs | None = None,
+        dataloader_idx: int = 0,
+        logits_fn: Callable[[Any], Any] | None = None,
+        protocol: EvaluationProtocol | str | None = None,
+        batch_size: int | None = None,
+        num_images: int = 4,
+        to_colours: Callable[[Tensor], Tensor] | None = None,
+        class_names: Sequence[str] | None = None,
+        directory: str | Path | None = None,
+        name: str = "cam",
+        prog_bar: bool = False,
+    ) -> None:
+        if not callable(sources):
+            _check_sources(sources)
+        for setting, value, least in (
+            ("every_n_epochs", every_n_epochs, 1),
+            ("max_batches", max_batches, 1),
+            ("num_images", num_images, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{setting} is {value}; it must be at least {least}")
+        if num_images and find_spec("matplotlib") is None:
+            raise ModuleNotFoundError(
+                'the figure of CAMEvaluation needs matplotlib: pip install "torchmetrics-cam[plot]", or set'
+                " num_images=0",
+                name="matplotlib",
+            )
+        self.sources = sources
+        self.every_n_epochs = every_n_epochs
+        self.max_batches = max_batches
+        self.inputs = inputs
+        self.dataloader_idx = dataloader_idx
+        self.settings: dict[str, Any] = {
+            "logits_fn": logits_fn,
+            "protocol": protocol,
+            "batch_size": batch_size,
+        }
+        self.num_images = num_images
+        self.to_colours = to_colours
+        self.class_names = class_names
+        self.directory = None if directory is None else Path(directory)
+        self.name = name
+        self.prog_bar = prog_bar
+        self._metrics: dict[str, _Confidence] = {}
+        self._worst: list[WorstExplained] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the metrics before the first batch, so that a wrong layer is found before training."""
+        self._prepare(pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self._prepare(pl_module)
+        self._worst = []
+        for metric in self._metrics.values():
+            metric.reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Explain the batch, and mask and score it again, in the precision of the Trainer."""
+        beyond = self.max_batches is not None and batch_idx >= self.max_batches
+        if beyond or dataloader_idx != self.dataloader_idx or not self._is_due(trainer):
+            return
+        arguments = update_arguments(batch, self.inputs)
+        with trainer.precision_plugin.forward_context():
+            for metric in self._metrics.values():
+                metric.update(**arguments)
+        explained = [metric.take() for metric in self._metrics.values()]
+        if self.num_images:
+            found = worst_of(
+                explained,
+                next(iter(self._metrics.values())).protocol,
+                count=self.num_images,
+                class_names=self.class_names,
+            )
+            self._worst = worst([*self._worst, *found], self.num_images)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the values over all ranks, and one figure."""
+        if trainer.sanity_checking or not self._is_due(trainer):
+            return
+        for method, metric in self._metrics.items():
+            for measure, value in metric.compute().items():
+                # The value is that of all ranks already; sync_dist tells Lightning, and leaves it as it is.
+                key = f"{self.name}/{method}/{measure}"
+                pl_module.log(key, value.float(), prog_bar=self.prog_bar, sync_dist=True)
+        found = worst(_from_all_ranks(self._worst), self.num_images)
+        if found and trainer.is_global_zero and not (trainer.fast_dev_run or trainer.barebones):  # type: ignore[attr-defined]
+            figure = worst_figure(found, list(self._metrics), self.to_colours)
+            log_figure(trainer, f"{self.name}/worst_explained", figure, self.directory)
+        self._worst = []
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing on the network, also after an error or an interrupt."""
+        self._release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave nothing on the network."""
+        self._release()
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0
+
+    def _prepare(self, pl_module: LightningModule) -> None:
+        if not self._metrics:
+            sources = self.sources(pl_module) if callable(self.sources) else self.sources
+            _check_sources(sources)
+            for method, source in sources.items():
+                metric = _Confidence(source, **self.settings)
+                if all(metric.source.model is not module for module in pl_module.modules()):
+                    rank_zero_warn(
+                        f"the network of {method!r} is not part of the LightningModule that is validated, so"
+                        " its values do not follow the training; build the sources from the module:"
+                        " CAMEvaluation(lambda module: {...})"
+                    )
+                self._metrics[method] = metric
+        for metric in self._metrics.values():
+            metric.to(pl_module.device)
+
+    def _release(self) -> None:
+        if callable(self.sources):
+            for metric in self._metrics.values():
+                remove_hooks = getattr(getattr(metric.source, "extractor", None), "remove_hooks", None)
+                if remove_hooks is not None:
+                    remove_hooks()
+        self._metrics, self._worst = {}, []
+
+
+class _Confidence(ConfidenceMetric):
+    """The three values of one masked pass, and until it is taken what the last batch was."""
+
+    last: tuple[Explanation, Tensor] | None = None
+
+    def compute(self) -> dict[str, Tensor]:
+        return {
+            "average_drop": self._mean("drop"),
+            "increase_in_confidence": self._mean("increase"),
+            "average_gain": self._mean("gain"),
+        }
+
+    def take(self) -> tuple[Explanation, Tensor]:
+        assert self.last is not None
+        last, self.last = self.last, None
+        return last
+
+    def _explained(self, *arguments: Any) -> tuple[Explanation, Tensor]:
+        self.last = super()._explained(*arguments)
+        return self.last
+
+
+def _check_sources(sources: Any) -> None:
+    if not isinstance(sources, Mapping) or not sources:
+        raise TypeError(
+            f"sources is {sources!r}; give each a name, such as {{'Grad-CAM': GradCAM(model, 'layer4')}}, or"
+            " pass a function from the LightningModule to that"
+        )
+    for source in sources.values():
+        as_source(source)
+
+
+def _from_all_ranks(found: list[WorstExplained]) -> list[WorstExplained]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return found
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, found)
+    return [one for ranks in gathered for one in ranks]
