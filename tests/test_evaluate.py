@@ -216,7 +216,7 @@ from test_evaluate import evaluated, seventy, three_metrics
 
 if __name__ == "__main__":
     metrics = three_metrics()
-    value = evaluated(metrics, seventy(), batch_size=8, devices={processes}, strategy="ddp")
+    value = evaluated(metrics, seventy(), batch_size=8{settings})
     again = metrics.compute()
     rank = torch.distributed.get_rank()
     torch.save((value, again, int(metrics["drop"].total)), {folder!r} + f"/outcome{{rank}}")
@@ -225,14 +225,19 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("launcher", "processes"),
-    [([], 2), (["-m", "torch.distributed.run", "--nproc-per-node", "3", "--master-port", "29533"], 3)],
+    ("launcher", "settings", "processes"),
+    [
+        ([], ', devices=2, strategy="ddp"', 2),
+        (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"], "", 3),
+    ],
     ids=["ddp", "torchrun"],
 )
-def test_rule_20_processes_of_ddp_and_torchrun_give_the_numbers_of_one(tmp_path, launcher, processes):
+def test_rule_20_processes_of_ddp_and_torchrun_give_the_numbers_of_one(
+    tmp_path, launcher, settings, processes
+):
     script = tmp_path / "evaluation.py"
     script.write_text(
-        SCRIPT.format(tests=str(Path(__file__).parent), processes=processes, folder=str(tmp_path))
+        SCRIPT.format(tests=str(Path(__file__).parent), settings=settings, folder=str(tmp_path))
     )
     done = subprocess.run(
         [sys.executable, *launcher, str(script)], timeout=180, capture_output=True, text=True

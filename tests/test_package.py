@@ -1,5 +1,6 @@
 """The package as a whole: what importing it costs, style, types, and that what is written down runs."""
 
+import os
 import re
 import subprocess
 import sys
@@ -60,15 +61,34 @@ PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("index", range(len(PYTHON_BLOCKS)))
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")  # lightning on a newer torch
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_the_examples_of_the_readme_run(index, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(PYTHON_BLOCKS[index], f"README block {index}", "exec"), {"__name__": "__main__"})
 
 
 def test_the_readme_has_its_examples():
-    assert len(PYTHON_BLOCKS) >= 3
+    assert len(PYTHON_BLOCKS) >= 6
+
+
+def test_the_evaluation_of_the_readme_runs_on_two_processes(tmp_path):
+    script = re.search(r"<!-- evaluation.py -->\n```python\n(.*?)```", README, re.DOTALL)
+    command = re.search(r"<!-- torchrun -->\n```bash\n(.*?)```", README, re.DOTALL)
+    assert script
+    assert command
+    (tmp_path / "evaluation.py").write_text(script[1])
+    beside_python = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        command[1],
+        shell=True,
+        cwd=tmp_path,
+        env=os.environ | beside_python,
+        timeout=180,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^Average Drop 0\.\d+ over 7 images$", done.stdout, re.MULTILINE)
+    assert done.stdout.count("Average Drop") == 1
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)

@@ -55,6 +55,7 @@ def evaluate(
         num_workers: processes that load images, if ``data`` is a dataset.
         trainer_settings: ``accelerator``, ``devices``, ``num_nodes``, ``strategy`` (``"ddp"``,
             ``"ddp_spawn"`` or their objects), ``precision`` and whatever else `lightning.Trainer` takes.
+            ``devices`` is by default all of them, and under ``torchrun`` as many as it has started.
 
     Returns:
         What ``metric.compute()`` gives over all ranks, on every rank.
@@ -78,7 +79,13 @@ def evaluate(
 
     """
     _check_metric(metric)
-    settings = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    settings: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        # What torchrun has started; a Trainer on the CPU would take it for a mistake.
+        "devices": int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or "auto",
+    }
     trainer = Trainer(**(settings | trainer_settings), use_distributed_sampler=False)
     if not isinstance(data, DataLoader):
         data = DataLoader(data, batch_size, num_workers=num_workers)
