@@ -11,11 +11,8 @@ It ends with status 1 if `AverageDrop` misses its targets.
 import argparse
 import gc
 import os
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ import torch
 import torchcam.methods
 import torchcam.metrics
 import torchvision
-from results import THREADS, environment, table, write
+from results import THREADS, environment, interleaved, summary, table, with_quartiles, write
 from torch import Tensor, nn
 
 from torchmetrics_cam import AverageDrop, ClassificationMetric
@@ -80,21 +77,9 @@ def network(name: str) -> nn.Module:
 
 
 def times(model_name: str, layer: str, batch: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every case in every round; a round runs them all, each round starting with another."""
+    """Seconds of every case in every round."""
     model, images = network(model_name), torch.randn(batch, 3, SIDE, SIDE)
-    for case in CASES.values():
-        case(model, layer, images)
-    seconds: dict[str, list[float]] = {name: [] for name in CASES}
-    names = list(CASES)
-    for turn in range(rounds):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            gc.collect()
-            started = time.perf_counter()
-            CASES[name](model, layer, images)
-            seconds[name].append(time.perf_counter() - started)
-        print(f"round {turn + 1}:", ", ".join(f"{seconds[name][-1]:.2f} s" for name in names))
-    return seconds
+    return interleaved({name: partial(case, model, layer, images) for name, case in CASES.items()}, rounds)
 
 
 def peak_extra_bytes(case: str, model_name: str, layer: str, batch: int) -> int:
@@ -126,21 +111,6 @@ def memory(model_name: str, layer: str, batch: int) -> dict[str, list[int]]:
     return peaks
 
 
-def summary(figures: dict[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
-    """Median and quartiles of every case, and of its ratio to the baseline of the same round."""
-    summaries = {}
-    for name, values in figures.items():
-        ratios = [value / floor for value, floor in zip(values, figures[BASELINE], strict=True)]
-        summaries[name] = {
-            "median": statistics.median(values),
-            "quartiles": _quartiles(values),
-            "ratio": statistics.median(ratios),
-            "ratio_quartiles": _quartiles(ratios),
-            "raw": list(values),
-        }
-    return summaries
-
-
 def report(result: dict[str, Any]) -> str:
     """What was found, for people."""
     settings = result["settings"]
@@ -151,7 +121,7 @@ def report(result: dict[str, Any]) -> str:
             (
                 name,
                 f"{seconds['median']:.2f}",
-                _with_quartiles(seconds["ratio"], seconds["ratio_quartiles"]),
+                with_quartiles(seconds),
                 f"{peak['median'] / 2**20:.0f}",
                 f"{peak['ratio']:.2f}",
             )
@@ -177,15 +147,6 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def _quartiles(values: Sequence[float]) -> list[float]:
-    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
-    return [first, third]
-
-
-def _with_quartiles(value: float, quartiles: Sequence[float]) -> str:
-    return f"{value:.3f} ({quartiles[0]:.3f} to {quartiles[1]:.3f})"
-
-
 def main() -> int:
     """Measure time, then memory, write both, and compare with the targets."""
     parser = argparse.ArgumentParser(
@@ -207,8 +168,8 @@ def main() -> int:
         return 0
 
     circumstances = environment()
-    seconds = summary(times(*setting, arguments.rounds))
-    peaks = summary(memory(*setting))
+    seconds = summary(times(*setting, arguments.rounds), BASELINE)
+    peaks = summary(memory(*setting), BASELINE)
     met = seconds[TARGETED]["ratio"] <= TIME_TARGET and peaks[TARGETED]["ratio"] <= MEMORY_TARGET
     result = {
         "targets": {"case": TARGETED, "time_ratio": TIME_TARGET, "memory_ratio": MEMORY_TARGET},

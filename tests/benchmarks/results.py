@@ -1,9 +1,12 @@
 """What the benchmarks share: the circumstances that a figure depends on, and how it is written down."""
 
+import gc
 import json
 import os
 import platform
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +21,7 @@ THREADS = 2
 
 def environment() -> dict[str, Any]:
     """Versions, threads, load and date; the load average is that of the moment of the call."""
-    packages = ("torch", "torchvision", "torchmetrics", "torchcam")
+    packages = ("torch", "torchvision", "torchmetrics", "torchcam", "lightning")
     return {
         "versions": {
             "python": platform.python_version(),
@@ -45,3 +48,46 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; all columns but the first are aligned to the right."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+
+def interleaved(cases: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every case in every round; a round runs them all, each round starting with another."""
+    for case in cases.values():
+        case()
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    names = list(cases)
+    for turn in range(rounds):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            gc.collect()
+            started = time.perf_counter()
+            cases[name]()
+            seconds[name].append(time.perf_counter() - started)
+        print(f"round {turn + 1}:", ", ".join(f"{seconds[name][-1]:.2f} s" for name in names))
+    return seconds
+
+
+def summary(figures: Mapping[str, Sequence[float]], baseline: str) -> dict[str, dict[str, Any]]:
+    """Median and quartiles of every case, and of its ratio to the baseline of the same round."""
+    summaries = {}
+    for name, values in figures.items():
+        ratios = [value / floor for value, floor in zip(values, figures[baseline], strict=True)]
+        summaries[name] = {
+            "median": statistics.median(values),
+            "quartiles": _quartiles(values),
+            "ratio": statistics.median(ratios),
+            "ratio_quartiles": _quartiles(ratios),
+            "raw": list(values),
+        }
+    return summaries
+
+
+def with_quartiles(one: Mapping[str, Any]) -> str:
+    """The ratio of a case as people read it."""
+    low, high = one["ratio_quartiles"]
+    return f"{one['ratio']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return [first, third]
