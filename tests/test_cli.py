@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Calls
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
@@ -236,6 +237,20 @@ def test_figure_holds_a_pair_of_pictures_an_image_and_row() -> None:
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a  0.90", "b  0.80", "c  0.70"]
     changes = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert changes == [change for change in ("0.90 → 0.00", "0.80 → 0.50", "0.70 → 1.00") for _ in range(2)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_nothing_of_a_narrow_figure_is_cut_off(count: int) -> None:
+    figure = explanation_figure(
+        torch.rand(count, 3, 4, 4), [explained(count)], labels=["a"] * count, scores=torch.ones(count)
+    )
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    inside, whole = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
+    assert inside.x0 >= 0
+    assert inside.y0 >= 0
+    assert inside.x1 <= whole[0]
+    assert inside.y1 <= whole[1]
 
 
 def test_figure_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

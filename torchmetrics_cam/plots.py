@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -17,7 +18,10 @@ _OPACITY = 0.65
 # Inches. A caption such as "0.95 → 0.61" is legible at this width, and fits into the space between two rows.
 _CELL = 1.3
 _BETWEEN_ROWS = 0.24
-_LEFT, _RIGHT, _TOP, _BOTTOM = 0.45, 0.1, 0.35, 0.75
+_LEFT, _RIGHT, _TOP, _BOTTOM = 0.45, 0.3, 0.35, 0.75
+
+_NOTE = "each pair: the map, and the image that it leaves to the model; below: score before → after"
+_NOTE_WIDTH, _NOTE_LINE, _LETTERS_AN_INCH = 5.3, 0.17, 16
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,12 @@ def explanation_figure(
     widths = [*[1.0, 1.0, 0.25] * (len(images) - 1), 1.0, 1.0]
     heights = [1.6, *[1.0] * len(rows)]
     width = _LEFT + sum(widths) * _CELL + _RIGHT
-    height = _TOP + sum(heights) * _CELL + len(rows) * _BETWEEN_ROWS + _BOTTOM
+    beside_bar = (_LEFT + 2.3 * _CELL) / width
+    fits_beside = width * (1 - beside_bar) >= _NOTE_WIDTH
+    note = _NOTE if fits_beside else fill(_NOTE, int((width - _LEFT) * _LETTERS_AN_INCH))
+    below = 0.0 if fits_beside else (note.count("\n") + 1) * _NOTE_LINE + 0.1
+    bottom = _BOTTOM + below
+    height = _TOP + sum(heights) * _CELL + len(rows) * _BETWEEN_ROWS + bottom
     figure = Figure(figsize=(width, height), dpi=150)
     grid = figure.add_gridspec(
         len(heights),
@@ -81,7 +90,7 @@ def explanation_figure(
         left=_LEFT / width,
         right=1 - _RIGHT / width,
         top=1 - _TOP / height,
-        bottom=_BOTTOM / height,
+        bottom=bottom / height,
         wspace=0.03,
         hspace=_BETWEEN_ROWS * len(heights) / (sum(heights) * _CELL),
     )
@@ -103,16 +112,13 @@ def explanation_figure(
             change = f"{score:.2f} → {row.masked_scores[index].item():.2f}"
             rest.text(0, -0.04, change, transform=rest.transAxes, ha="center", va="top", fontsize=9)
 
-    bar = figure.add_axes((_LEFT / width, 0.38 / height, 2 * _CELL / width, 0.1 / height))
+    bar = figure.add_axes((_LEFT / width, (0.38 + below) / height, 2 * _CELL / width, 0.1 / height))
     figure.colorbar(ScalarMappable(cmap=_COLORMAP), cax=bar, orientation="horizontal")
     bar.set_xticks([0, 1], ["0 hidden", "1 kept"], fontsize=9)
-    figure.text(
-        (_LEFT + 2.3 * _CELL) / width,
-        0.43 / height,
-        "each pair: the map, and the image that it leaves to the model; below: score before → after",
-        va="center",
-        fontsize=9,
-    )
+    if fits_beside:
+        figure.text(beside_bar, 0.43 / height, note, va="center", fontsize=9)
+    else:
+        figure.text(0.1 / width, below / height, note, va="top", fontsize=9)
     return figure
 
 
