@@ -11,7 +11,8 @@ from torch import nn
 
 from torchmetrics_cam import AverageDrop, ClassificationMetric
 from torchmetrics_cam.cams import CallableSource, GradCAM
-from torchmetrics_cam.guard import activation_graph, untouched
+from torchmetrics_cam.graph import activation_graph
+from torchmetrics_cam.guard import untouched
 
 
 class Fragile(nn.Module):

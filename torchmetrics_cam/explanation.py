@@ -11,13 +11,8 @@ from torch import Tensor
 from torchmetrics_cam.cams.callables import check_maps
 from torchmetrics_cam.cams.source import CAMSource, CleanPass, SourceMaps
 from torchmetrics_cam.functional.maps import fuse_maps, rectify
-from torchmetrics_cam.guard import (
-    activation_graph,
-    gradients_on,
-    refuse_inference_tensors,
-    refuse_lazy_modules,
-    untouched,
-)
+from torchmetrics_cam.graph import activation_graph, gradients_on, refuse_inference_tensors
+from torchmetrics_cam.guard import refuse_lazy_modules, untouched
 from torchmetrics_cam.scoring import (
     ClassIndex,
     Scores,
