@@ -16,9 +16,11 @@ from torchmetrics_cam.explanation import Explanation, explain
 from torchmetrics_cam.metrics.identity import identity, own
 from torchmetrics_cam.perturbation import check_baseline, masked_scores, to_mask
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
+from torchmetrics_cam.random_numbers import OwnRandomNumbers
 from torchmetrics_cam.scoring import ClassIndex, Scoring, Selection, Target
 
 Average = Literal["micro", "macro", "none"]
+_CPU = torch.device("cpu")
 
 
 class CAMMetric(Metric):
@@ -38,6 +40,7 @@ class CAMMetric(Metric):
 
     identity: Tensor
     default_protocol: ClassVar[str] = "paper"
+    _in_forward: bool = False
 
     def __init__(
         self,
@@ -92,6 +95,7 @@ class CAMMetric(Metric):
         """Update, and return the value of this batch alone; a refused batch loses nothing accumulated."""
         states, update_count = self._copy_state_dict(), self._update_count
         settings = self._to_sync, self._should_unsync, self._enable_grad, self.compute_on_cpu
+        self._in_forward = True
         try:
             return super().forward(*args, **kwargs)
         except BaseException:
@@ -101,6 +105,15 @@ class CAMMetric(Metric):
             self._to_sync, self._should_unsync, self._enable_grad, self.compute_on_cpu = settings
             self._computed = None
             raise
+        finally:
+            self._in_forward = False
+
+    def reset(self) -> None:
+        """Begin anew, also with the random numbers of sources that draw some."""
+        super().reset()
+        # The base class resets within forward, for the value of the batch; there the stream goes on.
+        if not self._in_forward:
+            self._evaluation.random_numbers = OwnRandomNumbers()
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the sums of another metric, such as a shard that was computed elsewhere.
@@ -151,7 +164,6 @@ class CAMMetric(Metric):
         cams: Tensor | None,
     ) -> tuple[Explanation, Tensor]:
         """The clean pass of a batch, and the score of what is explained on its masked images."""
-        scoring = self._evaluation.scoring
         try:
             if targets is not None and self.average != "micro":
                 raise ValueError(
@@ -159,24 +171,25 @@ class CAMMetric(Metric):
                 )
             if isinstance(images, Tensor) and images.ndim > 1:
                 check_baseline(images, self.protocol)
-            explanation = explain(
-                self.source,
-                images,
-                scoring=scoring,
-                class_idx=class_idx,
-                targets=targets,
-                cams=cams,
-                validate_args=self.validate_args,
-            )
-            self._check_classes(explanation.selection)
-            masked = masked_scores(
-                self.source.model,
-                explanation,
-                to_mask(explanation, self.protocol),
-                scoring=scoring,
-                muted=self.source.muted(),
-                batch_size=self.batch_size,
-            )
+            with self._evaluation.random_numbers.drawn(getattr(images, "device", _CPU)):
+                explanation = explain(
+                    self.source,
+                    images,
+                    scoring=self._evaluation.scoring,
+                    class_idx=class_idx,
+                    targets=targets,
+                    cams=cams,
+                    validate_args=self.validate_args,
+                )
+                self._check_classes(explanation.selection)
+                masked = masked_scores(
+                    self.source.model,
+                    explanation,
+                    to_mask(explanation, self.protocol),
+                    scoring=self._evaluation.scoring,
+                    muted=self.source.muted(),
+                    batch_size=self.batch_size,
+                )
         except BaseException:
             # The base class counts an update before it runs.
             self._update_count -= 1
@@ -229,6 +242,7 @@ class _Evaluation:
     def __init__(self, source: CAMSource, scoring: Scoring) -> None:
         self.source = source
         self.scoring = scoring
+        self.random_numbers = OwnRandomNumbers()
 
     def identity(self) -> Tensor:
         """By what metrics on one source, protocol and ``logits_fn`` know each other."""
