@@ -1,6 +1,6 @@
 """The metrics: values by hand, what they accept, what they refuse, what they cost."""
 
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from functools import partial
 
 import numpy as np
@@ -10,6 +10,7 @@ from conftest import Calls, HostSyncs, small_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from torchmetrics_cam import (
     AverageDrop,
@@ -30,6 +31,7 @@ from torchmetrics_cam.cams import (
     XGradCAM,
 )
 from torchmetrics_cam.functional import average_drop
+from torchmetrics_cam.scoring import logits_of
 
 THREE = [AverageDrop, IncreaseInConfidence, AverageGain]
 ALL = [*THREE, ClassificationMetric]
@@ -223,6 +225,49 @@ def test_autocast(images):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         drop = value(AverageDrop(LayerCAM(model, "body")), images.float())
     assert drop.item() == pytest.approx(expected.item(), abs=0.01)
+
+
+class Returning(nn.Module):
+    """A model that returns what ``form`` makes of its scores."""
+
+    def __init__(self, net, form):
+        super().__init__()
+        self.net, self.form = net, form
+
+    def forward(self, x):
+        return self.form(self.net(x))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda logits: (logits, logits * 2),
+        lambda logits: {"logits": logits, "loss": 0},
+        lambda logits: OrderedDict(out=logits, aux=logits * 2),
+        lambda logits: ImageClassifierOutput(logits=logits),
+    ],
+    ids=["tuple", "dict", "torchvision", "transformers"],
+)
+def test_class_scores_are_found_in_what_a_model_returns(form, net, images):
+    expected = value(AverageDrop(GradCAM(net, "body")), images)
+    model = Returning(net, form)
+    assert torch.equal(value(AverageDrop(GradCAM(model, "net.body")), images), expected)
+    first = lambda output: logits_of(output).softmax(1)  # noqa: E731
+    assert torch.equal(value(AverageDrop(GradCAM(model, "net.body"), first), images), expected)
+
+
+def test_a_target_sees_every_part_of_an_output(net, images):
+    """A model with two heads: the second one is explained."""
+    plain = Returning(net, lambda logits: (logits * 0, logits.sigmoid()))
+    named = Returning(net, lambda logits: {"zero": logits * 0, "second": logits.sigmoid()})
+    alone = Returning(net, lambda logits: logits.sigmoid())
+    expected = value(
+        AverageDrop(GradCAM(alone, "net.body"), protocol="torchcam"), images, targets=lambda scores: scores[3]
+    )
+    assert expected > 0
+    for model, target in ((plain, lambda parts: parts[1][3]), (named, lambda parts: parts["second"][3])):
+        metric = AverageDrop(GradCAM(model, "net.body"), protocol="torchcam")
+        assert torch.equal(value(metric, images, targets=target), expected)
 
 
 def test_a_huggingface_output_needs_no_logits_fn(net, images):

@@ -1,5 +1,6 @@
 """explain(): one batch, one guarded clean forward pass, one map an image."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import mode
@@ -11,7 +12,7 @@ from torch import Tensor
 from torchmetrics_cam.cams.callables import check_maps
 from torchmetrics_cam.cams.source import CAMSource, CleanPass, SourceMaps
 from torchmetrics_cam.functional.maps import fuse_maps, rectify
-from torchmetrics_cam.graph import activation_graph, gradients_on, refuse_inference_tensors
+from torchmetrics_cam.graph import activation_graph, activations_of, gradients_on, refuse_inference_tensors
 from torchmetrics_cam.guard import refuse_lazy_modules, untouched
 from torchmetrics_cam.scoring import (
     ClassIndex,
@@ -90,6 +91,7 @@ def explain(
             f"{source!r} explains a class, not an arbitrary target; pass class_idx instead of targets"
         )
     source.check(images, cams)
+    scoring = scoring.explaining(targets)
     refuse_lazy_modules(source.model)
     if source.graph != "none":
         refuse_inference_tensors(source.model)
@@ -131,7 +133,7 @@ def _clean_pass(
     stack.enter_context(source.recording())
     activations: dict[Any, Tensor] = {}
     if source.graph == "none":
-        with torch.no_grad():
+        with torch.no_grad(), activations_of(source.layers) as activations:
             scores = scoring(source.model(images.clone()))
     elif source.graph == "input":
         scores = scoring(source.model(_in_graph(images)))
@@ -154,7 +156,7 @@ def _clean_pass(
         selection = Selection(class_idx=class_tensor(class_idx, scores.scores), num_classes=num_classes)
         if scoring.protocol.cam_of == "logit" and source.graph != "none":
             _check_logits(scores)
-    return CleanPass(images, scores, selection, class_idx, activations, scoring.protocol, cams)
+    return CleanPass(images, scores, selection, class_idx, activations, scoring, cams)
 
 
 def _one_map(made: SourceMaps, clean: CleanPass) -> Tensor:
@@ -218,8 +220,11 @@ def _in_graph(images: Tensor) -> Tensor:
 
 
 def _has_graph(output: Any) -> bool:
-    tensors = output if isinstance(output, list | tuple) else [output]
-    return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, list | tuple):
+        return any(map(_has_graph, output))
+    return isinstance(output, Tensor) and output.requires_grad
 
 
 def _all_finite(tensor: Tensor) -> Tensor:

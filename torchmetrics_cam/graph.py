@@ -72,6 +72,25 @@ def activation_graph(
         yield graph
 
 
+@contextmanager
+def activations_of(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+    """What the layers give in forwards inside, in the order in which they run; no graph is made for it."""
+    activations: dict[nn.Module, Tensor] = {}
+
+    def reach(module: nn.Module, _args: Any, output: Any) -> Any:
+        activation, replace = _first_tensor(output)
+        if activation is None:
+            return None
+        activations[module] = activation
+        # The clone is what goes on, as above.
+        return replace(activation.clone())
+
+    with ExitStack() as stack:
+        for layer in dict.fromkeys(layers):
+            stack.callback(layer.register_forward_hook(reach, prepend=True).remove)
+        yield activations
+
+
 def refuse_inference_tensors(model: nn.Module) -> None:
     """Autograd cannot save a tensor that was made in inference mode.
 

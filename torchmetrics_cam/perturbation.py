@@ -90,6 +90,7 @@ def masked_scores(
         A tensor of shape ``(N,)``.
     """
     images, scores = explanation.images, []
+    scoring = scoring.explaining(explanation.selection.targets)
     with torch.no_grad(), untouched(model), muted or nullcontext():
         for start in range(0, len(images), batch_size or len(images)):
             chunk = slice(start, start + (batch_size or len(images)))

@@ -1,7 +1,7 @@
 """From a model's output to the score of the class, or of the target, that is explained."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -14,12 +14,31 @@ Target = Callable[[Any], Tensor]
 ClassIndex = int | Sequence[int] | Tensor
 
 
+def logits_of(output: Any) -> Any:
+    """The class scores within a model's output.
+
+    Args:
+        output: a tensor; an object or a mapping with ``logits``, as of transformers, or ``out``, as of
+            torchvision's segmentation models; or a tuple, whose first entry they are.
+
+    Returns:
+        What was found, or the output itself.
+    """
+    for name in ("logits", "out"):
+        if isinstance(output, Mapping) and name in output:
+            return output[name]
+        if isinstance(getattr(output, name, None), Tensor):
+            return getattr(output, name)
+    return output[0] if isinstance(output, tuple) and output else output
+
+
 @dataclass(frozen=True)
 class Scores:
     """What one forward pass said.
 
     Args:
-        raw: the model's output, or its ``.logits``.
+        raw: the class scores within the model's output (`logits_of`), or, where targets are explained and it
+            has several parts, the whole of it.
         scores: what ``logits_fn`` or the protocol made of it; ``(N, K)`` where classes are explained.
     """
 
@@ -33,6 +52,11 @@ class Scoring:
 
     logits_fn: Callable[[Any], Any] | None
     protocol: EvaluationProtocol
+    for_targets: bool = False
+
+    def explaining(self, targets: Any) -> "Scoring":
+        """For targets that see every part of an output, or, where there are none, for classes."""
+        return replace(self, for_targets=targets is not None)
 
     def __call__(self, output: Any) -> Scores:
         """Scores of an output, in at least float32 where the protocol's own softmax makes them.
@@ -40,7 +64,7 @@ class Scoring:
         Raises:
             ValueError: if the softmax runs over a single class, where it is 1 whatever the image shows.
         """
-        logits = getattr(output, "logits", output)
+        logits = getattr(output, "logits", output) if self.for_targets else logits_of(output)
         if self.logits_fn is not None:
             return Scores(logits, self.logits_fn(output))
         if self.protocol.scores == "raw" or not isinstance(logits, Tensor) or logits.ndim < 2:
@@ -71,7 +95,7 @@ class Selection:
         if self.targets is None:
             assert self.class_idx is not None
             return torch.as_tensor(output).gather(1, self.class_idx.unsqueeze(1)).squeeze(1)
-        values = [target(sample) for target, sample in zip(self.targets, _samples(output), strict=True)]
+        values = [target(sample) for target, sample in zip(self.targets, samples(output), strict=True)]
         for value in values:
             if not isinstance(value, Tensor):
                 raise TypeError(f"a target returned {value!r}; it must return a scalar tensor")
@@ -173,13 +197,23 @@ def resolve_targets(targets: Target | Sequence[Target], batch_size: int) -> list
     return list(targets)
 
 
-def _samples(output: Any) -> Sequence[Any]:
+def samples(output: Any) -> Sequence[Any]:
+    """The output of each sample: of a tensor ``(N, ...)``, of a list, of a tuple or mapping of these.
+
+    Raises:
+        TypeError: if the output has no batch dimension.
+    """
     if isinstance(output, list):
         return output
+    if isinstance(output, Mapping):
+        return [dict(zip(output, sample, strict=True)) for sample in samples(tuple(output.values()))]
+    if isinstance(output, tuple) and output:
+        return list(zip(*map(samples, output), strict=True))
     if isinstance(output, Tensor) and output.ndim:
         return output.unbind(0)
     raise TypeError(
-        f"targets need a tensor (N, ...) or a list of N outputs, and the model gave {type(output).__name__}"
+        "targets need a tensor (N, ...), a list of N outputs, or a tuple or dict of these, and the model gave"
+        f" {type(output).__name__}"
     )
 
 

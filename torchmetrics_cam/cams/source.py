@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchmetrics_cam.guard import unwrapped
 from torchmetrics_cam.protocol import EvaluationProtocol
-from torchmetrics_cam.scoring import ClassIndex, Scores, Selection
+from torchmetrics_cam.scoring import ClassIndex, Scores, Scoring, Selection
 
 Graph = Literal["none", "head", "input"]
 
@@ -26,8 +26,9 @@ class CleanPass:
             asked.
         selection: which score of each sample is explained.
         class_idx: the class as the user gave it.
-        activations: what each of ``source.layers`` gave, if the source asked for a graph.
-        protocol: the choices of the evaluation.
+        activations: what each of ``source.layers`` gave, in the order in which they ran; with their graph if
+            the source asked for one.
+        scoring: how the model's output becomes scores.
         cams: the maps that were handed to ``update``, if any.
     """
 
@@ -36,13 +37,23 @@ class CleanPass:
     selection: Selection
     class_idx: ClassIndex | None
     activations: dict[nn.Module, Tensor]
-    protocol: EvaluationProtocol
+    scoring: Scoring
     cams: Tensor | None = None
+
+    @property
+    def protocol(self) -> EvaluationProtocol:
+        """The choices of the evaluation."""
+        return self.scoring.protocol
 
     @property
     def explained(self) -> Any:
         """What the protocol takes the CAM of: the raw output, or the scores."""
         return self.scores.raw if self.protocol.cam_of == "logit" else self.scores.scores
+
+    def explained_of(self, output: Any) -> Any:
+        """The same of an output that a source got by running the model once more."""
+        scores = self.scoring(output)
+        return scores.raw if self.protocol.cam_of == "logit" else scores.scores
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,9 @@ class CAMSource(ABC):
     def muted(self) -> Iterator[None]:
         """Around the masked forward passes: hooks of the source's own are silent."""
         yield
+
+    def remove_hooks(self) -> None:  # noqa: B027 (most sources have none)
+        """Take the source's own hooks off the model for good; it makes no maps any more."""
 
     def release(self) -> None:  # noqa: B027 (most sources keep nothing)
         """Drop every tensor kept from the batch."""

@@ -114,6 +114,11 @@ class TorchcamSource(CAMSource):
         else:
             yield
 
+    def remove_hooks(self) -> None:
+        """Take the extractor's hooks off the model."""
+        if hasattr(self.extractor, "remove_hooks"):
+            self.extractor.remove_hooks()
+
     def release(self) -> None:
         """Drop activations, gradients with their graph, and the images that some extractors keep."""
         if hasattr(self.extractor, "reset_hooks"):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from torchmetrics_cam.functional.confidence import average_drop, average_gain, increase_in_confidence
-from torchmetrics_cam.metrics.base import Average, CAMMetric, warn_scores_outside_unit_interval
+from torchmetrics_cam.metrics.base import CAMMetric, warn_scores_outside_unit_interval
+from torchmetrics_cam.metrics.settings import Average
 from torchmetrics_cam.protocol import EvaluationProtocol
 from torchmetrics_cam.scoring import ClassIndex, Target
 
@@ -79,8 +80,8 @@ class ConfidenceMetric(CAMMetric):
             class_idx: the class that is explained: an int for all, a list or LongTensor ``(N,)`` for one an
                 image, or None for the model's top class of each image.
             targets: instead of a class, one callable for all images or one an image, from a sample's output
-                to a scalar. The drop takes it of the scores, the CAM of what the protocol takes the CAM of:
-                by default the sample after the softmax, and before it.
+                to a scalar; of a tuple or dict it sees every part. The drop takes it of the scores, the CAM
+                of what the protocol takes the CAM of: by default the sample after the softmax, and before it.
             cams: maps ``(N, *any spatial)`` computed beforehand, where the source is `PrecomputedMaps`.
 
         Raises:
