@@ -1,6 +1,7 @@
 """CAMEvaluation in real trainings: what it measures, logs and draws, and what it leaves behind."""
 
 import csv
+import re
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -245,6 +246,38 @@ def test_any_logger_that_takes_images_gets_them_and_the_others_a_file(tmp_path):
     assert len(pictures(tmp_path)) == len(pictures(table.log_dir)) == 1
 
 
+class Comet(Gallery):
+    """As CometLogger hands out its experiment."""
+
+    log_image = None
+
+    @property
+    def experiment(self):
+        return self
+
+    def log_figure(self, figure_name=None, figure=None, overwrite=False, step=None):
+        assert figure.axes
+        self.pictures.append((figure_name, step))
+
+
+class MLFlow(Comet):
+    """As MLFlowLogger hands out its client."""
+
+    run_id = "run"
+
+    def log_figure(self, run_id, figure, artifact_file):
+        assert figure.axes
+        self.pictures.append((run_id, artifact_file))
+
+
+def test_loggers_that_take_figures_get_them(tmp_path):
+    comet, mlflow = Comet(), MLFlow()
+    fitted(tmp_path, CAMEvaluation(grad_cam), logger=[comet, mlflow], max_epochs=1)
+    assert comet.pictures == [("cam/worst_explained", 8)]
+    assert mlflow.pictures == [("run", "cam/worst_explained/step=8.png")]
+    assert pictures(tmp_path) == []
+
+
 def test_without_a_logger_it_goes_to_the_directory_or_that_of_the_trainer(tmp_path):
     fitted(tmp_path, CAMEvaluation(grad_cam), max_epochs=1)
     assert pictures(tmp_path) == ["cam/worst_explained/epoch=0-step=8.png"]
@@ -354,11 +387,57 @@ def test_the_sanity_check_finds_a_batch_that_does_not_fit(tmp_path):
         ({"every_n_epochs": 0}, ValueError, "every_n_epochs is 0; it must be at least 1"),
         ({"max_batches": 0}, ValueError, "max_batches is 0; it must be at least 1"),
         ({"num_images": -1}, ValueError, "num_images is -1; it must be at least 0"),
+        ({"num_images": 1.5}, TypeError, "num_images is 1.5; it must be an integer"),
+        ({"dataloader_idx": -1}, ValueError, "dataloader_idx is -1; it must be at least 0"),
+        ({"protocol": "papr"}, ValueError, "protocol='papr' is no preset"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0; it must be a positive integer"),
+        ({"logits_fn": 4}, TypeError, "logits_fn is 4; it must be a callable"),
     ],
 )
 def test_what_could_only_fail_later_is_refused_at_once(arguments, error, message):
     with pytest.raises(error, match=message):
         CAMEvaluation(**({"sources": {"uniform": UniformMap(nn.Flatten())}} | arguments))
+
+
+def test_two_callbacks_may_not_log_under_one_name(tmp_path):
+    both = [CAMEvaluation(grad_cam), CAMEvaluation(two)]
+    with pytest.raises(ValueError, match="2 CAMEvaluation callbacks log under the name 'cam'"):
+        trainer(tmp_path, callbacks=both).validate(Digits(), validation(), verbose=False)
+    both = [CAMEvaluation(grad_cam), CAMEvaluation(two, name="again")]
+    fit, _ = fitted(tmp_path, both[0], callbacks=both[1:])
+    assert fit.callback_metrics[DROP] == fit.callback_metrics["again/Grad-CAM/average_drop"]
+    assert len(pictures(tmp_path)) == 4
+
+
+def test_a_dataloader_that_is_not_there_is_named(tmp_path):
+    callback = CAMEvaluation(grad_cam, dataloader_idx=3)
+    with pytest.raises(ValueError, match="dataloader_idx is 3, and there are 1 validation dataloaders"):
+        trainer(tmp_path, callbacks=[callback]).validate(Digits(), validation(), verbose=False)
+
+
+def test_a_network_is_left_without_hooks_where_a_later_source_is_none(tmp_path):
+    modules = []
+
+    def sources(module):
+        modules.append(module.model)
+        return {"torchcam": methods.GradCAM(module.model, "3", input_shape=(1, 8, 8)), "none": 42}
+
+    with pytest.raises(TypeError, match="cam_extractor is a int"):
+        trainer(tmp_path, callbacks=[CAMEvaluation(sources)]).fit(Digits(), training(), validation())
+    assert not modules[0][3]._forward_hooks
+
+
+@pytest.mark.parametrize(("every", "due"), [(1, [1, 3, 5]), (2, [1, 3, 5]), (4, [1, 5])])
+def test_epochs_without_validation_are_passed_over(tmp_path, every, due):
+    callback = CAMEvaluation(grad_cam, every_n_epochs=every, num_images=1)
+    fitted(tmp_path, callback, max_epochs=6, check_val_every_n_epoch=2)
+    epochs = [int(re.search(r"epoch=(\d+)", picture)[1]) for picture in pictures(tmp_path)]
+    assert sorted(epochs) == due
+
+
+def test_a_class_without_a_name_is_shown_by_its_number(tmp_path):
+    fitted(tmp_path, CAMEvaluation(grad_cam, class_names=["zero"]), max_epochs=1)
+    assert len(pictures(tmp_path)) == 1
 
 
 def test_a_function_that_gives_no_sources_is_named(tmp_path):

@@ -110,6 +110,15 @@ def test_rule_04_a_thousand_increments_are_a_thousand(images):
     assert metric.total == 1000
 
 
+def test_rule_04_a_checkpoint_in_half_precision_makes_no_half_precise_counter(net, images):
+    metric = AverageDrop(GradCAM(net, "body"))
+    metric.persistent(True)
+    metric.update(images)
+    metric.load_state_dict({name: state.bfloat16() for name, state in metric.state_dict().items()})
+    assert (metric.total.dtype, metric.drop.dtype) == (torch.int64, torch.float64)
+    assert metric.total == 4
+
+
 def test_rule_05_a_state_reset_in_inference_mode_can_be_added_to_outside(net, images):
     """validate, then fit, then validate: in inference mode, outside, and in it again."""
     metric, whole = AverageDrop(GradCAM(net, "body")), AverageDrop(GradCAM(net, "body"))

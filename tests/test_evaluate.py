@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from digits import data, network, source
+from processes import results_of
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -16,18 +17,19 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
 from torchcam import methods
-from torchmetrics import MetricCollection
+from torchmetrics import MetricCollection, MetricTracker
 from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.wrappers import MinMaxMetric
+from torchmetrics.wrappers import ClasswiseWrapper, MinMaxMetric
 
 from torchmetrics_cam import AverageDrop, AverageGain, IncreaseInConfidence
 from torchmetrics_cam.cams import LayerCAM
 from torchmetrics_cam.lightning import evaluate
-from torchmetrics_cam.lightning.evaluation import _share
+from torchmetrics_cam.lightning.loaders import share
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 evaluated = partial(evaluate, **QUIET)
@@ -117,7 +119,8 @@ def test_after_an_error_the_model_is_what_it_was():
         evaluated(metric, Broken(*seventy().tensors), precision="64-true", batch_size=10)
     assert model[0].weight.dtype == torch.float32
     assert model.training
-    assert metric.total == 40
+    assert metric.total == 0
+    assert evaluated(metric, seventy()).item() == pytest.approx(by_hand(seventy().tensors[0]), rel=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:.*was called before the ``update`` method")
@@ -149,6 +152,51 @@ def test_any_dataloader_serves_one_process_and_several_refuse_what_cannot_be_spl
     assert metric.total == 70
 
 
+class Dimmed(DataLoader):
+    """A dataloader that does more than its settings say."""
+
+    def __iter__(self):
+        return ([images * 0.3, labels] for images, labels in super().__iter__())
+
+
+def test_a_dataloader_of_the_users_own_class_is_taken_as_it_is():
+    metric = AverageDrop(source(network_in_evaluation()))
+    value = evaluated(metric, Dimmed(seventy(), batch_size=16))
+    assert value.item() == pytest.approx(by_hand(seventy().tensors[0] * 0.3), rel=1e-6)
+    assert value.item() != pytest.approx(by_hand(seventy().tensors[0]), rel=1e-3)
+    metric.reset()
+    with pytest.raises(ValueError, match="a dataloader of the class Dimmed cannot be split over ranks"):
+        evaluated(metric, Dimmed(seventy(), batch_size=16), devices=2, strategy="ddp_spawn")
+
+
+def test_drop_last_drops_nothing_also_with_a_sampler():
+    loader = DataLoader(seventy(), sampler=SubsetRandomSampler(range(10)), batch_size=4, drop_last=True)
+    metric = AverageDrop(source(network_in_evaluation()))
+    evaluated(metric, loader)
+    assert metric.total == 10
+
+
+@pytest.mark.filterwarnings("ignore:.*was called before the ``update`` method")
+def test_wrappers_that_count_an_update_when_they_are_made_and_every_step_of_a_tracker():
+    model = network_in_evaluation()
+    classes = AverageDrop(source(model), num_classes=10, average="none")
+    values = evaluated(ClasswiseWrapper(classes), seventy())
+    assert len(values) == 10
+    tracker = MetricTracker(AverageDrop(source(model)))
+    for size in (10, 20):
+        tracker.increment()
+        value = evaluated(tracker, Subset(seventy(), range(size)))
+        assert value.item() == pytest.approx(by_hand(seventy().tensors[0][:size]), rel=1e-6)
+        assert tracker[-1].total == size
+    assert tracker.compute_all()[0].item() == pytest.approx(by_hand(seventy().tensors[0][:10]), rel=1e-6)
+
+
+def test_all_settings_of_a_trainer_may_be_given_also_the_one_that_evaluate_decides():
+    metric = AverageDrop(source(network_in_evaluation()))
+    evaluated(metric, seventy(), use_distributed_sampler=True, limit_test_batches=1)
+    assert metric.total == 32
+
+
 def test_what_is_no_metric_of_ours_or_already_holds_images_is_refused():
     for wrong in (MulticlassAccuracy(10), torch.nn.Flatten(), lambda images: 0):
         with pytest.raises(TypeError, match="pass a metric of torchmetrics_cam, or a MetricCollection"):
@@ -174,9 +222,9 @@ def test_rule_20_each_image_is_seen_once_over_all_ranks(size, world_size):
         loader = DataLoader(dataset, batch_size=3, sampler=sampler)
         seen = []
         for rank in range(world_size):
-            share = list(_share(loader, rank, world_size))
-            assert share
-            seen += [index for batch in share if batch is not None for index in batch.tolist()]
+            batches = list(share(loader, rank, world_size))
+            assert batches
+            seen += [index for batch in batches if batch is not None for index in batch.tolist()]
         assert sorted(seen) == dataset
 
 
@@ -205,6 +253,50 @@ def test_rule_20_spawned_processes_give_the_numbers_of_one(processes, size):
             assert getattr(many[name], count) == getattr(one[name], count)
     assert many["drop"].total == size
     assert many["drop"].update_called
+
+
+def test_a_metric_that_was_evaluated_in_spawned_processes_is_still_that_of_its_model():
+    """The processes have names of their own for the models, which may come back with the sums."""
+    first, second = network_in_evaluation(), network_in_evaluation()
+    metrics = [AverageDrop(source(model)) for model in (first, second)]
+    for metric in metrics:
+        evaluated(metric, Subset(seventy(), range(5)), devices=2, strategy="ddp_spawn")
+    collection = MetricCollection(dict(zip("ab", metrics, strict=True)))
+    images = seventy().tensors[0]
+    collection.update(images)
+    with torch.no_grad():
+        for weight in second.parameters():
+            weight.mul_(1.5)
+    collection.reset()
+    collection.update(images)
+    values = collection.compute()
+    assert values["a"] != values["b"]
+    assert values["a"].item() == pytest.approx(by_hand(images), rel=1e-6)
+
+
+def test_the_value_is_that_of_all_ranks_also_without_sync_on_compute():
+    metric = AverageDrop(source(network_in_evaluation()), sync_on_compute=False)
+    value = evaluated(metric, seventy(), devices=2, strategy="ddp_spawn")
+    assert value.item() == pytest.approx(by_hand(seventy().tensors[0]), rel=1e-6)
+    assert metric._to_sync is False
+
+
+def in_a_group_of_its_own(rank, world_size):
+    messages = []
+    for settings in ({}, {"devices": 2, "strategy": "ddp"}):
+        try:
+            evaluated(AverageDrop(source(network_in_evaluation())), seventy(), **settings)
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_a_process_group_that_the_trainer_knows_nothing_of_is_refused(tmp_path):
+    for messages in results_of(in_a_group_of_its_own, 2, tmp_path):
+        assert len(messages) == 2
+        for message in messages:
+            assert "evaluate() was called in a process group of 2" in message
+            assert "start the processes with torchrun" in message
 
 
 SCRIPT = """

@@ -12,7 +12,7 @@ from torchcam import methods
 from torchmetrics import MetricCollection
 
 from torchmetrics_cam import AverageDrop, AverageGain, EvaluationProtocol, IncreaseInConfidence
-from torchmetrics_cam.cams import GradCAM, GradCAMPlusPlus, RandomMap
+from torchmetrics_cam.cams import CAMSource, GradCAM, GradCAMPlusPlus, RandomMap, SourceMaps
 
 SOFTMAX = partial(torch.softmax, dim=-1)
 
@@ -100,6 +100,42 @@ def test_a_merge_keeps_it(net, images):
     whole.update(images)
     assert same(metric, whole)
     assert metric.compute().item() == pytest.approx(whole.compute().item(), abs=1e-12)
+
+
+def test_sums_of_different_things_are_not_merged(net, images):
+    metric = AverageDrop(GradCAM(net, "body"))
+    metric.update(images)
+    total = metric.total
+    with pytest.raises(
+        ValueError, match=r"a metric of the protocol torchcam.* cannot be merged into one of paper"
+    ):
+        metric.merge_state(AverageDrop(GradCAM(net, "body"), protocol="torchcam"))
+    classes = AverageDrop(GradCAM(net, "body"), num_classes=5, average="macro")
+    classes.update(images)
+    for incoming in (classes, classes.metric_state):
+        with pytest.raises(ValueError, match=r"the state .* to merge has shape \(5,\), not \(\); give both"):
+            metric.merge_state(incoming)
+    assert metric.total is total
+
+
+class ByLayer(CAMSource):
+    """A source with a table whose keys cannot be sorted."""
+
+    def __init__(self, model, layers):
+        self.model = model
+        self.weights = {layer: place for place, layer in enumerate(layers)}
+
+    def maps(self, clean):
+        return SourceMaps([clean.images.mean(1)])
+
+
+def test_a_source_may_hold_anything(net):
+    first, second = (
+        AverageDrop(ByLayer(net, [net.body, net.stem])),
+        AverageDrop(ByLayer(net, [net.body, net.stem])),
+    )
+    assert same(first, second)
+    assert not same(first, AverageDrop(ByLayer(net, [net.stem, net.body])))
 
 
 def test_it_stays_out_of_checkpoints(net, images):

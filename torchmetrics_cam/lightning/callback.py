@@ -1,6 +1,7 @@
 """CAMEvaluation: watches during training whether the explanations of a network are faithful."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from torchmetrics_cam.lightning.batches import BatchInputs, update_arguments
 from torchmetrics_cam.lightning.figures import log_figure
 from torchmetrics_cam.lightning.worst import WorstExplained, worst, worst_figure, worst_of
 from torchmetrics_cam.metrics.confidence import ConfidenceMetric
-from torchmetrics_cam.protocol import EvaluationProtocol
+from torchmetrics_cam.metrics.settings import check_scoring
+from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
 Sources = Mapping[str, Any]
 
@@ -38,12 +40,14 @@ class CAMEvaluation(Callback):
             to that, such as ``lambda module: {"Grad-CAM": GradCAM(module.model, "layer4")}``. The function is
             called when the network stands and is on its device; hooks of extractors that it makes are removed
             at the end. With ``ddp_spawn`` it is sent to other processes, so it must be a named function.
-        every_n_epochs: epochs 0, n, 2n and so on are evaluated; a value stays in force until the next.
+        every_n_epochs: of every n epochs the first that validates is evaluated. Its value stays in force
+            until the next, so `EarlyStopping` needs a ``patience`` of at least n.
         max_batches: so many batches of a validation, on each device; None for all.
         inputs: from a batch to its images, or to the arguments of ``update`` by name, such as
             ``lambda batch: {"input_tensor": batch[0], "class_idx": batch[1]}``. None takes the images of
             ``(images, labels)`` or of a dict, and explains the model's top class.
-        dataloader_idx: which of several validation dataloaders.
+        dataloader_idx: which of several validation dataloaders; a second callback, with another ``name``,
+            can look at another.
         logits_fn, protocol, batch_size: as for `AverageDrop`.
         num_images: how many images the figure shows; 0 for no figure.
         to_colours: from images ``(N, C, H, W)`` as the model takes them to colours in [0, 1],
@@ -51,12 +55,14 @@ class CAMEvaluation(Callback):
             value.
         class_names: the names of the classes, for the figure.
         directory: where figures go that no logger takes; None for the logger's own directory.
-        name: the first part of every logged name.
+        name: the first part of every logged name, another for each callback of a Trainer.
         prog_bar: whether the values are shown in the progress bar.
 
     Raises:
         ModuleNotFoundError: if there is a figure to draw and matplotlib is missing.
-        ValueError: if a number is out of range.
+        TypeError: if a setting is of a wrong type.
+        ValueError: if a number is out of range, there is no such protocol or dataloader, or another
+            CAMEvaluation of the Trainer has the same name.
 
     Example:
         >>> from torchmetrics_cam.cams import GradCAM
@@ -88,10 +94,16 @@ class CAMEvaluation(Callback):
         for setting, value, least in (
             ("every_n_epochs", every_n_epochs, 1),
             ("max_batches", max_batches, 1),
+            ("dataloader_idx", dataloader_idx, 0),
             ("num_images", num_images, 0),
         ):
-            if value is not None and value < least:
+            if value is None and setting == "max_batches":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{setting} is {value!r}; it must be an integer")
+            if value < least:
                 raise ValueError(f"{setting} is {value}; it must be at least {least}")
+        check_scoring(logits_fn, batch_size)
         if num_images and find_spec("matplotlib") is None:
             raise ModuleNotFoundError(
                 'the figure of CAMEvaluation needs matplotlib: pip install "torchmetrics-cam[plot]", or set'
@@ -105,7 +117,7 @@ class CAMEvaluation(Callback):
         self.dataloader_idx = dataloader_idx
         self.settings: dict[str, Any] = {
             "logits_fn": logits_fn,
-            "protocol": protocol,
+            "protocol": as_protocol(protocol),
             "batch_size": batch_size,
         }
         self.num_images = num_images
@@ -114,15 +126,33 @@ class CAMEvaluation(Callback):
         self.directory = None if directory is None else Path(directory)
         self.name = name
         self.prog_bar = prog_bar
+        self._made: Sources = {}
         self._metrics: dict[str, _Confidence] = {}
         self._worst: list[WorstExplained] = []
+        self._last_epoch: int | None = None
+        self._due = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to log under the names of another callback."""
+        same = [one for one in _evaluations(trainer) if one.name == self.name]
+        if len(same) > 1:
+            raise ValueError(
+                f"{len(same)} CAMEvaluation callbacks log under the name {self.name!r}, and Lightning would"
+                ' mix their values; give each its own, such as CAMEvaluation(..., name="cam_shifted")'
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the metrics before the first batch, so that a wrong layer is found before training."""
         self._prepare(pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Begin anew, if this epoch is one to evaluate."""
+        loaders = len(trainer.num_val_batches)
+        if self.dataloader_idx >= loaders:
+            raise ValueError(
+                f"dataloader_idx is {self.dataloader_idx}, and there are {loaders} validation dataloaders"
+            )
+        self._due = self._is_due(trainer)
         self._prepare(pl_module)
         self._worst = []
         for metric in self._metrics.values():
@@ -139,7 +169,7 @@ class CAMEvaluation(Callback):
     ) -> None:
         """Explain the batch, and mask and score it again, in the precision of the Trainer."""
         beyond = self.max_batches is not None and batch_idx >= self.max_batches
-        if beyond or dataloader_idx != self.dataloader_idx or not self._is_due(trainer):
+        if beyond or dataloader_idx != self.dataloader_idx or not self._due:
             return
         arguments = update_arguments(batch, self.inputs)
         with trainer.precision_plugin.forward_context():
@@ -157,7 +187,7 @@ class CAMEvaluation(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the values over all ranks, and one figure."""
-        if trainer.sanity_checking or not self._is_due(trainer):
+        if trainer.sanity_checking or not self._due:
             return
         for method, metric in self._metrics.items():
             for measure, value in metric.compute().items():
@@ -179,13 +209,19 @@ class CAMEvaluation(Callback):
         self._release()
 
     def _is_due(self, trainer: Trainer) -> bool:
-        return trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return True
+        epoch, last = trainer.current_epoch, self._last_epoch
+        if last is not None and epoch != last and epoch // self.every_n_epochs == last // self.every_n_epochs:
+            return False
+        self._last_epoch = epoch
+        return True
 
     def _prepare(self, pl_module: LightningModule) -> None:
         if not self._metrics:
-            sources = self.sources(pl_module) if callable(self.sources) else self.sources
-            _check_sources(sources)
-            for method, source in sources.items():
+            self._made = self.sources(pl_module) if callable(self.sources) else self.sources
+            _check_sources(self._made)
+            for method, source in self._made.items():
                 metric = _Confidence(source, **self.settings)
                 if all(metric.source.model is not module for module in pl_module.modules()):
                     rank_zero_warn(
@@ -198,12 +234,11 @@ class CAMEvaluation(Callback):
             metric.to(pl_module.device)
 
     def _release(self) -> None:
-        if callable(self.sources):
-            for metric in self._metrics.values():
-                remove_hooks = getattr(getattr(metric.source, "extractor", None), "remove_hooks", None)
-                if remove_hooks is not None:
-                    remove_hooks()
-        self._metrics, self._worst = {}, []
+        if callable(self.sources) and isinstance(self._made, Mapping):
+            for source in self._made.values():
+                with suppress(TypeError):
+                    as_source(source).remove_hooks()
+        self._made, self._metrics, self._worst, self._last_epoch = {}, {}, [], None
 
 
 class _Confidence(ConfidenceMetric):
@@ -236,6 +271,10 @@ def _check_sources(sources: Any) -> None:
         )
     for source in sources.values():
         as_source(source)
+
+
+def _evaluations(trainer: Trainer) -> list[CAMEvaluation]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, CAMEvaluation)]  # type: ignore[attr-defined]
 
 
 def _from_all_ranks(found: list[WorstExplained]) -> list[WorstExplained]:

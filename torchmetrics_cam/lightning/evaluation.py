@@ -10,24 +10,18 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-)
-from torchmetrics import Metric, MetricCollection
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics import Metric, MetricCollection, MetricTracker
+from torchmetrics.wrappers.abstract import WrapperMetric
 
 from torchmetrics_cam.guard import untouched, weights_kept
 from torchmetrics_cam.lightning.batches import BatchInputs, update_arguments
+from torchmetrics_cam.lightning.loaders import check_divisible, share
 from torchmetrics_cam.metrics.base import CAMMetric
 
 
 def evaluate(
-    metric: Metric | MetricCollection,
+    metric: Metric | MetricCollection | MetricTracker,
     data: Dataset[Any] | DataLoader[Any],
     *,
     inputs: BatchInputs | None = None,
@@ -42,12 +36,13 @@ def evaluate(
 
     Afterwards the metric of rank zero (with ``ddp_spawn``: the one that was passed) holds the sums over all
     ranks and the others are empty, so that ``metric.total`` and ``metric.nan_count`` are those of the whole
-    dataset. The model is where it was, in the dtype that it had.
+    dataset. The model is where it was, in the dtype that it had. After an error the metric is empty again.
 
     Args:
         metric: an empty metric of this package, or a `MetricCollection` or wrapper with at least one in it.
         data: a dataset with a length, or a dataloader over one. Of the dataloader all settings are kept but
-            the order of the images and ``drop_last``.
+            the order of the images and ``drop_last``. One that chooses the images by itself, with a sampler
+            of its own or in a class of its own, is taken as it is on one device, and refused on several.
         inputs: from a batch to its images, or to the arguments of ``update`` by name, such as
             ``lambda batch: {"input_tensor": batch[0], "class_idx": batch[1]}``. None takes the images of
             ``(images, labels)`` or of a dict, and explains the model's top class.
@@ -62,7 +57,8 @@ def evaluate(
 
     Raises:
         TypeError: if the metric is none, or has none of this package in it.
-        ValueError: if the metric already holds images, or the data cannot be split over several ranks.
+        ValueError: if the metric already holds images, the data cannot be split over several ranks, or a
+            process group exists that the Trainer cannot be part of.
 
     Example:
         >>> import torch
@@ -86,11 +82,12 @@ def evaluate(
         # What torchrun has started; a Trainer on the CPU would take it for a mistake.
         "devices": int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or "auto",
     }
-    trainer = Trainer(**(settings | trainer_settings), use_distributed_sampler=False)
+    trainer = Trainer(**(settings | trainer_settings | {"use_distributed_sampler": False}))
+    _check_process_group(trainer)
     if not isinstance(data, DataLoader):
         data = DataLoader(data, batch_size, num_workers=num_workers)
     if trainer.world_size > 1:
-        _check_divisible(data)
+        check_divisible(data)
 
     networks = _networks(metric)
     with (
@@ -99,18 +96,22 @@ def evaluate(
         _on_its_device(metric),
         tempfile.TemporaryDirectory() as folder,
     ):
-        module = _Evaluation(metric, networks, data, inputs, Path(folder))
-        trainer.test(module, verbose=False)
+        module = _TestLoop(metric, networks, data, inputs, Path(folder))
+        try:
+            trainer.test(module, verbose=False)
+        except BaseException:
+            metric.reset()
+            raise
         module.finish()
     return module.value
 
 
-class _Evaluation(LightningModule):
+class _TestLoop(LightningModule):
     """The loop: update on every batch, and the sums over all ranks at the end."""
 
     def __init__(
         self,
-        metric: Metric | MetricCollection,
+        metric: Metric | MetricCollection | MetricTracker,
         networks: nn.ModuleList,
         loader: DataLoader[Any],
         inputs: BatchInputs | None,
@@ -127,14 +128,15 @@ class _Evaluation(LightningModule):
         self.value: Any = None
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return _share(self.loader, self.trainer.global_rank, self.trainer.world_size)
+        return share(self.loader, self.trainer.global_rank, self.trainer.world_size)
 
     def test_step(self, batch: Any) -> None:
         if batch is not None:
             self.metric.update(**update_arguments(batch, self.inputs))
 
     def on_test_epoch_end(self) -> None:
-        self.value = self.metric.compute()
+        with _synced_on_compute(self.metric):
+            self.value = self.metric.compute()
         states = {}
         for name, metric in _members(self.metric):
             with metric.sync_context():
@@ -155,72 +157,69 @@ class _Evaluation(LightningModule):
             _restore(self.metric, states)
 
 
-def _share(loader: DataLoader[Any], rank: int, world_size: int) -> DataLoader[Any]:
-    """The part of the data that one rank looks at."""
-    if not _covers_the_dataset_once(loader):
-        return loader
-    indices = range(rank, len(loader.dataset), world_size)  # type: ignore[arg-type]
-    if not indices:
-        # A rank without a batch would leave the loop early, and the others would wait for it at the end.
-        return DataLoader([None], batch_size=None)  # type: ignore[arg-type]
-    return DataLoader(
-        Subset(loader.dataset, indices),
-        batch_size=loader.batch_size,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        prefetch_factor=loader.prefetch_factor,
-    )
-
-
-def _covers_the_dataset_once(loader: DataLoader[Any]) -> bool:
-    batches_are_the_users = loader.batch_size is None and loader.batch_sampler is not None
-    if isinstance(loader.dataset, IterableDataset) or batches_are_the_users:
-        return False
-    sampler = loader.sampler
-    if isinstance(sampler, RandomSampler):
-        return not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
-    return type(sampler) in (SequentialSampler, DistributedSampler)
-
-
-def _check_divisible(loader: DataLoader[Any]) -> None:
-    if not _covers_the_dataset_once(loader):
-        kind = type(loader.dataset if isinstance(loader.dataset, IterableDataset) else loader.sampler)
+def _check_process_group(trainer: Trainer) -> None:
+    """Where processes talk to each other already, the Trainer must know, or each does all the work."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    size = torch.distributed.get_world_size()
+    cluster = getattr(trainer.strategy, "cluster_environment", None)
+    joined = cluster is not None and cluster.creates_processes_externally and trainer.world_size == size
+    if size > 1 and not joined:
         raise ValueError(
-            f"a dataloader with a {kind.__name__} cannot be split over ranks so that each image counts once;"
-            " pass a dataset with a length, such as torch.utils.data.Subset(dataset, indices)"
+            f"evaluate() was called in a process group of {size}, and its Trainer has {trainer.world_size}"
+            ' processes of its own; start the processes with torchrun and pass strategy="ddp", or leave the'
+            " process group to evaluate()"
         )
 
 
 def _check_metric(metric: Any) -> None:
-    if not isinstance(metric, nn.Module) or not any(isinstance(m, CAMMetric) for m in metric.modules()):
+    if not isinstance(metric, Metric | MetricCollection | MetricTracker) or not any(
+        isinstance(m, CAMMetric) for m in metric.modules()
+    ):
         raise TypeError(
             f"metric is a {type(metric).__name__}; pass a metric of torchmetrics_cam, or a MetricCollection"
             " or wrapper with one in it"
         )
-    for member in metric.modules():
-        if isinstance(member, Metric) and member.update_called:
+    for _, member in _members(metric):
+        # Some wrappers count an update when they are made.
+        if member.update_called and not isinstance(member, WrapperMetric):
             raise ValueError(
                 f"{member!r} already holds {member.update_count} updates, which every rank would count again;"
                 " call reset() first, or pass a new metric"
             )
 
 
-def _members(metric: Metric | MetricCollection) -> Iterator[tuple[str, Metric]]:
-    for name, member in metric.named_modules():
+def _members(metric: Metric | MetricCollection | MetricTracker) -> Iterator[tuple[str, Metric]]:
+    """The metrics that are updated; of a tracker those of the present step."""
+    current: nn.Module = metric[-1] if isinstance(metric, MetricTracker) and len(metric) else metric
+    for name, member in current.named_modules():
         if isinstance(member, Metric):
             yield name, member
 
 
-def _restore(metric: Metric | MetricCollection, states: dict[str, tuple[int, dict[str, Any]]]) -> None:
+def _restore(
+    metric: Metric | MetricCollection | MetricTracker, states: dict[str, tuple[int, dict[str, Any]]]
+) -> None:
     for name, member in _members(metric):
         member._update_count, values = states[name]
         for state, value in values.items():
-            setattr(member, state, value)
+            # Each process has its own names for the models.
+            if state != "identity":
+                setattr(member, state, value)
         member._computed = None
+
+
+@contextmanager
+def _synced_on_compute(metric: Metric | MetricCollection | MetricTracker) -> Iterator[None]:
+    """The value is that of all ranks, also of a metric that was made with ``sync_on_compute=False``."""
+    before = [(member, member._to_sync) for _, member in _members(metric)]
+    try:
+        for member, _ in before:
+            member._to_sync = True
+        yield
+    finally:
+        for member, to_sync in before:
+            member._to_sync = to_sync
 
 
 def _networks(metric: nn.Module) -> nn.ModuleList:
@@ -230,7 +229,7 @@ def _networks(metric: nn.Module) -> nn.ModuleList:
 
 
 @contextmanager
-def _on_its_device(metric: Metric | MetricCollection) -> Iterator[None]:
+def _on_its_device(metric: Metric | MetricCollection | MetricTracker) -> Iterator[None]:
     """The Trainer moves the metric to the device of the run, and from there to the CPU."""
     devices = [(member, member.device) for _, member in _members(metric)]
     try:

@@ -16,8 +16,8 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure", directory: Path | 
     """Hand a figure to the loggers of a trainer; called on the process of rank zero.
 
     A logger with ``log_image(key, images, step=)`` gets the picture (`WandbLogger`), one whose ``experiment``
-    has ``add_figure(name, figure, global_step=)`` the figure (`TensorBoardLogger`). For others, and
-    where there is none, it is written to ``<directory>/<name>/epoch=…-step=….png``.
+    has ``add_figure`` (`TensorBoardLogger`) or ``log_figure`` (`CometLogger`, `MLFlowLogger`) the figure. For
+    others, and where there is none, it is written to ``<directory>/<name>/epoch=…-step=….png``.
 
     Args:
         trainer: the trainer.
@@ -41,8 +41,16 @@ def _shown(logger: Logger, name: str, figure: "Figure", step: int) -> bool:
     if callable(log_image := getattr(logger, "log_image", None)):
         log_image(name, [_pixels(figure)], step=step)
         return True
-    if callable(add_figure := getattr(getattr(logger, "experiment", None), "add_figure", None)):
+    experiment = getattr(logger, "experiment", None)
+    if callable(add_figure := getattr(experiment, "add_figure", None)):
         add_figure(name, figure, global_step=step)
+        return True
+    if callable(log_figure := getattr(experiment, "log_figure", None)):
+        if hasattr(logger, "run_id"):
+            # MLflow keeps figures as the files of a run.
+            log_figure(logger.run_id, figure, f"{name}/step={step}.png")
+        else:
+            log_figure(figure_name=name, figure=figure, step=step)
         return True
     return False
 

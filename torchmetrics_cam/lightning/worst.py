@@ -109,7 +109,9 @@ def _label(explanation: Explanation, index: int, class_names: Sequence[str] | No
     if explanation.selection.class_idx is None:
         return "target"
     class_idx = int(explanation.selection.class_idx[index])
-    return class_names[class_idx] if class_names is not None else f"class {class_idx}"
+    if class_names is None or class_idx >= len(class_names):
+        return f"class {class_idx}"
+    return class_names[class_idx]
 
 
 def worst(found: Sequence[WorstExplained], count: int) -> list[WorstExplained]:

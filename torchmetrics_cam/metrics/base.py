@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,12 +14,12 @@ from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.explanation import Explanation, explain
 from torchmetrics_cam.metrics.identity import identity, own
+from torchmetrics_cam.metrics.settings import Average, check_averaging, check_scoring
 from torchmetrics_cam.perturbation import check_baseline, masked_scores, to_mask
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 from torchmetrics_cam.random_numbers import OwnRandomNumbers
 from torchmetrics_cam.scoring import ClassIndex, Scoring, Selection, Target
 
-Average = Literal["micro", "macro", "none"]
 _CPU = torch.device("cpu")
 
 
@@ -55,22 +55,8 @@ class CAMMetric(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if logits_fn is not None and not callable(logits_fn):
-            raise TypeError(
-                f"logits_fn is {logits_fn!r}; it must be a callable from the model's output to scores (N, K)"
-            )
-        if batch_size is not None and (
-            not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
-        ):
-            raise ValueError(f"batch_size is {batch_size!r}; it must be a positive integer, or None")
-        if average not in get_args(Average):
-            raise ValueError(f"average is {average!r}; it must be one of {', '.join(get_args(Average))}")
-        if num_classes is not None and (
-            not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1
-        ):
-            raise ValueError(f"num_classes is {num_classes!r}; it must be a positive integer, or None")
-        if average != "micro" and num_classes is None:
-            raise ValueError(f"average={average!r} needs the number of classes; pass num_classes")
+        check_scoring(logits_fn, batch_size)
+        check_averaging(num_classes, average)
         source = as_source(cam_extractor)
         self._evaluation = _Evaluation(
             source, Scoring(logits_fn, as_protocol(protocol, self.default_protocol))
@@ -120,7 +106,26 @@ class CAMMetric(Metric):
 
         Args:
             incoming_state: a metric of the same class, or its ``metric_state``.
+
+        Raises:
+            ValueError: if its protocol or its classes are not those of this metric.
         """
+        if isinstance(incoming_state, CAMMetric) and incoming_state.protocol != self.protocol:
+            raise ValueError(
+                f"a metric of the protocol {incoming_state.protocol} cannot be merged into one of"
+                f" {self.protocol}; their sums are of different things"
+            )
+        for name in self._defaults:
+            given = (
+                getattr(incoming_state, name, None)
+                if isinstance(incoming_state, Metric)
+                else incoming_state.get(name)
+            )
+            if isinstance(given, Tensor) and given.shape != getattr(self, name).shape:
+                raise ValueError(
+                    f"the state {name!r} to merge has shape {tuple(given.shape)}, not"
+                    f" {tuple(getattr(self, name).shape)}; give both metrics the same num_classes and average"
+                )
         super().merge_state(incoming_state)
         # The base class returns the value that it computed before, and counts no update.
         self._computed = None
@@ -147,6 +152,13 @@ class CAMMetric(Metric):
         """Whether the states are part of ``state_dict``; the identity never is, it may change."""
         super().persistent(mode)
         self._persistent["identity"] = False
+
+    def _load_from_state_dict(self, *arguments: Any, **settings: Any) -> None:
+        """States keep their dtype: a checkpoint in half precision makes no counter that stops at 256."""
+        super()._load_from_state_dict(*arguments, **settings)
+        for name, default in self._defaults.items():
+            if isinstance(default, Tensor):
+                setattr(self, name, getattr(self, name).to(default.dtype))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

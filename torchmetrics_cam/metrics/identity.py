@@ -43,7 +43,8 @@ def _described(part: Any) -> str:
     if isinstance(part, tuple | list):
         return f"[{', '.join(map(_described, part))}]"
     if isinstance(part, dict):
-        return f"{{{', '.join(f'{key}: {_described(value)}' for key, value in sorted(part.items()))}}}"
+        pairs = sorted(f"{_described(key)}: {_described(value)}" for key, value in part.items())
+        return f"{{{', '.join(pairs)}}}"
     if isinstance(part, partial):
         return f"partial({_described((part.func, part.args, part.keywords))})"
     name = getattr(part, "__qualname__", "<")

@@ -1,0 +1,38 @@
+"""The settings that every metric takes, checked before anything runs."""
+
+from typing import Any, Literal, get_args
+
+Average = Literal["micro", "macro", "none"]
+
+
+def check_scoring(logits_fn: Any, batch_size: Any) -> None:
+    """Refuse what cannot turn an output into scores, or cut a batch into chunks.
+
+    Raises:
+        TypeError: if ``logits_fn`` is not callable.
+        ValueError: if ``batch_size`` is no positive integer.
+    """
+    if logits_fn is not None and not callable(logits_fn):
+        raise TypeError(
+            f"logits_fn is {logits_fn!r}; it must be a callable from the model's output to scores (N, K)"
+        )
+    if batch_size is not None and (
+        not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
+    ):
+        raise ValueError(f"batch_size is {batch_size!r}; it must be a positive integer, or None")
+
+
+def check_averaging(num_classes: Any, average: Any) -> None:
+    """Refuse an average that is not known, or lacks the number of classes.
+
+    Raises:
+        ValueError: if it is so.
+    """
+    if average not in get_args(Average):
+        raise ValueError(f"average is {average!r}; it must be one of {', '.join(get_args(Average))}")
+    if num_classes is not None and (
+        not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1
+    ):
+        raise ValueError(f"num_classes is {num_classes!r}; it must be a positive integer, or None")
+    if average != "micro" and num_classes is None:
+        raise ValueError(f"average={average!r} needs the number of classes; pass num_classes")
