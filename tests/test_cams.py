@@ -24,7 +24,6 @@ from torchmetrics_cam.cams import (
     RandomMap,
     UniformMap,
     XGradCAM,
-    as_source,
     swin_grid,
     vit_grid,
 )
@@ -360,12 +359,3 @@ def test_cams_are_refused_by_a_source_that_makes_its_own(net, images):
         ValueError, match=r"takes its maps from GradCAM\(SmallNet, body\); use PrecomputedMaps"
     ):
         AverageDrop(GradCAM(net, "body")).update(images, cams=torch.rand(4, 6, 6))
-
-
-def test_what_is_no_source_is_refused_with_what_is(net):
-    with pytest.raises(
-        TypeError, match="cam_extractor is a SmallNet, which gives no maps that are understood"
-    ):
-        as_source(net)
-    with pytest.raises(TypeError, match="cam_extractor is a str"):
-        AverageDrop("layer4")

@@ -12,7 +12,7 @@ from torch import nn
 from torchmetrics_cam import AverageDrop, ClassificationMetric
 from torchmetrics_cam.cams import CallableSource, GradCAM
 from torchmetrics_cam.graph import activation_graph
-from torchmetrics_cam.guard import untouched
+from torchmetrics_cam.guard import hooks_muted, untouched
 
 
 class Fragile(nn.Module):
@@ -261,3 +261,26 @@ def test_no_cache_of_weights_is_live_inside(net):
         with untouched(net):
             assert not torch.is_autocast_cache_enabled()
         assert torch.is_autocast_cache_enabled()
+
+
+def test_muted_hooks_are_silent_and_stand_afterwards_in_their_old_order(net, images):
+    called = []
+    handles = [net.body.register_forward_hook(lambda *_, name=name: called.append(name)) for name in "abcd"]
+    order = list(net.body._forward_hooks)
+    with hooks_muted([handles[2], handles[0]]):
+        net(images)
+        handles[1].remove()
+        added = net.body.register_forward_hook(lambda *_: called.append("e"))
+    assert called == ["b", "d"]
+    net(images)
+    assert called == ["b", "d", "a", "c", "d", "e"]
+    assert list(net.body._forward_hooks) == [order[0], order[2], order[3], added.id]
+
+
+def test_layers_that_were_exchanged_are_back(net):
+    body, names = net.body, list(net._modules)
+    with untouched(net):
+        net.body = nn.Identity()
+        del net.relu
+    assert net.body is body
+    assert list(net._modules) == names

@@ -55,7 +55,7 @@ def test_unknown_choices_are_refused(fields, message):
 
 def test_unknown_presets_are_refused():
     with pytest.raises(
-        ValueError, match=r"protocol='papers' is no preset; the presets are \['paper', 'torchcam'\]"
+        ValueError, match=r"protocol='papers' is no preset; the presets are \['grad_cam', 'paper',"
     ):
         as_protocol("papers")
     with pytest.raises(TypeError, match="protocol is a int; pass an EvaluationProtocol"):

@@ -1,7 +1,8 @@
 """All that touches the user's model: every context here puts back what it found, also after an error."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 _HOOK_TABLES = (
     "_forward_hooks",
@@ -31,6 +33,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_uncompiled())
         stack.enter_context(_no_cached_weights())
+        stack.enter_context(_submodules_kept(model))
         stack.enter_context(_hooks_kept(model))
         stack.enter_context(_parameters_kept(model))
         # Observers of quantisation write to their buffers in evaluation mode too; batch norm does not.
@@ -125,6 +128,19 @@ def weights_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def _submodules_kept(model: nn.Module) -> Iterator[None]:
+    """Layers that were exchanged for others, as Ablation-CAM does, are back in their places."""
+    before = [(module, dict(module._modules)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, submodules in before:
+            if module._modules != submodules:
+                module._modules.clear()
+                module._modules.update(submodules)
+
+
+@contextmanager
 def _hooks_kept(model: nn.Module) -> Iterator[None]:
     """Hooks that were added are removed. One that removed itself stays away: that is what it is made for."""
     modules = list(model.modules())
@@ -170,3 +186,34 @@ def refuse_lazy_modules(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise ValueError(f"the model's {name!r} is lazy and has no shape yet; run the model once before")
+
+
+@contextmanager
+def hooks_muted(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """These hooks are taken off, and afterwards stand again among the others in their old order."""
+    before = []
+    for handle in handles:
+        table = handle.hooks_dict_ref()
+        if table is not None and handle.id in table:
+            before.append((table, dict(table), handle.id))
+            del table[handle.id]
+    try:
+        yield
+    finally:
+        for table, hooks, muted in reversed(before):
+            now = dict(table)
+            table.clear()
+            table.update({key: hook for key, hook in hooks.items() if key in now or key == muted})
+            table.update(now)
+
+
+@contextmanager
+def attributes_kept(*objects: Any) -> Iterator[None]:
+    """Attributes that were set, changed or removed are afterwards what they were."""
+    before = [(one, dict(vars(one))) for one in objects]
+    try:
+        yield
+    finally:
+        for one, attributes in before:
+            vars(one).clear()
+            vars(one).update(attributes)

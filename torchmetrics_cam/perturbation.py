@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from torchmetrics_cam.baselines import Picture, baseline_of
 from torchmetrics_cam.explanation import Explanation
 from torchmetrics_cam.functional.maps import min_max, resize_maps, top_fraction
 from torchmetrics_cam.guard import untouched
@@ -29,6 +30,8 @@ def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
         # A constant map has no top: it stays as it is, all hidden, or for the uniform control all kept.
         constant = explanation.degenerate.view(-1, *(1,) * (maps.ndim - 1))
         maps = torch.where(constant, maps, top_fraction(maps, protocol.mask_fraction))
+    if protocol.mask == "threshold":
+        maps = (maps >= protocol.mask_threshold).to(maps.dtype)
     valid = explanation.valid.view(-1, *(1,) * (maps.ndim - 1))
     return torch.where(valid, maps, torch.zeros_like(maps))
 
@@ -46,25 +49,25 @@ def apply_mask(images: Tensor, mask: Tensor, protocol: EvaluationProtocol) -> Te
     """
     mask = mask.to(images.dtype).unsqueeze(1)
     masked = mask * images
-    if protocol.baseline == 0:
+    if not callable(protocol.baseline) and protocol.baseline == 0:
         return masked
-    baseline = torch.as_tensor(protocol.baseline, dtype=images.dtype, device=images.device)
-    if baseline.ndim:
-        baseline = baseline.view(1, -1, *(1,) * (images.ndim - 2))
-    return torch.addcmul(masked, 1 - mask, baseline)
+    return torch.addcmul(masked, 1 - mask, baseline_of(images, protocol.baseline))
 
 
 def check_baseline(images: Tensor, protocol: EvaluationProtocol) -> None:
     """Refuse a baseline that does not fit the images.
 
     Raises:
-        ValueError: if it has not one value a channel.
+        ValueError: if it has not one value a channel, or is a picture of another shape.
     """
-    if isinstance(protocol.baseline, tuple) and len(protocol.baseline) != images.shape[1]:
+    baseline = protocol.baseline
+    if isinstance(baseline, tuple) and len(baseline) != images.shape[1]:
         raise ValueError(
-            f"the protocol's baseline has {len(protocol.baseline)} values but the images have"
-            f" {images.shape[1]} channels; give one value, or one a channel"
+            f"the protocol's baseline has {len(baseline)} values but the images have {images.shape[1]}"
+            " channels; give one value, or one a channel"
         )
+    if isinstance(baseline, Picture):
+        baseline.check(images)
 
 
 def masked_scores(

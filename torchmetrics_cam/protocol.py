@@ -1,8 +1,9 @@
 """EvaluationProtocol: every choice that changes a number, in one object that prints itself."""
 
-import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args, get_origin, get_type_hints
+
+from torchmetrics_cam.baselines import Baseline, as_baseline, described, is_number
 
 Normalization = Literal["before_resize", "after_resize", "before_and_after_resize", "none"]
 
@@ -23,16 +24,32 @@ class EvaluationProtocol:
         normalize: min-max normalisation of each map ``"before_resize"``, ``"after_resize"``,
             ``"before_and_after_resize"`` or ``"none"``.
         normalize_eps: added to the denominator of the min-max normalisation.
-        mask: ``"soft"`` multiplies by the map; ``"top"`` keeps the ``mask_fraction`` highest positions whole.
+        mask: ``"soft"`` multiplies by the map; ``"top"`` keeps the ``mask_fraction`` highest positions whole,
+            of equal ones those that come first; ``"threshold"`` keeps whole what is at least
+            ``mask_threshold`` in the normalised map.
         mask_fraction: the share of positions that ``mask="top"`` keeps, in (0, 1].
-        baseline: what hidden positions show, in units of the model's input: one value, or one for each
-            channel.
+        mask_threshold: in (0, 1], for ``mask="threshold"``.
+        baseline: what hidden positions show, in units of the model's input: one value, a tuple of one for
+            each channel (`baselines.black` gives that of black pixels), ``"mean"`` for each image's own mean
+            colour, ``"blur"`` for the blurred image (`baselines.GaussianBlur` sets how much), a picture
+            ``(C, *spatial)``, or a function from images ``(N, C, *spatial)`` to what broadcasts to them.
         drop: ``"relative"`` for (p - o) / p, ``"absolute"`` for p - o, both clamped at 0.
         drop_eps: added to the denominator of the relative drop.
+        gain_eps: added to the denominator of the gain, (o - p) / (1 - p).
         class_selection: ``"argmax"`` explains the class given or else the top class; ``"given"`` demands one.
 
     Raises:
         ValueError: if a field holds a value that it does not know.
+
+    Presets, for `preset` and wherever a metric takes a ``protocol``:
+
+    - ``"paper"``: the Grad-CAM++ paper (arXiv 1710.11063).
+    - ``"torchcam"``: torchcam's ``ClassificationMetric``. Maps are taken through the scores.
+    - ``"grad_cam"``: pytorch-grad-cam's ``DropInConfidence`` and ``IncreaseInConfidence``. The drop is
+      absolute.
+    - ``"score_cam"``: the Score-CAM paper (arXiv 1910.01279). The upper half of the positions is kept whole.
+    - ``"xplique"``: Xplique's ``AverageDropMetric``, ``AverageIncreaseMetric`` and ``AverageGainMetric``.
+      Negative values count as much as positive ones, and the class must be given.
 
     Example:
         >>> from torchmetrics_cam import EvaluationProtocol
@@ -49,11 +66,13 @@ class EvaluationProtocol:
     rectify: Literal["relu", "abs", "source"] = "relu"
     normalize: Normalization = "after_resize"
     normalize_eps: float = 0.0
-    mask: Literal["soft", "top"] = "soft"
+    mask: Literal["soft", "top", "threshold"] = "soft"
     mask_fraction: float = 0.5
-    baseline: float | tuple[float, ...] = 0.0
+    mask_threshold: float = 0.5
+    baseline: Baseline | str = 0.0
     drop: Literal["relative", "absolute"] = "relative"
     drop_eps: float = 0.0
+    gain_eps: float = 0.0
     class_selection: Literal["argmax", "given"] = "argmax"
 
     def __post_init__(self) -> None:
@@ -63,20 +82,15 @@ class EvaluationProtocol:
                 raise ValueError(
                     f"EvaluationProtocol({field}={value!r}): it must be one of {list(get_args(hint))}"
                 )
-        if not (_is_number(self.mask_fraction) and 0 < self.mask_fraction <= 1):
-            raise ValueError(
-                f"EvaluationProtocol(mask_fraction={self.mask_fraction!r}): it must lie in (0, 1]"
-            )
-        for field in ("normalize_eps", "drop_eps"):
+        for field in ("mask_fraction", "mask_threshold"):
             value = getattr(self, field)
-            if not (_is_number(value) and value >= 0):
+            if not (is_number(value) and 0 < value <= 1):
+                raise ValueError(f"EvaluationProtocol({field}={value!r}): it must lie in (0, 1]")
+        for field in ("normalize_eps", "drop_eps", "gain_eps"):
+            value = getattr(self, field)
+            if not (is_number(value) and value >= 0):
                 raise ValueError(f"EvaluationProtocol({field}={value!r}): it must be a number, not negative")
-        values = self.baseline if isinstance(self.baseline, tuple) else (self.baseline,)
-        if not (values and all(map(_is_number, values))):
-            raise ValueError(
-                f"EvaluationProtocol(baseline={self.baseline!r}): it must be a finite number, or a tuple"
-                " of one for each channel"
-            )
+        object.__setattr__(self, "baseline", as_baseline(self.baseline))
         if not self.name:
             modified = any(getattr(self, field.name) != field.default for field in fields(self)[1:])
             object.__setattr__(self, "name", "modified paper" if modified else "paper")
@@ -98,12 +112,9 @@ class EvaluationProtocol:
         return replace(self, **{"name": f"modified {base}", **changes})  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        choices = ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self)[1:])
-        return f"{self.name}: {choices}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        values = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        values["baseline"] = described(self.baseline)
+        return f"{self.name}: {', '.join(f'{name}={value}' for name, value in values.items())}"
 
 
 PRESETS = {
@@ -118,6 +129,23 @@ PRESETS = {
             normalize="before_resize",
             normalize_eps=1e-8,
             drop_eps=1e-7,
+        ),
+        EvaluationProtocol(
+            name="grad_cam",
+            normalize="before_and_after_resize",
+            normalize_eps=1e-7,
+            drop="absolute",
+        ),
+        EvaluationProtocol(name="score_cam", mask="top"),
+        EvaluationProtocol(
+            name="xplique",
+            scores="raw",
+            cam_of="scores",
+            rectify="abs",
+            normalize_eps=1e-8,
+            drop_eps=1e-8,
+            gain_eps=1e-8,
+            class_selection="given",
         ),
     )
 }

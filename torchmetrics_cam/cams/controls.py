@@ -1,10 +1,13 @@
-"""Maps that look at no network: what every comparison of methods should be read against."""
+"""Maps that know nothing of the class: what every comparison of methods should be read against."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from torchmetrics_cam.cams.layer_source import LayerSource, weighted_sum
+from torchmetrics_cam.cams.layers import TargetLayer
 from torchmetrics_cam.cams.source import CAMSource, CleanPass, SourceMaps
 
 # Multipliers of splitmix64 as signed 64-bit integers; tensors have no unsigned arithmetic, and it wraps the
@@ -65,11 +68,8 @@ class RandomMap(CAMSource):
 
     def maps(self, clean: CleanPass) -> SourceMaps:
         """Uniform noise in [0, 1), one value a cell."""
-        images = clean.images
-        shape = (self.grid,) * (images.ndim - 2)
-        cells = torch.arange(1, math.prod(shape) + 1, device=images.device)
-        bits = _mixed(_image_keys(images).unsqueeze(1) + cells * _GOLDEN + self.seed * 0x632BE5AB)
-        noise = (bits >> 11 & (1 << 53) - 1).to(torch.float32) / (1 << 53)
+        shape = (self.grid,) * (clean.images.ndim - 2)
+        noise = _noise(clean.images, math.prod(shape), self.seed)
         return SourceMaps([noise.view(-1, *shape)], rectified=True, normalized=True)
 
 
@@ -97,6 +97,72 @@ class CenterMap(CAMSource):
         return SourceMaps(
             [log_density.exp().expand(len(clean.images), *size)], rectified=True, normalized=True
         )
+
+
+class EdgeMap(CAMSource):
+    """Where the image changes most: what a map gives that outlines objects and knows no network.
+
+    The length of the image's gradient, over all channels, by central differences.
+
+    Args:
+        model: the network that is evaluated.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def maps(self, clean: CleanPass) -> SourceMaps:
+        """The length of the gradient, not normalised."""
+        images = clean.images.to(torch.promote_types(clean.images.dtype, torch.float32))
+        axes = [axis for axis in range(2, images.ndim) if images.shape[axis] > 1]
+        squares = torch.zeros_like(images[:, 0])
+        for axis in axes:
+            (change,) = torch.gradient(images, dim=axis)
+            squares += change.square().sum(1)
+        return SourceMaps([squares.sqrt()], rectified=True)
+
+
+class RandomWeightsCAM(LayerSource):
+    """The activations of a layer, summed with random weights: a CAM that was told nothing about the class.
+
+    It has the resolution and the smoothness of a CAM, and responds where the network responds. A method that
+    does not beat it owes its result to the layer. The weights, one a channel, are uniform in [-1, 1), a hash
+    of the image and the seed: one image has the same map in any batch, order, rank and run.
+
+    Args:
+        model: as for `GradCAM`.
+        target_layer: as for `GradCAM`.
+        reshape_transform: as for `GradCAM`.
+        seed: another seed gives other weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layer: TargetLayer,
+        *,
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, target_layer, reshape_transform=reshape_transform)
+        self.seed = seed
+
+    def maps(self, clean: CleanPass) -> SourceMaps:
+        """One map a target layer, not rectified."""
+        maps = []
+        with torch.autocast(clean.images.device.type, enabled=False):
+            for place, (name, given) in enumerate(zip(self.layer_names, self._recorded(clean), strict=True)):
+                activation = self._grid(name, given)
+                noise = _noise(clean.images, activation.shape[1], self.seed + place * 0x5851F42D)
+                maps.append(weighted_sum(activation, (noise * 2 - 1).to(activation.dtype)))
+        return self._rectified(maps, clean)
+
+
+def _noise(images: Tensor, count: int, seed: int) -> Tensor:
+    """So many numbers an image, uniform in [0, 1), ``(N, count)``."""
+    places = torch.arange(1, count + 1, device=images.device)
+    bits = _mixed(_image_keys(images).unsqueeze(1) + places * _GOLDEN + seed * 0x632BE5AB)
+    return (bits >> 11 & (1 << 53) - 1).to(torch.float32) / (1 << 53)
 
 
 def _image_keys(images: Tensor) -> Tensor:

@@ -6,42 +6,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from torchmetrics_cam.cams.layers import TargetLayer, layer_names
-from torchmetrics_cam.cams.source import CAMSource, CleanPass, Graph, SourceMaps
-from torchmetrics_cam.functional.maps import rectify
+from torchmetrics_cam.cams.layer_source import LayerSource, weighted_sum
+from torchmetrics_cam.cams.layers import TargetLayer
+from torchmetrics_cam.cams.source import CleanPass, Graph, SourceMaps
 
 
-class GradientCAM(CAMSource):
+class GradientCAM(LayerSource):
     """What the gradient CAMs share; subclass it and write `formula` for another.
 
-    Args:
-        model: the network, outputs ``(N, K)`` for images ``(N, C, *spatial)``.
-        target_layer: a module of the model, its name, or a list of either. The maps of several layers are
-            rectified, min-max normalised, resized to the largest and fused by the maximum.
-        reshape_transform: from what the layer gives to ``(N, channels, *spatial)``; `vit_grid` and
-            `swin_grid` serve transformers.
-
-    Raises:
-        ValueError: if a layer is not in the model; the nearest names are listed.
-        TypeError: if a layer is neither a name nor a module.
+    Args and errors as `LayerSource`.
     """
 
     graph: Graph = "head"
-
-    def __init__(
-        self,
-        model: nn.Module,
-        target_layer: TargetLayer,
-        *,
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        if reshape_transform is not None and not callable(reshape_transform):
-            raise TypeError(
-                f"reshape_transform is {reshape_transform!r}; it must be a callable, such as vit_grid"
-            )
-        self.model = model
-        self.layer_names = layer_names(self.model, target_layer)
-        self.reshape_transform = reshape_transform
 
     @abstractmethod
     def formula(self, activation: Tensor, gradient: Tensor) -> Tensor:
@@ -55,21 +31,13 @@ class GradientCAM(CAMSource):
             A tensor of shape ``(N, *spatial)``.
         """
 
-    @property
-    def layers(self) -> tuple[nn.Module, ...]:
-        """The target layers."""
-        return tuple(self.model.get_submodule(name) for name in self.layer_names)
-
     def maps(self, clean: CleanPass) -> SourceMaps:
         """One map a target layer, from one backward pass that ends at the layers.
 
         Raises:
             RuntimeError: if a layer did not run, or the explained score does not depend on it.
         """
-        activations = [
-            self._recorded(clean, name, layer)
-            for name, layer in zip(self.layer_names, self.layers, strict=True)
-        ]
+        activations = self._recorded(clean)
         score = clean.selection.of(clean.explained).sum()
         if not score.requires_grad:
             raise RuntimeError(
@@ -87,30 +55,7 @@ class GradientCAM(CAMSource):
             # Autocast would run the sums over the channels in half precision.
             with torch.autocast(activation.device.type, enabled=False):
                 maps.append(self.formula(self._grid(name, activation.detach()), self._grid(name, gradient)))
-        if clean.protocol.rectify == "source":
-            return SourceMaps([rectify(layer, "relu") for layer in maps], rectified=True)
-        return SourceMaps(maps)
-
-    def _recorded(self, clean: CleanPass, name: str, layer: nn.Module) -> Tensor:
-        if layer not in clean.activations:
-            raise RuntimeError(
-                f"layer {name!r} gave no tensor in the forward pass: it did not run, or returns a structure;"
-                " choose a layer that does"
-            )
-        return clean.activations[layer]
-
-    def _grid(self, name: str, tensor: Tensor) -> Tensor:
-        if self.reshape_transform is not None:
-            tensor = self.reshape_transform(tensor)
-        if tensor.ndim < 3:
-            raise ValueError(
-                f"layer {name!r} gives shape {tuple(tensor.shape)}, which has no positions to map; choose a"
-                " layer before the pooling, or pass reshape_transform"
-            )
-        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({type(self.model).__name__}, {', '.join(self.layer_names)})"
+        return self._rectified(maps, clean)
 
 
 class GradCAM(GradientCAM):
@@ -132,7 +77,7 @@ class GradCAM(GradientCAM):
 
     def formula(self, activation: Tensor, gradient: Tensor) -> Tensor:
         """See the class."""
-        return _weighted(activation, gradient.flatten(2).mean(-1))
+        return weighted_sum(activation, gradient.flatten(2).mean(-1))
 
 
 class GradCAMPlusPlus(GradientCAM):
@@ -170,7 +115,7 @@ class GradCAMPlusPlus(GradientCAM):
         else:
             # The fraction reduced by the squared gradient, which underflows where the gradient is small.
             alpha = 1 / (2 + total * positive)
-        return _weighted(activation, (alpha * positive).flatten(2).sum(-1))
+        return weighted_sum(activation, (alpha * positive).flatten(2).sum(-1))
 
 
 class XGradCAM(GradientCAM):
@@ -187,7 +132,7 @@ class XGradCAM(GradientCAM):
         """See the class."""
         total = activation.flatten(2).sum(-1)
         weights = (activation * gradient).flatten(2).sum(-1) / total
-        return _weighted(activation, torch.where(total == 0, torch.zeros_like(weights), weights))
+        return weighted_sum(activation, torch.where(total == 0, torch.zeros_like(weights), weights))
 
 
 class LayerCAM(GradientCAM):
@@ -214,9 +159,3 @@ class HiResCAM(GradientCAM):
     def formula(self, activation: Tensor, gradient: Tensor) -> Tensor:
         """See the class."""
         return (gradient * activation).sum(1)
-
-
-def _weighted(activation: Tensor, weights: Tensor) -> Tensor:
-    """Sum of the channels with one weight each, without a copy of the activation."""
-    summed = torch.bmm(weights.unsqueeze(1), activation.flatten(2))
-    return summed.view(len(activation), *activation.shape[2:])

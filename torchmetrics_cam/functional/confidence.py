@@ -82,7 +82,9 @@ def increase_in_confidence(scores: Tensor, masked_scores: Tensor, *, reduction: 
     return _reduced((scores < masked_scores).to(scores.dtype), reduction)
 
 
-def average_gain(scores: Tensor, masked_scores: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+def average_gain(
+    scores: Tensor, masked_scores: Tensor, *, eps: float = 0.0, reduction: Reduction = "mean"
+) -> Tensor:
     r"""Average Gain: how much of the missing confidence the highlighted part alone adds. Higher is better.
 
     .. math:: \frac{1}{N} \sum_{i=1}^N \frac{\max(0, o_i - p_i)}{1 - p_i}
@@ -92,6 +94,7 @@ def average_gain(scores: Tensor, masked_scores: Tensor, *, reduction: Reduction 
     Args:
         scores: :math:`p`, the score of the class on the image, shape ``(N,)``, a fraction in [0, 1].
         masked_scores: :math:`o`, the score of the same class on the masked image, shape ``(N,)``.
+        eps: added to the denominator. Xplique adds 1e-8.
         reduction: ``"mean"`` for a scalar (NaN for no sample), ``"none"`` for one value a sample.
 
     Returns:
@@ -109,8 +112,9 @@ def average_gain(scores: Tensor, masked_scores: Tensor, *, reduction: Reduction 
 
     """
     scores, masked_scores = _checked(scores, masked_scores)
-    gained = (masked_scores - scores).clamp(min=0) / (1 - scores)
-    return _reduced(torch.where(scores == 1, torch.zeros_like(gained), gained), reduction)
+    missing = 1 - scores + eps
+    gained = (masked_scores - scores).clamp(min=0) / missing
+    return _reduced(torch.where(missing == 0, torch.zeros_like(gained), gained), reduction)
 
 
 def _checked(scores: Tensor, masked_scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -259,7 +259,7 @@ class _Evaluation:
     def identity(self) -> Tensor:
         """By what metrics on one source, protocol and ``logits_fn`` know each other."""
         source, scoring = self.source, self.scoring
-        return identity(type(source), vars(source), repr(scoring.protocol), scoring.logits_fn)
+        return identity(type(source), vars(source), scoring.protocol, scoring.logits_fn)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Evaluation":
         follows = id(self.source.model) in memo

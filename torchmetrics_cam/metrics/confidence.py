@@ -102,7 +102,7 @@ class ConfidenceMetric(CAMMetric):
         )
         for name, values in {
             "drop": drop,
-            "gain": average_gain(scores, masked, reduction="none"),
+            "gain": average_gain(scores, masked, eps=self.protocol.gain_eps, reduction="none"),
             "increase": increase_in_confidence(scores, masked, reduction="none"),
             "total": valid,
             "nan_count": ~valid,
@@ -136,10 +136,11 @@ class AverageDrop(ConfidenceMetric):
 
     Args:
         cam_extractor: where the maps come from: ``GradCAM(model, "layer4")`` and the other sources of
-            `torchmetrics_cam.cams`, or an extractor of torchcam.
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
         logits_fn: turns the model's raw output into scores ``(N, K)``. None takes the protocol's: a softmax,
             or the raw output in the ``"torchcam"`` preset.
-        protocol: an `EvaluationProtocol` or the name of a preset, ``"paper"`` (default) or ``"torchcam"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
         batch_size: at most so many masked images in one forward pass; None for the whole batch.
         num_classes: how many classes the model scores; ``average`` needs it.
         average: ``"micro"`` is the mean over the images, ``"macro"`` the mean over the classes that were

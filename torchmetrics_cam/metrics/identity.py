@@ -10,6 +10,7 @@ compared with a tolerance, which cannot blur a 0 and a 1. It is not in the state
 import hashlib
 import itertools
 import weakref
+from dataclasses import fields, is_dataclass
 from functools import partial
 from numbers import Number
 from typing import Any
@@ -45,6 +46,9 @@ def _described(part: Any) -> str:
     if isinstance(part, dict):
         pairs = sorted(f"{_described(key)}: {_described(value)}" for key, value in part.items())
         return f"{{{', '.join(pairs)}}}"
+    if is_dataclass(part) and not isinstance(part, type):
+        values = {field.name: getattr(part, field.name) for field in fields(part)}
+        return f"{type(part).__qualname__}({_described(values)})"
     if isinstance(part, partial):
         return f"partial({_described((part.func, part.args, part.keywords))})"
     name = getattr(part, "__qualname__", "<")
