@@ -16,11 +16,18 @@ from torchmetrics_cam.scoring import Scoring
 def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
     """The maps as masks in [0, 1] of the images' size, ``(N, *spatial)``; 1 keeps, 0 hides.
 
-    An image that is not valid gets a mask of 0.
+    An image that is not valid gets a mask of 0, and so does one whose map is constant, unless the map is not
+    normalised.
     """
     maps, normalize = explanation.maps, protocol.normalize
+    constant, valid = (
+        which.view(-1, *(1,) * (maps.ndim - 1)) for which in (explanation.degenerate, explanation.valid)
+    )
     if explanation.normalized:
         normalize = "none"
+    if normalize != "none":
+        # Resized, a constant map has rounding errors, which its normalisation would make as large as a map.
+        maps = torch.where(constant, torch.zeros_like(maps), maps)
     if normalize in ("before_resize", "before_and_after_resize"):
         maps = min_max(maps, eps=protocol.normalize_eps)
     maps = resize_maps(maps, explanation.images.shape[2:])
@@ -28,11 +35,9 @@ def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
         maps = min_max(maps, eps=protocol.normalize_eps)
     if protocol.mask == "top":
         # A constant map has no top: it stays as it is, all hidden, or for the uniform control all kept.
-        constant = explanation.degenerate.view(-1, *(1,) * (maps.ndim - 1))
         maps = torch.where(constant, maps, top_fraction(maps, protocol.mask_fraction))
     if protocol.mask == "threshold":
         maps = (maps >= protocol.mask_threshold).to(maps.dtype)
-    valid = explanation.valid.view(-1, *(1,) * (maps.ndim - 1))
     return torch.where(valid, maps, torch.zeros_like(maps))
 
 

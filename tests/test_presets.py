@@ -1,0 +1,187 @@
+"""Every preset against its formulas, written down again in NumPy from maps, images and a model's scores."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from torch import nn
+
+from torchmetrics_cam import AverageDrop, AverageGain, EvaluationProtocol, IncreaseInConfidence
+from torchmetrics_cam.cams import PrecomputedMaps
+from torchmetrics_cam.functional.maps import resize_maps
+
+
+@pytest.fixture(scope="module")
+def case(digits):
+    """A trained network, 60 digits, and maps with positive and negative values, one of them constant."""
+    model, images, labels = digits
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(60, 8, 8, generator=generator)
+    maps[7] = 0.3
+    return model, images[:60], labels[:60], maps
+
+
+def scores_of(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(images, dtype=torch.float32)).double().numpy()
+
+
+def min_max(maps: np.ndarray, eps: float = 0.0) -> np.ndarray:
+    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+    span = high - low + eps
+    return (maps - low) / np.where(span == 0, 1, span)
+
+
+def measured(case, protocol, maps=None, logits_fn=None, class_idx=None):
+    model, images, _, given = case
+    values = []
+    for measure in (AverageDrop, IncreaseInConfidence, AverageGain):
+        metric = measure(PrecomputedMaps(model), logits_fn, protocol=protocol)
+        metric.update(images, class_idx=class_idx, cams=given if maps is None else maps)
+        values.append(metric.compute().item())
+    return values
+
+
+def expected_values(p, o, *, drop_eps=0.0, gain_eps=0.0, absolute=False):
+    drop = np.maximum(0, p - o) / (1 if absolute else p + drop_eps)
+    gain = np.maximum(0, o - p) / (1 - p + gain_eps)
+    return [drop.mean(), (o > p).mean(), gain.mean()]
+
+
+def of_class(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    return scores[np.arange(len(scores)), classes]
+
+
+def test_paper(case):
+    model, images, _, maps = case
+    masks = min_max(np.maximum(maps.numpy(), 0))
+    clean, masked = (
+        softmax(scores_of(model, x), 1) for x in (images.numpy(), images.numpy() * masks[:, None])
+    )
+    classes = clean.argmax(1)
+    expected = expected_values(of_class(clean, classes), of_class(masked, classes))
+    assert measured(case, "paper") == pytest.approx(expected, abs=1e-6)
+    assert expected[0] > 0.1
+
+
+def test_score_cam(case):
+    """The upper half of the positions is kept, of equal ones the first, and nothing of a constant map."""
+    model, images, _, maps = case
+    rectified = np.maximum(maps.numpy(), 0).reshape(60, -1)
+    kept = np.zeros_like(rectified)
+    for mask, row in zip(kept, rectified, strict=True):
+        if row.max() > row.min():
+            mask[sorted(range(64), key=lambda place, row=row: (-row[place], place))[:32]] = 1
+    assert set(kept.sum(1)) == {0, 32}
+    masks = kept.reshape(60, 1, 8, 8)
+    clean, masked = (softmax(scores_of(model, x), 1) for x in (images.numpy(), images.numpy() * masks))
+    classes = clean.argmax(1)
+    expected = expected_values(of_class(clean, classes), of_class(masked, classes))
+    assert measured(case, "score_cam") == pytest.approx(expected, abs=1e-6)
+    assert measured(case, "paper") != pytest.approx(expected, abs=1e-2)
+
+
+def test_xplique(case):
+    """|map|, min-max + 1e-8; base and after as the activation gives them; relative changes with + 1e-8."""
+    model, images, labels, maps = case
+    masks = min_max(np.abs(maps.numpy()), 1e-8)
+    clean, masked = (
+        softmax(scores_of(model, x), 1) for x in (images.numpy(), images.numpy() * masks[:, None])
+    )
+    classes = labels.numpy()
+    expected = expected_values(
+        of_class(clean, classes), of_class(masked, classes), drop_eps=1e-8, gain_eps=1e-8
+    )
+    values = measured(case, "xplique", logits_fn=nn.Softmax(1), class_idx=labels)
+    assert values == pytest.approx(expected, abs=1e-6)
+    assert measured(case, "paper", class_idx=labels) != pytest.approx(expected, abs=1e-2)
+    with pytest.raises(ValueError, match="'xplique' explains a given class; pass class_idx or targets"):
+        measured(case, "xplique")
+
+
+@pytest.mark.filterwarnings("ignore:.*scores lie outside of")
+def test_xplique_takes_the_raw_output_where_no_activation_is_asked_for(case):
+    model, images, labels, maps = case
+    masks = min_max(np.abs(maps.numpy()), 1e-8)
+    clean, masked = (
+        of_class(scores_of(model, x), labels.numpy())
+        for x in (images.numpy(), images.numpy() * masks[:, None])
+    )
+    expected = expected_values(clean, masked, drop_eps=1e-8, gain_eps=1e-8)
+    assert measured(case, "xplique", class_idx=labels) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [3, 5, 8, 11])
+def test_grad_cam(case, size):
+    """Normalised, resized by OpenCV, normalised again; the drop is absolute."""
+    model, images, _, _ = case
+    maps = torch.randn(60, size, size, generator=torch.Generator().manual_seed(size))
+    small = min_max(np.maximum(maps.numpy(), 0), 1e-7).astype(np.float32)
+    masks = min_max(np.stack([cv2.resize(one, (8, 8)) for one in small]), 1e-7)
+    clean, masked = (
+        softmax(scores_of(model, x), 1) for x in (images.numpy(), images.numpy() * masks[:, None])
+    )
+    classes = clean.argmax(1)
+    expected = expected_values(of_class(clean, classes), of_class(masked, classes), absolute=True)
+    assert measured(case, "grad_cam", maps) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("small", "large"), [((7, 7), (224, 224)), ((3, 5), (20, 11)), ((9, 9), (4, 6)), ((1, 1), (5, 5))]
+)
+def test_the_resize_is_opencvs(small, large):
+    maps = torch.rand(3, *small)
+    expected = np.stack([cv2.resize(one, large[::-1]) for one in maps.numpy()])
+    np.testing.assert_allclose(resize_maps(maps, large).numpy(), expected, atol=1e-5)
+
+
+def test_a_threshold_keeps_what_is_at_least_as_high(case):
+    model, images, _, maps = case
+    for threshold in (0.25, 1.0):
+        protocol = EvaluationProtocol(mask="threshold", mask_threshold=threshold)
+        masks = (min_max(np.maximum(maps.numpy(), 0)) >= threshold).astype(np.float32)
+        clean, masked = (
+            softmax(scores_of(model, x), 1) for x in (images.numpy(), images.numpy() * masks[:, None])
+        )
+        classes = clean.argmax(1)
+        expected = expected_values(of_class(clean, classes), of_class(masked, classes))
+        assert measured(case, protocol) == pytest.approx(expected, abs=1e-6)
+    assert masks.sum() == 59
+
+
+def test_a_protocol_of_the_users_own(case):
+    """Every field that makes a number, at once."""
+    model, images, _, maps = case
+    protocol = EvaluationProtocol(
+        name="ours", rectify="abs", normalize="before_resize", normalize_eps=0.1, mask="top", mask_fraction=0.3,
+        baseline=0.5, drop_eps=0.2, gain_eps=0.1,
+    )  # fmt: skip
+    rows = min_max(np.abs(maps.numpy()), 0.1).reshape(60, -1)
+    kept = np.zeros_like(rows)
+    for mask, row in zip(kept, rows, strict=True):
+        if row.max() > row.min():
+            mask[np.argsort(-row, kind="stable")[: round(0.3 * 64)]] = 1
+    masks = kept.reshape(60, 1, 8, 8)
+    seen = masks * images.numpy() + (1 - masks) * 0.5
+    clean, masked = (softmax(scores_of(model, x), 1) for x in (images.numpy(), seen))
+    classes = clean.argmax(1)
+    expected = expected_values(
+        of_class(clean, classes), of_class(masked, classes), drop_eps=0.2, gain_eps=0.1
+    )
+    assert measured(case, protocol) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("preset", ["paper", "torchcam", "grad_cam", "score_cam", "xplique"])
+def test_a_constant_map_hides_everything_whatever_its_value(case, preset):
+    """Resized, it has rounding errors, which must not become a map."""
+    protocol = EvaluationProtocol.preset(preset).but(scores="softmax")
+    classes = case[2]
+    expected = measured(case, protocol, torch.zeros(60, 3, 3), class_idx=classes)
+    values = torch.rand(60, generator=torch.Generator().manual_seed(0))
+    for maps in (
+        values.view(60, 1, 1),
+        values.view(60, 1, 1).expand(60, 3, 3),
+        values.view(60, 1, 1).expand(60, 5, 7),
+    ):
+        assert measured(case, protocol, maps, class_idx=classes) == expected
