@@ -194,8 +194,8 @@ def test_preset_is_the_librarys_own_drop_and_increase(name, network, lite0, phot
     model = lite0 if network == "lite0" else resnet18().eval()
     layer = model._blocks[-1] if network == "lite0" else model.layer4
     if network == "resnet18":
-        # Random weights, and confident answers.
-        model.fc.weight.data.mul_(100)
+        # Random weights, and answers with some confidence; at 100 every answer is 1, masked or not.
+        model.fc.weight.data.mul_(10)
     images = photos[:4]
     cam = cam_of(name, model, [layer])
     with torch.no_grad():
@@ -209,6 +209,20 @@ def test_preset_is_the_librarys_own_drop_and_increase(name, network, lite0, phot
     for metric, theirs in zip(ours, (drop, increase), strict=True):
         metric.update(images)
         assert metric.compute().item() == pytest.approx(theirs.mean(), abs=1e-5)
+    assert drop.mean() > 0.01
+
+
+def test_preset_takes_a_smoothed_map_as_the_object_returns_it(lite0, photos):
+    """The mean of the maps of several views of the image."""
+    images, targets = photos[:2], [ClassifierOutputTarget(282)] * 2
+    cam = cam_of("GradCAM", lite0, [lite0._blocks[-1]])
+    maps = cam(images, targets=targets, aug_smooth=True)
+    assert abs(maps - cam(images, targets=targets)).max() > 0.05
+    softmax = [ClassifierOutputSoftmaxTarget(282)] * 2
+    drop = DropInConfidence()(images, maps, softmax, lite0)
+    metric = AverageDrop(PytorchGradCAMSource(cam, aug_smooth=True), protocol="grad_cam")
+    metric.update(images, class_idx=282)
+    assert metric.compute().item() == pytest.approx(drop.mean(), abs=1e-5)
     assert drop.mean() > 0.01
 
 

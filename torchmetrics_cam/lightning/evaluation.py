@@ -1,5 +1,6 @@
 """evaluate(): a metric over a whole dataset, on as many devices as there are, each image exactly once."""
 
+import atexit
 import os
 import tempfile
 from collections.abc import Iterator
@@ -130,6 +131,11 @@ class _TestLoop(LightningModule):
     def test_dataloader(self) -> DataLoader[Any]:
         return share(self.loader, self.trainer.global_rank, self.trainer.world_size)
 
+    def on_test_start(self) -> None:
+        # Lightning leaves a gloo group to the end of the process, whose threads may then abort it.
+        atexit.unregister(_leave_process_group)
+        atexit.register(_leave_process_group)
+
     def test_step(self, batch: Any) -> None:
         if batch is not None:
             self.metric.update(**update_arguments(batch, self.inputs))
@@ -170,6 +176,11 @@ def _check_process_group(trainer: Trainer) -> None:
             ' processes of its own; start the processes with torchrun and pass strategy="ddp", or leave the'
             " process group to evaluate()"
         )
+
+
+def _leave_process_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _check_metric(metric: Any) -> None:
