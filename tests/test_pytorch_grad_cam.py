@@ -213,15 +213,16 @@ def test_preset_is_the_librarys_own_drop_and_increase(name, network, lite0, phot
 
 
 def test_preset_takes_a_smoothed_map_as_the_object_returns_it(lite0, photos):
-    """The mean of the maps of several views of the image."""
-    images, targets = photos[:2], [ClassifierOutputTarget(282)] * 2
+    """The mean of the maps of several views of the image: of a tiger cat and of an espresso."""
+    images, classes = photos[[2, 4]], [282, 967]
+    targets = [ClassifierOutputTarget(index) for index in classes]
     cam = cam_of("GradCAM", lite0, [lite0._blocks[-1]])
     maps = cam(images, targets=targets, aug_smooth=True)
     assert abs(maps - cam(images, targets=targets)).max() > 0.05
-    softmax = [ClassifierOutputSoftmaxTarget(282)] * 2
+    softmax = [ClassifierOutputSoftmaxTarget(index) for index in classes]
     drop = DropInConfidence()(images, maps, softmax, lite0)
     metric = AverageDrop(PytorchGradCAMSource(cam, aug_smooth=True), protocol="grad_cam")
-    metric.update(images, class_idx=282)
+    metric.update(images, class_idx=classes)
     assert metric.compute().item() == pytest.approx(drop.mean(), abs=1e-5)
     assert drop.mean() > 0.01
 
