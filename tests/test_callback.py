@@ -74,11 +74,12 @@ def test_only_the_first_batches_are_measured_and_the_labels_if_asked(tmp_path):
 
     class Watch(pl.Callback):
         def on_validation_epoch_end(self, trainer, pl_module):
-            metric = callback._metrics["Grad-CAM"]
+            (comparison,) = callback._comparisons
             expected = AverageDrop(source(pl_module.model))
             for images, labels in list(validation())[:2]:
                 expected.update(images, class_idx=labels)
-            seen.append((int(metric.total), metric.compute()["average_drop"], expected.compute()))
+            value = comparison.compute()["Grad-CAM/average_drop"]
+            seen.append((int(comparison.count), value, expected.compute()))
 
     fitted(tmp_path, callback, callbacks=[Watch()], num_sanity_val_steps=0)
     assert [total for total, _, _ in seen] == [32, 32]
@@ -347,7 +348,7 @@ def test_nothing_is_left_on_the_network(tmp_path, failure):
             fit.fit(module, training(), validation())
     assert "cam/torchcam/average_drop" in fit.callback_metrics
     assert hooks(module.model) == before
-    assert (callback._metrics, callback._worst) == ({}, [])
+    assert (callback._comparisons, callback._worst) == ([], [])
 
 
 def test_extractors_that_the_user_made_keep_their_hooks(tmp_path):

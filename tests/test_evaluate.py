@@ -26,7 +26,7 @@ from torchmetrics import MetricCollection, MetricTracker
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.wrappers import ClasswiseWrapper, MinMaxMetric
 
-from torchmetrics_cam import AverageDrop, AverageGain, IncreaseInConfidence
+from torchmetrics_cam import AverageDrop, AverageGain, CAMComparison, IncreaseInConfidence
 from torchmetrics_cam.cams import LayerCAM
 from torchmetrics_cam.lightning import evaluate
 from torchmetrics_cam.lightning.loaders import share
@@ -272,6 +272,22 @@ def test_a_metric_that_was_evaluated_in_spawned_processes_is_still_that_of_its_m
     values = collection.compute()
     assert values["a"] != values["b"]
     assert values["a"].item() == pytest.approx(by_hand(images), rel=1e-6)
+
+
+def test_samples_of_a_comparison_are_found_again_in_the_dataset():
+    """Of three processes, of which one has no image in the last round."""
+    model = network_in_evaluation()
+    comparison = CAMComparison({"Grad-CAM": source(model)}, per_sample=True)
+    values = evaluated(comparison, seventy(), batch_size=8, devices=3, strategy="ddp_spawn")
+    kept, images = comparison.samples(), seventy().tensors[0]
+    assert sorted(kept["index"].tolist()) == list(range(70))
+    torch.testing.assert_close(comparison.compute(), values, rtol=1e-9, atol=0)
+    with torch.no_grad():
+        scores = model(images[kept["index"]]).softmax(1)
+    torch.testing.assert_close(kept["score"].float(), scores.amax(1), rtol=1e-5, atol=1e-6)
+    assert values["Grad-CAM/average_drop"].item() == pytest.approx(by_hand(images), rel=1e-6)
+    comparison.update(images[:5])
+    assert len(comparison.samples()["index"]) == 75
 
 
 def test_the_value_is_that_of_all_ranks_also_without_sync_on_compute():

@@ -1,35 +1,27 @@
-"""explain(): one batch, one guarded clean forward pass, one map an image."""
+"""explain(): one batch, one guarded clean forward pass, the maps of one source or of many."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from statistics import mode
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchmetrics_cam.cams.callables import check_maps
-from torchmetrics_cam.cams.source import CAMSource, CleanPass, SourceMaps
+from torchmetrics_cam.cams.source import CAMSource, CleanPass
+from torchmetrics_cam.clean_pass import clean_pass, model_dtype
 from torchmetrics_cam.functional.maps import fuse_maps, rectify
-from torchmetrics_cam.graph import activation_graph, activations_of, gradients_on, refuse_inference_tensors
+from torchmetrics_cam.graph import gradients_on, refuse_inference_tensors
 from torchmetrics_cam.guard import refuse_lazy_modules, untouched
-from torchmetrics_cam.scoring import (
-    ClassIndex,
-    Scores,
-    Scoring,
-    Selection,
-    Target,
-    check_scores,
-    check_selection,
-    class_tensor,
-    resolve_targets,
-)
+from torchmetrics_cam.scoring import ClassIndex, Scoring, Selection, Target, check_selection
 
 
 @dataclass(frozen=True)
 class Explanation:
     """What the clean forward pass of one batch gave: the scores, what is explained, and the maps.
+
+    ``explanation[chunk]`` is that of some of the images.
 
     Args:
         images: the images as the model was given them, ``(N, C, *spatial)``.
@@ -49,125 +41,133 @@ class Explanation:
     valid: Tensor
     degenerate: Tensor
 
+    def __getitem__(self, chunk: slice) -> "Explanation":
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: part[chunk] for name, part in parts.items() if name != "normalized"})
 
-def explain(
-    source: CAMSource,
+
+def explain(source: CAMSource, images: Tensor, *, cams: Tensor | None = None, **settings: Any) -> Explanation:
+    """`explain_all` of one source; ``cams`` are the maps that were computed beforehand."""
+    return explain_all([source], images, cams={} if cams is None else {source: cams}, **settings)[0]
+
+
+def explain_all(
+    sources: Sequence[CAMSource],
     images: Tensor,
     *,
     scoring: Scoring,
     class_idx: ClassIndex | None = None,
     targets: Target | list[Target] | None = None,
-    cams: Tensor | None = None,
+    cams: Mapping[CAMSource, Tensor] | None = None,
     validate_args: bool = True,
-) -> Explanation:
-    """Scores and maps of one batch, from one forward pass of the model; nothing is left on the model.
+) -> list[Explanation]:
+    """Scores and maps of one batch; nothing is left on the model.
+
+    All sources that look only at what a clean forward pass has recorded share one. What is explained is
+    decided once, on the first pass.
 
     Args:
-        source: where the maps come from.
+        sources: where the maps come from; all of one model.
         images: ``(N, C, *spatial)`` with one to three spatial dimensions, floating point, on the model's
             device.
         scoring: how the model's output becomes scores.
         class_idx: the class to explain: one for all, one an image, or None for the top class of each.
         targets: instead of a class, one callable for all or one an image, from a sample's output to a scalar.
-        cams: maps computed beforehand, for `PrecomputedMaps`.
+        cams: maps computed beforehand, by their `PrecomputedMaps`.
         validate_args: False skips the checks that read values off the device.
 
     Returns:
-        The explanation of the batch, without any autograd graph.
+        The explanation of the batch by each source, without any autograd graph.
 
     Raises:
         TypeError: if an argument is of a wrong type; the model has not run.
         ValueError: if an argument does not fit the others; the model has not run, unless only its output
             could tell.
     """
-    _check_images(images, source)
+    model, cams = sources[0].model, cams or {}
+    _check_images(images, sources[0])
     check_selection(class_idx, targets, len(images), read_values=validate_args)
     if class_idx is None and targets is None and scoring.protocol.class_selection == "given":
         raise ValueError(
             f"the protocol {scoring.protocol.name!r} explains a given class; pass class_idx or targets"
         )
-    if targets is not None and not source.supports_targets:
-        raise ValueError(
-            f"{source!r} explains a class, not an arbitrary target; pass class_idx instead of targets"
-        )
-    source.check(images, cams)
-    scoring = scoring.explaining(targets)
-    refuse_lazy_modules(source.model)
-    if source.graph != "none":
-        refuse_inference_tensors(source.model)
+    for source in sources:
+        if targets is not None and not source.supports_targets:
+            raise ValueError(
+                f"{source!r} explains a class, not an arbitrary target; pass class_idx instead of targets"
+            )
+        source.check(images, cams.get(source))
+    refuse_lazy_modules(model)
+    if any(source.graph != "none" for source in sources):
+        refuse_inference_tensors(model)
 
-    with gradients_on(), untouched(source.model), ExitStack() as stack:
-        stack.callback(source.release)
-        images = images.detach().to(_model_dtype(source, images))
-        clean = _clean_pass(source, images, scoring, class_idx, targets, cams, validate_args, stack)
-        made = source.maps(clean)
-        for layer in made.layers:
-            check_maps(layer, images)
-        maps = _one_map(made, clean)
-        scores = clean.selection.of(clean.scores.scores).detach()
-    return Explanation(
-        images=images,
-        scores=scores,
-        selection=clean.selection,
-        maps=maps,
-        normalized=made.normalized,
-        valid=_all_finite(images) & _all_finite(maps) & scores.isfinite(),
-        degenerate=maps.flatten(1).amax(1) == maps.flatten(1).amin(1),
-    )
-
-
-def _clean_pass(
-    source: CAMSource,
-    images: Tensor,
-    scoring: Scoring,
-    class_idx: ClassIndex | None,
-    targets: Target | list[Target] | None,
-    cams: Tensor | None,
-    validate_args: bool,
-    stack: ExitStack,
-) -> CleanPass:
-    """One forward pass with the graph that the source needs, open until the maps are made.
-
-    The model gets a clone of the images: it may work on its input in place, and the images are needed again.
-    """
-    stack.enter_context(source.recording())
-    activations: dict[Any, Tensor] = {}
-    if source.graph == "none":
-        with torch.no_grad(), activations_of(source.layers) as activations:
-            scores = scoring(source.model(images.clone()))
-    elif source.graph == "input":
-        scores = scoring(source.model(_in_graph(images)))
-    else:
-        attempt = stack.enter_context(ExitStack())
-        activations = attempt.enter_context(activation_graph(source.model, source.layers)).activations
-        scores = scoring(source.model(images.clone()))
-        if not (activations and (_has_graph(scores.raw) or _has_graph(scores.scores))):
-            # The layers were not reached, or the model itself turned gradients off: run it as it is written.
-            attempt.close()
-            activations = stack.enter_context(
-                activation_graph(source.model, source.layers, head_only=False)
-            ).activations
-            scores = scoring(source.model(_in_graph(images)))
-    if targets is not None:
-        selection = Selection(targets=resolve_targets(targets, len(images)))
-    else:
-        check_scores(scores.scores, class_idx, len(images), read_values=validate_args)
-        num_classes = scores.scores.shape[1]
-        selection = Selection(class_idx=class_tensor(class_idx, scores.scores), num_classes=num_classes)
-        if scoring.protocol.cam_of == "logit" and source.graph != "none":
-            _check_logits(scores)
-    return CleanPass(images, scores, selection, class_idx, activations, scoring, cams)
+    with gradients_on():
+        images = images.detach().to(model_dtype(model, images))
+    made: dict[CAMSource, Explanation] = {}
+    first: CleanPass | None = None
+    for group in _groups(sources):
+        with gradients_on(), untouched(model), ExitStack() as stack:
+            for source in group:
+                stack.callback(source.release)
+            for source in sources:
+                if source not in group:
+                    stack.enter_context(source.muted())
+            if first is not None and group[0].sharing == "scores":
+                stack.enter_context(group[0].recording())
+                clean = first
+            else:
+                one_pass = clean_pass(
+                    group,
+                    images,
+                    scoring=scoring.explaining(targets),
+                    class_idx=class_idx,
+                    targets=targets,
+                    cams=cams,
+                    selection=None if first is None else first.selection,
+                    validate_args=validate_args,
+                )
+                clean = stack.enter_context(one_pass)
+            if first is None:
+                first = replace(clean, scores=clean.scores.detached(), activations={})
+                scores = first.selection.of(first.scores.scores)
+            for source in group:
+                made[source] = _explanation(source, clean, first.selection, scores)
+            # Its graph goes before the next pass makes another.
+            del clean
+    return [made[source] for source in sources]
 
 
-def _one_map(made: SourceMaps, clean: CleanPass) -> Tensor:
-    """The maps of all layers rectified and fused, in at least float32 and on the device of the images."""
+def _groups(sources: Sequence[CAMSource]) -> list[list[CAMSource]]:
+    """Which sources have a clean pass together: those that share one, and each of the others by itself."""
+    together = list(dict.fromkeys(source for source in sources if source.sharing == "pass"))
+    alone = list(dict.fromkeys(source for source in sources if source.sharing != "pass"))
+    # Those that can do with the scores of another's pass come last.
+    alone.sort(key=lambda source: source.sharing == "scores")
+    return [group for group in (together, *([source] for source in alone)) if group]
+
+
+def _explanation(source: CAMSource, clean: CleanPass, selection: Selection, scores: Tensor) -> Explanation:
+    """The maps of a source, and what does not depend on the source."""
+    made = source.maps(clean)
+    for layer in made.layers:
+        check_maps(layer, clean.images)
+    # In at least float32, and on the device of the images.
     layers = [
         layer.detach().to(clean.images.device, torch.promote_types(layer.dtype, torch.float32))
         for layer in made.layers
     ]
     if not made.rectified and clean.protocol.rectify != "source":
         layers = [rectify(layer, clean.protocol.rectify) for layer in layers]
-    return fuse_maps(layers)
+    maps = fuse_maps(layers)
+    return Explanation(
+        images=clean.images,
+        scores=scores,
+        selection=selection,
+        maps=maps,
+        normalized=made.normalized,
+        valid=_all_finite(clean.images) & _all_finite(maps) & scores.isfinite(),
+        degenerate=maps.flatten(1).amax(1) == maps.flatten(1).amin(1),
+    )
 
 
 def _check_images(images: Tensor, source: CAMSource) -> None:
@@ -195,36 +195,6 @@ def _check_images(images: Tensor, source: CAMSource) -> None:
             f"input_tensor is on {images.device} but the model is on {weight.device}; move one of them:"
             " images.to(device) or model.to(device)"
         )
-
-
-def _check_logits(scores: Scores) -> None:
-    if not isinstance(scores.raw, Tensor) or scores.raw.shape != scores.scores.shape:
-        given = tuple(scores.raw.shape) if isinstance(scores.raw, Tensor) else type(scores.raw).__name__
-        raise ValueError(
-            f"the protocol takes the CAM of the logit, but the model returns {given}, not one logit a class;"
-            " return (N, K) or an object with .logits, or use a protocol with cam_of='scores'"
-        )
-
-
-def _model_dtype(source: CAMSource, images: Tensor) -> torch.dtype:
-    """The images' own dtype if a weight of the model has it, else that of most of the model's weights."""
-    floating = [weight.dtype for weight in source.model.parameters() if weight.is_floating_point()]
-    return images.dtype if images.dtype in floating or not floating else mode(floating)
-
-
-def _in_graph(images: Tensor) -> Tensor:
-    """The images as an input with a gradient; no leaf, so that a model may still work on it in place."""
-    given = images.clone().requires_grad_().clone()
-    given.retain_grad()
-    return given
-
-
-def _has_graph(output: Any) -> bool:
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return any(map(_has_graph, output))
-    return isinstance(output, Tensor) and output.requires_grad
 
 
 def _all_finite(tensor: Tensor) -> Tensor:

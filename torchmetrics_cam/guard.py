@@ -24,14 +24,16 @@ _HOOK_TABLES = (
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module, *, compiled: bool = False) -> Iterator[None]:
     """Evaluation mode inside; afterwards modes, gradients, buffers and hooks are what they were.
 
     Parameters have no ``.grad`` inside, so that a source which calls ``backward`` or ``zero_grad`` cannot
-    reach the user's gradients.
+    reach the user's gradients. What is compiled runs as it is written, so that hooks are seen, unless
+    ``compiled``.
     """
     with ExitStack() as stack:
-        stack.enter_context(_uncompiled())
+        if not compiled:
+            stack.enter_context(_uncompiled())
         stack.enter_context(_no_cached_weights())
         stack.enter_context(_submodules_kept(model))
         stack.enter_context(_hooks_kept(model))
@@ -59,7 +61,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Modules that are compiled inside of the model run as they are written, so that hooks are seen."""
+    """Modules that are compiled inside of the model run as they are written."""
     with torch.compiler.set_stance("force_eager"):
         yield
 

@@ -1,6 +1,8 @@
 """From a map to a mask, from mask and baseline to images, and to what the model says of them."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torchmetrics_cam.explanation import Explanation
 from torchmetrics_cam.functional.maps import min_max, resize_maps, top_fraction
 from torchmetrics_cam.guard import untouched
 from torchmetrics_cam.protocol import EvaluationProtocol
-from torchmetrics_cam.scoring import Scoring
+from torchmetrics_cam.scoring import Scoring, Selection
 
 
 def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
@@ -77,31 +79,57 @@ def check_baseline(images: Tensor, protocol: EvaluationProtocol) -> None:
 
 def masked_scores(
     model: nn.Module,
-    explanation: Explanation,
-    mask: Tensor,
+    explanations: Sequence[Explanation],
     *,
     scoring: Scoring,
-    muted: AbstractContextManager[None] | None = None,
+    muted: Sequence[AbstractContextManager[None]] = (),
+    scorer: Callable[[Tensor], Any] | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
-    """The score of the explained class on the masked images.
+    """The score of what is explained on the images that each explanation masks.
+
+    The masked images of all explanations go through the model one after the other, in chunks that are made
+    when their turn comes, so the memory is that of one chunk.
 
     Args:
         model: the network.
-        explanation: the clean pass of the batch.
-        mask: ``(N, *spatial)`` in [0, 1].
+        explanations: of one batch, by K sources.
         scoring: how the model's output becomes scores.
-        muted: a context in which the hooks of the CAM extractor are silent.
-        batch_size: at most so many masked images are made and scored at once; None for all.
+        muted: contexts in which the hooks of CAM extractors are silent.
+        scorer: runs in place of the model, from images to the model's raw output.
+        batch_size: at most so many masked images at once; None for as many as the batch has.
 
     Returns:
-        A tensor of shape ``(N,)``.
+        A tensor of shape ``(K, N)``.
     """
-    images, scores = explanation.images, []
-    scoring = scoring.explaining(explanation.selection.targets)
-    with torch.no_grad(), untouched(model), muted or nullcontext():
-        for start in range(0, len(images), batch_size or len(images)):
-            chunk = slice(start, start + (batch_size or len(images)))
-            masked = apply_mask(images[chunk], mask[chunk], scoring.protocol)
-            scores.append(explanation.selection[chunk].of(scoring(model(masked)).scores))
-    return torch.cat(scores)
+    count, scores = len(explanations[0].images), []
+    selection = explanations[0].selection
+    scoring = scoring.explaining(selection.targets)
+    run = model if scorer is None else scorer
+    with torch.no_grad(), untouched(model, compiled=scorer is not None), ExitStack() as stack:
+        for context in muted:
+            stack.enter_context(context)
+        for chunks in _chunks(len(explanations), count, batch_size or count):
+            parts = [explanations[source][chunk] for source, chunk in chunks]
+            masks = [to_mask(part, scoring.protocol) for part in parts]
+            masked = [
+                apply_mask(part.images, mask, scoring.protocol)
+                for part, mask in zip(parts, masks, strict=True)
+            ]
+            output = run(masked[0] if len(masked) == 1 else torch.cat(masked))
+            found = Selection.joined([part.selection for part in parts]).of(scoring(output).scores)
+            # A mask that hides nothing leaves the score as it is. In a chunk of another size, or by a
+            # compiled scorer, it would come out a rounding error higher or lower.
+            whole = torch.cat([mask.flatten(1).amin(1) == 1 for mask in masks])
+            scores.append(torch.where(whole, torch.cat([part.scores for part in parts]), found))
+    return torch.cat(scores).view(len(explanations), count)
+
+
+def _chunks(sources: int, count: int, size: int) -> Iterator[list[tuple[int, slice]]]:
+    """The images of all sources in chunks of ``size``: of which source which images, for each chunk."""
+    for start in range(0, sources * count, size):
+        end = min(start + size, sources * count)
+        yield [
+            (source, slice(max(start - source * count, 0), min(end - source * count, count)))
+            for source in range(start // count, -(-end // count))
+        ]

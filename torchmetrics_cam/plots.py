@@ -1,11 +1,13 @@
 """Pictures of explanations: the map, what it leaves of the image, and what the model says to that."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+from torchmetrics_cam.metrics.table import ComparisonTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,6 +122,58 @@ def explanation_figure(
     else:
         figure.text(0.1 / width, below / height, note, va="top", fontsize=9)
     return figure
+
+
+def comparison_figure(table: ComparisonTable, axes: Any = None) -> tuple["Figure", Any]:
+    """Every method's value with its interval, a panel a measure, the methods in the order of the table.
+
+    Args:
+        table: what is shown; hollow marks are controls.
+        axes: a matplotlib axis a measure, or one axis for a single measure; None makes a figure.
+
+    Returns:
+        Figure and axes: one axis for a single measure, else a list.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is missing.
+        ValueError: if there is not one axis a measure.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'comparison_figure needs matplotlib: pip install "torchmetrics-cam[plot]"', name="matplotlib"
+        ) from error
+
+    measures = table.measures
+    if axes is None:
+        height = 1.1 + 0.28 * len(table.rows)
+        figure = Figure(figsize=(1.8 + 2.6 * len(measures), height), dpi=150, layout="constrained")
+        panels = list(figure.subplots(1, len(measures), sharey=True, squeeze=False)[0])
+    else:
+        panels = list(axes) if isinstance(axes, Iterable) else [axes]
+        if len(panels) != len(measures):
+            raise ValueError(
+                f"ax holds {len(panels)} axes; give one for each of the {len(measures)} measures"
+            )
+        figure = panels[0].figure
+    for panel, measure in zip(panels, measures, strict=True):
+        for place, row in enumerate(table.rows):
+            cell = row[measure["name"]]
+            if cell["value"] is None:
+                continue
+            if cell["lower"] is not None:
+                panel.plot([cell["lower"], cell["upper"]], [place, place], color="black", linewidth=1.2)
+            filling = "white" if row["control"] else "black"
+            panel.plot(cell["value"], place, "o", color="black", markerfacecolor=filling, markersize=5)
+        better = "higher" if measure["higher_is_better"] else "lower"
+        panel.set_title(f"{measure['title']}\n({better} is better)", fontsize=9)
+        panel.set_yticks(range(len(table.rows)), [row["method"] for row in table.rows], fontsize=9)
+        panel.set_ylim(len(table.rows) - 0.5, -0.5)
+        panel.grid(axis="x", color="0.9")
+        panel.set_axisbelow(True)
+        panel.tick_params(axis="x", labelsize=8)
+    return figure, panels[0] if len(panels) == 1 else panels
 
 
 def _show(axes: "Axes", image: Tensor) -> None:

@@ -45,6 +45,12 @@ class Scores:
     raw: Any
     scores: Any
 
+    def detached(self) -> "Scores":
+        """The same without the autograd graph, where they are tensors."""
+        return Scores(
+            *(part.detach() if isinstance(part, Tensor) else part for part in (self.raw, self.scores))
+        )
+
 
 @dataclass(frozen=True)
 class Scoring:
@@ -104,6 +110,14 @@ class Selection:
                     f"a target returned a tensor of shape {tuple(value.shape)}; it must return a scalar"
                 )
         return torch.stack([value.reshape(()) for value in values])
+
+    @classmethod
+    def joined(cls, parts: Sequence["Selection"]) -> "Selection":
+        """Of several batches, one after the other."""
+        if parts[0].targets is not None:
+            return cls(targets=[target for part in parts for target in part.targets or ()])
+        indices = [part.class_idx for part in parts if part.class_idx is not None]
+        return cls(torch.cat(indices), num_classes=parts[0].num_classes)
 
     def __getitem__(self, chunk: slice) -> "Selection":
         return Selection(

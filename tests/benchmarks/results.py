@@ -21,7 +21,7 @@ THREADS = 2
 
 def environment() -> dict[str, Any]:
     """Versions, threads, load and date; the load average is that of the moment of the call."""
-    packages = ("torch", "torchvision", "torchmetrics", "torchcam", "lightning")
+    packages = ("torch", "torchvision", "torchmetrics", "torchcam", "grad-cam", "lightning")
     return {
         "versions": {
             "python": platform.python_version(),

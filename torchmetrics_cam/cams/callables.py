@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from torchmetrics_cam.cams.source import CAMSource, CleanPass, SourceMaps
+from torchmetrics_cam.cams.source import CAMSource, CleanPass, Sharing, SourceMaps
 from torchmetrics_cam.guard import buffers_kept
 
 
@@ -34,6 +34,7 @@ class CallableSource(CAMSource):
 
     """
 
+    sharing: Sharing = "scores"
     supports_targets = False
 
     def __init__(self, model: nn.Module, fn: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
@@ -63,6 +64,8 @@ class PrecomputedMaps(CAMSource):
         model: the network that is evaluated.
     """
 
+    sharing: Sharing = "pass"
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
@@ -82,8 +85,7 @@ class PrecomputedMaps(CAMSource):
 
     def maps(self, clean: CleanPass) -> SourceMaps:
         """What was handed in."""
-        assert clean.cams is not None
-        return SourceMaps([clean.cams])
+        return SourceMaps([clean.cams[self]])
 
 
 def check_maps(maps: Tensor, images: Tensor) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchmetrics_cam.cams.source import CAMSource, CleanPass, SourceMaps
+from torchmetrics_cam.cams.source import CAMSource, CleanPass, Sharing, SourceMaps
 from torchmetrics_cam.guard import unwrapped
 
 _LIBRARY = "captum.attr"
@@ -42,6 +42,7 @@ class CaptumSource(CAMSource):
 
     """
 
+    sharing: Sharing = "scores"
     supports_targets = False
 
     def __init__(

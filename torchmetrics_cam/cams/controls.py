@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from torchmetrics_cam.cams.layer_source import LayerSource, weighted_sum
 from torchmetrics_cam.cams.layers import TargetLayer
-from torchmetrics_cam.cams.source import CAMSource, CleanPass, SourceMaps
+from torchmetrics_cam.cams.source import CAMSource, CleanPass, Sharing, SourceMaps
 
 # Multipliers of splitmix64 as signed 64-bit integers; tensors have no unsigned arithmetic, and it wraps the
 # same.
@@ -23,7 +23,13 @@ _BITS = {
 }
 
 
-class UniformMap(CAMSource):
+class Control(CAMSource):
+    """What the controls share that look at no network: any number of them is served by one clean pass."""
+
+    sharing: Sharing = "pass"
+
+
+class UniformMap(Control):
     """The same value everywhere: at 1 nothing is hidden, and Average Drop is as good as it can be.
 
     Args:
@@ -47,7 +53,7 @@ class UniformMap(CAMSource):
         return SourceMaps([uniform], rectified=True, normalized=True)
 
 
-class RandomMap(CAMSource):
+class RandomMap(Control):
     """Noise on a coarse grid, resized like a CAM: what a map without knowledge of the image gives.
 
     The noise is a hash of the image's own bits and the seed: one image has the same map in any batch, order,
@@ -73,7 +79,7 @@ class RandomMap(CAMSource):
         return SourceMaps([noise.view(-1, *shape)], rectified=True, normalized=True)
 
 
-class CenterMap(CAMSource):
+class CenterMap(Control):
     """A Gaussian around the middle: what knowing only that photographers centre their subject gives.
 
     Args:
@@ -99,7 +105,7 @@ class CenterMap(CAMSource):
         )
 
 
-class EdgeMap(CAMSource):
+class EdgeMap(Control):
     """Where the image changes most: what a map gives that outlines objects and knows no network.
 
     The length of the image's gradient, over all channels, by central differences.

@@ -37,16 +37,9 @@ class GradientCAM(LayerSource):
         Raises:
             RuntimeError: if a layer did not run, or the explained score does not depend on it.
         """
-        activations = self._recorded(clean)
-        score = clean.selection.of(clean.explained).sum()
-        if not score.requires_grad:
-            raise RuntimeError(
-                "the explained score has no gradient: the model or logits_fn runs under no_grad or"
-                " inference_mode, or detaches its output; gradient CAMs need a path from layer to score"
-            )
-        gradients = torch.autograd.grad(score, activations, allow_unused=True)
         maps = []
-        for name, activation, gradient in zip(self.layer_names, activations, gradients, strict=True):
+        for name, layer, activation in zip(self.layer_names, self.layers, self._recorded(clean), strict=True):
+            gradient = clean.gradients[layer]
             if gradient is None:
                 raise RuntimeError(
                     f"the explained score does not depend on layer {name!r}; choose another layer, and do not"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmetrics_cam.cams.layers import TargetLayer, layer_names
-from torchmetrics_cam.cams.source import CAMSource, CleanPass, SourceMaps
+from torchmetrics_cam.cams.source import CAMSource, CleanPass, Sharing, SourceMaps
 from torchmetrics_cam.functional.maps import rectify
 
 
@@ -24,6 +24,8 @@ class LayerSource(CAMSource):
         ValueError: if a layer is not in the model; the nearest names are listed.
         TypeError: if a layer is neither a name nor a module.
     """
+
+    sharing: Sharing = "pass"
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from torchmetrics_cam.cams.layers import layer_names
-from torchmetrics_cam.cams.source import CAMSource, CleanPass, SourceMaps
+from torchmetrics_cam.cams.source import CAMSource, CleanPass, Sharing, SourceMaps
 from torchmetrics_cam.guard import attributes_kept
 
 _LIBRARY = "monai.visualize"
@@ -34,6 +34,8 @@ class MonaiSource(CAMSource):
         GradCAM(Sequential, 0)
 
     """
+
+    sharing: Sharing = "scores"
 
     def __init__(self, cam: Any, *, layer_idx: int = -1) -> None:
         self.cam = cam

@@ -1,12 +1,14 @@
 """The contract of everything that gives maps: CAMSource."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from torchmetrics_cam.guard import unwrapped
@@ -14,6 +16,7 @@ from torchmetrics_cam.protocol import EvaluationProtocol
 from torchmetrics_cam.scoring import ClassIndex, Scores, Scoring, Selection
 
 Graph = Literal["none", "head", "input"]
+Sharing = Literal["pass", "scores", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class CleanPass:
         activations: what each of ``source.layers`` gave, in the order in which they ran; with their graph if
             the source asked for one.
         scoring: how the model's output becomes scores.
-        cams: the maps that were handed to ``update``, if any.
+        cams: the maps that were handed to ``update``, by the source that they are for.
     """
 
     images: Tensor
@@ -38,7 +41,7 @@ class CleanPass:
     class_idx: ClassIndex | None
     activations: dict[nn.Module, Tensor]
     scoring: Scoring
-    cams: Tensor | None = None
+    cams: Mapping["CAMSource", Tensor] = field(default_factory=dict)
 
     @property
     def protocol(self) -> EvaluationProtocol:
@@ -49,6 +52,25 @@ class CleanPass:
     def explained(self) -> Any:
         """What the protocol takes the CAM of: the raw output, or the scores."""
         return self.scores.raw if self.protocol.cam_of == "logit" else self.scores.scores
+
+    @cached_property
+    def gradients(self) -> Mapping[nn.Module, Tensor | None]:
+        """The derivative of the explained score by each activation, from one backward pass for all sources.
+
+        None for a layer that the score does not depend on.
+
+        Raises:
+            RuntimeError: if the score has no gradient.
+        """
+        score = self.selection.of(self.explained).sum()
+        if not score.requires_grad:
+            raise RuntimeError(
+                "the explained score has no gradient: the model or logits_fn runs under no_grad or"
+                " inference_mode, or detaches its output; gradient CAMs need a path from layer to score"
+            )
+        in_graph = {layer: tensor for layer, tensor in self.activations.items() if tensor.requires_grad}
+        gradients = torch.autograd.grad(score, list(in_graph.values()), allow_unused=True)
+        return dict(zip(in_graph, gradients, strict=True))
 
     def explained_of(self, output: Any) -> Any:
         """The same of an output that a source got by running the model once more."""
@@ -82,10 +104,15 @@ class CAMSource(ABC):
             same model, and a copy of the module that holds both follows the copied model.
         graph: the autograd graph that `maps` needs. ``"none"``; ``"head"``: from `layers` on, so that the
             body of the network runs at the cost of inference; ``"input"``: the whole network, to the images.
+        sharing: what it may share with other sources of a comparison. ``"pass"``: `maps` looks at the clean
+            pass and at nothing else, so one pass serves any number of such sources. ``"scores"``: `maps`
+            runs the model by itself, and needs of the clean pass only the scores. ``"nothing"``: it has hooks
+            on the model, or a graph of its own, and gets a clean pass of its own.
         supports_targets: whether maps of an arbitrary target can be made, or of a class only.
     """
 
     graph: Graph = "none"
+    sharing: Sharing = "nothing"
     supports_targets: bool = True
 
     _model: nn.Module

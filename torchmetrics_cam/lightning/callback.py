@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchmetrics_cam.cams.resolve import as_source
+from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.explanation import Explanation
 from torchmetrics_cam.lightning.batches import BatchInputs, update_arguments
 from torchmetrics_cam.lightning.figures import log_figure
 from torchmetrics_cam.lightning.worst import WorstExplained, worst, worst_figure, worst_of
-from torchmetrics_cam.metrics.confidence import ConfidenceMetric
+from torchmetrics_cam.metrics.comparison import CAMComparison
 from torchmetrics_cam.metrics.settings import check_scoring
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
@@ -103,7 +104,7 @@ class CAMEvaluation(Callback):
                 raise TypeError(f"{setting} is {value!r}; it must be an integer")
             if value < least:
                 raise ValueError(f"{setting} is {value}; it must be at least {least}")
-        check_scoring(logits_fn, batch_size)
+        check_scoring(logits_fn, None, batch_size)
         if num_images and find_spec("matplotlib") is None:
             raise ModuleNotFoundError(
                 'the figure of CAMEvaluation needs matplotlib: pip install "torchmetrics-cam[plot]", or set'
@@ -127,7 +128,7 @@ class CAMEvaluation(Callback):
         self.name = name
         self.prog_bar = prog_bar
         self._made: Sources = {}
-        self._metrics: dict[str, _Confidence] = {}
+        self._comparisons: list[_Comparison] = []
         self._worst: list[WorstExplained] = []
         self._last_epoch: int | None = None
         self._due = False
@@ -155,8 +156,8 @@ class CAMEvaluation(Callback):
         self._due = self._is_due(trainer)
         self._prepare(pl_module)
         self._worst = []
-        for metric in self._metrics.values():
-            metric.reset()
+        for comparison in self._comparisons:
+            comparison.reset()
 
     def on_validation_batch_end(
         self,
@@ -173,13 +174,13 @@ class CAMEvaluation(Callback):
             return
         arguments = update_arguments(batch, self.inputs)
         with trainer.precision_plugin.forward_context():
-            for metric in self._metrics.values():
-                metric.update(**arguments)
-        explained = [metric.take() for metric in self._metrics.values()]
+            for comparison in self._comparisons:
+                comparison.update(**arguments)
+        explained = [one for comparison in self._comparisons for one in comparison.take()]
         if self.num_images:
             found = worst_of(
                 explained,
-                next(iter(self._metrics.values())).protocol,
+                self.settings["protocol"],
                 count=self.num_images,
                 class_names=self.class_names,
             )
@@ -189,14 +190,15 @@ class CAMEvaluation(Callback):
         """Log the values over all ranks, and one figure."""
         if trainer.sanity_checking or not self._due:
             return
-        for method, metric in self._metrics.items():
-            for measure, value in metric.compute().items():
-                # The value is that of all ranks already; sync_dist tells Lightning, and leaves it as it is.
-                key = f"{self.name}/{method}/{measure}"
-                pl_module.log(key, value.float(), prog_bar=self.prog_bar, sync_dist=True)
+        for comparison in self._comparisons:
+            for key, value in comparison.compute().items():
+                if not key.endswith(("_lower", "_upper")):
+                    # That of all ranks already; sync_dist tells Lightning, and leaves it as it is.
+                    pl_module.log(f"{self.name}/{key}", value.float(), prog_bar=self.prog_bar, sync_dist=True)
         found = worst(_from_all_ranks(self._worst), self.num_images)
         if found and trainer.is_global_zero and not (trainer.fast_dev_run or trainer.barebones):  # type: ignore[attr-defined]
-            figure = worst_figure(found, list(self._metrics), self.to_colours)
+            methods = [method for comparison in self._comparisons for method in comparison.methods]
+            figure = worst_figure(found, methods, self.to_colours)
             log_figure(trainer, f"{self.name}/worst_explained", figure, self.directory)
         self._worst = []
 
@@ -218,47 +220,43 @@ class CAMEvaluation(Callback):
         return True
 
     def _prepare(self, pl_module: LightningModule) -> None:
-        if not self._metrics:
+        if not self._comparisons:
             self._made = self.sources(pl_module) if callable(self.sources) else self.sources
             _check_sources(self._made)
+            by_model: dict[nn.Module, dict[str, CAMSource]] = {}
             for method, source in self._made.items():
-                metric = _Confidence(source, **self.settings)
-                if all(metric.source.model is not module for module in pl_module.modules()):
+                source = as_source(source)
+                by_model.setdefault(source.model, {})[method] = source
+            for model, sources in by_model.items():
+                if all(model is not module for module in pl_module.modules()):
                     rank_zero_warn(
-                        f"the network of {method!r} is not part of the LightningModule that is validated, so"
-                        " its values do not follow the training; build the sources from the module:"
-                        " CAMEvaluation(lambda module: {...})"
+                        f"the network of {next(iter(sources))!r} is not part of the LightningModule that is"
+                        " validated, so its values do not follow the training; build the sources from the"
+                        " module: CAMEvaluation(lambda module: {...})"
                     )
-                self._metrics[method] = metric
-        for metric in self._metrics.values():
-            metric.to(pl_module.device)
+                self._comparisons.append(_Comparison(sources, controls=False, **self.settings))
+        for comparison in self._comparisons:
+            comparison.to(pl_module.device)
 
     def _release(self) -> None:
         if callable(self.sources) and isinstance(self._made, Mapping):
             for source in self._made.values():
                 with suppress(TypeError):
                     as_source(source).remove_hooks()
-        self._made, self._metrics, self._worst, self._last_epoch = {}, {}, [], None
+        self._made, self._comparisons, self._worst, self._last_epoch = {}, [], [], None
 
 
-class _Confidence(ConfidenceMetric):
-    """The three values of one masked pass, and until it is taken what the last batch was."""
+class _Comparison(CAMComparison):
+    """It keeps, until it is taken, what the last batch was."""
 
-    last: tuple[Explanation, Tensor] | None = None
+    last: tuple[list[Explanation], Tensor] | None = None
 
-    def compute(self) -> dict[str, Tensor]:
-        return {
-            "average_drop": self._mean("drop"),
-            "increase_in_confidence": self._mean("increase"),
-            "average_gain": self._mean("gain"),
-        }
-
-    def take(self) -> tuple[Explanation, Tensor]:
+    def take(self) -> list[tuple[Explanation, Tensor]]:
         assert self.last is not None
-        last, self.last = self.last, None
-        return last
+        (explanations, masked), self.last = self.last, None
+        return list(zip(explanations, masked, strict=True))
 
-    def _explained(self, *arguments: Any) -> tuple[Explanation, Tensor]:
+    def _explained(self, *arguments: Any) -> tuple[list[Explanation], Tensor]:
         self.last = super()._explained(*arguments)
         return self.last
 

@@ -19,6 +19,7 @@ from torchmetrics_cam.guard import untouched, weights_kept
 from torchmetrics_cam.lightning.batches import BatchInputs, update_arguments
 from torchmetrics_cam.lightning.loaders import check_divisible, share
 from torchmetrics_cam.metrics.base import CAMMetric
+from torchmetrics_cam.metrics.comparison import CAMComparison
 
 
 def evaluate(
@@ -126,6 +127,7 @@ class _TestLoop(LightningModule):
         self.inputs = inputs
         self.outcome = folder / "outcome"
         self.process = os.getpid()
+        self.seen = 0
         self.value: Any = None
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -137,8 +139,17 @@ class _TestLoop(LightningModule):
         atexit.register(_leave_process_group)
 
     def test_step(self, batch: Any) -> None:
-        if batch is not None:
-            self.metric.update(**update_arguments(batch, self.inputs))
+        if batch is None:
+            return
+        arguments = update_arguments(batch, self.inputs)
+        if _keeps_samples(self.metric):
+            # The places in the dataset of the images that this rank takes, as `share` deals them out.
+            count = len(arguments["input_tensor"])
+            places = range(self.seen, self.seen + count)
+            ranks = self.trainer.world_size
+            arguments.setdefault("index", [self.trainer.global_rank + ranks * place for place in places])
+            self.seen += count
+        self.metric.update(**arguments)
 
     def on_test_epoch_end(self) -> None:
         with _synced_on_compute(self.metric):
@@ -208,6 +219,12 @@ def _members(metric: Metric | MetricCollection | MetricTracker) -> Iterator[tupl
             yield name, member
 
 
+def _keeps_samples(metric: Metric | MetricCollection | MetricTracker) -> bool:
+    """Whether places of images are kept; a collection hands them to those that take them."""
+    members = metric.values() if isinstance(metric, MetricCollection) else [metric]
+    return any(isinstance(member, CAMComparison) and member.per_sample for member in members)
+
+
 def _restore(
     metric: Metric | MetricCollection | MetricTracker, states: dict[str, tuple[int, dict[str, Any]]]
 ) -> None:
@@ -235,7 +252,7 @@ def _synced_on_compute(metric: Metric | MetricCollection | MetricTracker) -> Ite
 
 def _networks(metric: nn.Module) -> nn.ModuleList:
     """The networks behind a metric, each once."""
-    found = [member.source.model for member in metric.modules() if isinstance(member, CAMMetric)]
+    found = [member.model for member in metric.modules() if isinstance(member, CAMMetric)]
     return nn.ModuleList(dict.fromkeys(found))
 
 

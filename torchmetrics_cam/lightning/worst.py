@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchmetrics_cam.explanation import Explanation
-from torchmetrics_cam.functional.confidence import average_drop
+from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.perturbation import apply_mask, to_mask
 from torchmetrics_cam.plots import ExplanationRow, explanation_figure
 from torchmetrics_cam.protocol import EvaluationProtocol
@@ -60,16 +60,7 @@ def worst_of(
     if first.images.ndim != 4:
         return []
     drops = torch.stack(
-        [
-            average_drop(
-                explanation.scores,
-                masked,
-                relative=protocol.drop == "relative",
-                eps=protocol.drop_eps,
-                reduction="none",
-            )
-            for explanation, masked in batch
-        ]
+        [MEASURES["average_drop"].of(explanation.scores, masked, protocol) for explanation, masked in batch]
     ).mean(0)
     valid = torch.stack([explanation.valid & masked.isfinite() for explanation, masked in batch]).all(0)
     ranked = torch.where(valid, drops, -1).topk(min(count, len(drops)))

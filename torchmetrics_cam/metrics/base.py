@@ -1,35 +1,31 @@
-"""What every metric shares: it holds a CAM source without owning the model, and keeps its sums exact."""
+"""What every metric shares: it holds CAM sources without owning the model, and keeps its sums exact."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
-from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
-from torchmetrics_cam.explanation import Explanation, explain
+from torchmetrics_cam.evaluation import Evaluation
+from torchmetrics_cam.explanation import Explanation
 from torchmetrics_cam.metrics.identity import identity, own
-from torchmetrics_cam.metrics.settings import Average, check_averaging, check_scoring
-from torchmetrics_cam.perturbation import check_baseline, masked_scores, to_mask
+from torchmetrics_cam.metrics.settings import Average, check_averaging, check_scoring, sum_dtype
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
-from torchmetrics_cam.random_numbers import OwnRandomNumbers
 from torchmetrics_cam.scoring import ClassIndex, Scoring, Selection, Target
-
-_CPU = torch.device("cpu")
 
 
 class CAMMetric(Metric):
-    """A metric over the maps of one CAM source.
+    """A metric over the maps of CAM sources of one model.
 
-    The source, the model behind it and ``logits_fn`` are held by reference and never registered: the metric
-    has no parameters, its ``state_dict`` holds no network, and ``metric.to``, ``metric.eval`` and
-    ``metric.clone`` leave the model alone. In a LightningModule assign the model before the metric, so that a
-    copy of the module keeps the two together.
+    The sources, the model behind them, ``logits_fn`` and ``scorer`` are held by reference and never
+    registered: the metric has no parameters, its ``state_dict`` holds no network, and ``metric.to``,
+    ``metric.eval`` and ``metric.clone`` leave the model alone. In a LightningModule assign the model before
+    the metric, so that a copy of the module keeps the two together.
     """
 
     is_differentiable: bool = False
@@ -44,10 +40,11 @@ class CAMMetric(Metric):
 
     def __init__(
         self,
-        cam_extractor: Any,
+        sources: Sequence[CAMSource],
         logits_fn: Callable[[Any], Any] | None = None,
         *,
         protocol: EvaluationProtocol | str | None = None,
+        scorer: Callable[[Tensor], Any] | None = None,
         batch_size: int | None = None,
         num_classes: int | None = None,
         average: Average = "micro",
@@ -55,22 +52,23 @@ class CAMMetric(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_scoring(logits_fn, batch_size)
+        check_scoring(logits_fn, scorer, batch_size)
         check_averaging(num_classes, average)
-        source = as_source(cam_extractor)
-        self._evaluation = _Evaluation(
-            source, Scoring(logits_fn, as_protocol(protocol, self.default_protocol))
+        self._evaluation = Evaluation(
+            sources,
+            Scoring(logits_fn, as_protocol(protocol, self.default_protocol)),
+            scorer=scorer,
+            batch_size=batch_size,
+            validate_args=validate_args,
         )
-        self.batch_size = batch_size
         self.num_classes = num_classes
         self.average = average
-        self.validate_args = validate_args
-        self.add_state("identity", self._evaluation.identity(), dist_reduce_fx=own)
+        self.add_state("identity", self._identity(), dist_reduce_fx=own)
 
     @property
-    def source(self) -> CAMSource:
-        """Where the maps come from."""
-        return self._evaluation.source
+    def model(self) -> nn.Module:
+        """The network that is explained."""
+        return self._evaluation.model
 
     @property
     def protocol(self) -> EvaluationProtocol:
@@ -99,7 +97,7 @@ class CAMMetric(Metric):
         super().reset()
         # The base class resets within forward, for the value of the batch; there the stream goes on.
         if not self._in_forward:
-            self._evaluation.random_numbers = OwnRandomNumbers()
+            self._evaluation.begin()
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the sums of another metric, such as a shard that was computed elsewhere.
@@ -110,11 +108,14 @@ class CAMMetric(Metric):
         Raises:
             ValueError: if its protocol or its classes are not those of this metric.
         """
-        if isinstance(incoming_state, CAMMetric) and incoming_state.protocol != self.protocol:
-            raise ValueError(
-                f"a metric of the protocol {incoming_state.protocol} cannot be merged into one of"
-                f" {self.protocol}; their sums are of different things"
-            )
+        if isinstance(incoming_state, CAMMetric):
+            theirs = incoming_state._sums_of()
+            for what, ours in self._sums_of().items():
+                if theirs.get(what) != ours:
+                    raise ValueError(
+                        f"a metric of the {what} {theirs.get(what)} cannot be merged into one of {ours};"
+                        " their sums are of different things"
+                    )
         for name in self._defaults:
             given = (
                 getattr(incoming_state, name, None)
@@ -163,8 +164,21 @@ class CAMMetric(Metric):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # The model may be another one now, and so the metric another: a copy, or read from a file.
-        identity = self._evaluation.identity().to(self.device)
+        identity = self._identity().to(self.device)
         self._defaults["identity"], self.identity = identity, identity.clone()
+
+    def _sums_of(self) -> dict[str, Any]:
+        """What metrics must have in common for their sums to be added."""
+        return {"protocol": self.protocol}
+
+    def _all_ranks(self) -> AbstractContextManager[None]:
+        """The states of all ranks inside, unless they are those already; every rank must ask."""
+        if self._is_synced:
+            return nullcontext()
+        return self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute)
+
+    def _identity(self) -> Tensor:
+        return identity(*self._evaluation.parts())
 
     # A LightningModule that is compiled has its steps traced, and they call this.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -173,98 +187,66 @@ class CAMMetric(Metric):
         images: Tensor,
         class_idx: ClassIndex | None,
         targets: Target | list[Target] | None,
-        cams: Tensor | None,
-    ) -> tuple[Explanation, Tensor]:
-        """The clean pass of a batch, and the score of what is explained on its masked images."""
-        try:
+        cams: Mapping[CAMSource, Tensor],
+    ) -> tuple[list[Explanation], Tensor]:
+        """The explanation of a batch by each source, and the scores on the masked images, ``(K, N)``."""
+        with self._uncounted_if_refused():
             if targets is not None and self.average != "micro":
                 raise ValueError(
                     f"average={self.average!r} is over classes, and targets have none; pass class_idx instead"
                 )
-            if isinstance(images, Tensor) and images.ndim > 1:
-                check_baseline(images, self.protocol)
-            with self._evaluation.random_numbers.drawn(getattr(images, "device", _CPU)):
-                explanation = explain(
-                    self.source,
-                    images,
-                    scoring=self._evaluation.scoring,
-                    class_idx=class_idx,
-                    targets=targets,
-                    cams=cams,
-                    validate_args=self.validate_args,
-                )
-                self._check_classes(explanation.selection)
-                masked = masked_scores(
-                    self.source.model,
-                    explanation,
-                    to_mask(explanation, self.protocol),
-                    scoring=self._evaluation.scoring,
-                    muted=self.source.muted(),
-                    batch_size=self.batch_size,
-                )
+            return self._evaluation.run(images, class_idx, targets, cams, self._check_classes)
+
+    @contextmanager
+    def _uncounted_if_refused(self) -> Iterator[None]:
+        """The base class counts an update before it runs."""
+        try:
+            yield
         except BaseException:
-            # The base class counts an update before it runs.
             self._update_count -= 1
             raise
-        return explanation, masked
 
     def _check_classes(self, selection: Selection) -> None:
         scored = selection.num_classes
         if None not in (self.num_classes, scored) and self.num_classes != scored:
             raise ValueError(f"the model scores {scored} classes but num_classes is {self.num_classes}")
 
-    def _add_sum(self, name: str, dtype: torch.dtype) -> None:
-        """A state that adds up over batches and ranks: one value, or one a class."""
-        shape = () if self.average == "micro" else (self.num_classes or 0,)
-        self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
+    def _add_sum(self, name: str, dtype: torch.dtype, *shape: int) -> None:
+        """A state that adds up over batches and ranks, ``(*shape)``, or a class ``(num_classes, *shape)``."""
+        classes = () if self.average == "micro" else (self.num_classes or 0,)
+        self.add_state(name, torch.zeros((*classes, *shape), dtype=dtype), dist_reduce_fx="sum")
 
     def _add(self, name: str, values: Tensor, selection: Selection) -> None:
-        """Add the values of a batch, ``(N,)``.
+        """Add the values of a batch, ``(N, *shape)``.
 
         Out of place: a state that was reset in inference mode may not be written to outside of it.
         """
         state: Tensor = getattr(self, name)
         values = values.to(state.dtype)
-        if state.ndim:
+        if self.average == "micro":
+            summed = values.sum(0)
+        else:
             assert selection.class_idx is not None
             summed = torch.zeros_like(state, device=values.device)
             summed = summed.index_add(0, selection.class_idx, values)
-        else:
-            summed = values.sum()
         setattr(self, name, state + summed.to(state.device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "CAMMetric":
         """Move the states, but never cast them: a bfloat16 counter stops at 256."""
         super()._apply(fn, exclude_state=tuple(self._defaults))
         for name, default in self._defaults.items():
-            if name not in exclude_state and isinstance(default, Tensor):
+            if name in exclude_state:
+                continue
+            state = getattr(self, name)
+            if isinstance(default, Tensor):
                 self._defaults[name] = _moved(default, self.device)
-                setattr(self, name, _moved(getattr(self, name), self.device))
+            if isinstance(state, Tensor):
+                setattr(self, name, _moved(state, self.device))
+            else:
+                setattr(self, name, [_moved(part, self.device) for part in state])
         # The base class casts the value that it remembers; from the states it is computed again as it was.
         self._computed = None
         return self
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.source!r}, protocol={self.protocol.name!r})"
-
-
-class _Evaluation:
-    """A holder that is no Module, so that the network behind it does not become part of the metric."""
-
-    def __init__(self, source: CAMSource, scoring: Scoring) -> None:
-        self.source = source
-        self.scoring = scoring
-        self.random_numbers = OwnRandomNumbers()
-
-    def identity(self) -> Tensor:
-        """By what metrics on one source, protocol and ``logits_fn`` know each other."""
-        source, scoring = self.source, self.scoring
-        return identity(type(source), vars(source), scoring.protocol, scoring.logits_fn)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Evaluation":
-        follows = id(self.source.model) in memo
-        scoring = deepcopy(self.scoring, memo) if follows else self.scoring
-        return _Evaluation(deepcopy(self.source, memo), scoring)
 
 
 def warn_scores_outside_unit_interval(count: Tensor) -> None:
@@ -279,6 +261,6 @@ def warn_scores_outside_unit_interval(count: Tensor) -> None:
 
 
 def _moved(state: Tensor, device: torch.device) -> Tensor:
-    if device.type == "mps" and state.dtype == torch.float64:
-        state = state.float()
+    if state.dtype == torch.float64:
+        return state.to(sum_dtype(device)).to(device)
     return state.to(device)

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.functional.confidence import average_drop, average_gain, increase_in_confidence
+from torchmetrics_cam.cams.resolve import as_source
+from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.metrics.base import CAMMetric, warn_scores_outside_unit_interval
+from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.metrics.settings import Average
 from torchmetrics_cam.protocol import EvaluationProtocol
 from torchmetrics_cam.scoring import ClassIndex, Target
@@ -43,6 +45,7 @@ class ConfidenceMetric(CAMMetric):
         logits_fn: Callable[[Any], Any] | None = None,
         *,
         protocol: EvaluationProtocol | str | None = None,
+        scorer: Callable[[Tensor], Any] | None = None,
         batch_size: int | None = None,
         num_classes: int | None = None,
         average: Average = "micro",
@@ -50,9 +53,10 @@ class ConfidenceMetric(CAMMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            cam_extractor,
+            [as_source(cam_extractor)],
             logits_fn,
             protocol=protocol,
+            scorer=scorer,
             batch_size=batch_size,
             num_classes=num_classes,
             average=average,
@@ -63,6 +67,11 @@ class ConfidenceMetric(CAMMetric):
             self._add_sum(name, torch.float64)
         for name in ("increase", "total", "nan_count", "degenerate_count", "outside_count"):
             self._add_sum(name, torch.int64)
+
+    @property
+    def source(self) -> CAMSource:
+        """Where the maps come from."""
+        return self._evaluation.sources[0]
 
     def update(
         self,
@@ -88,22 +97,16 @@ class ConfidenceMetric(CAMMetric):
             TypeError: if an argument is of a wrong type.
             ValueError: if an argument does not fit the model or the others. Nothing accumulated is lost.
         """
-        explanation, masked = self._explained(input_tensor, class_idx, targets, cams)
+        handed = {} if cams is None else {self.source: cams}
+        (explanation,), (masked,) = self._explained(input_tensor, class_idx, targets, handed)
         valid = explanation.valid & masked.isfinite()
         scores, masked = (
             torch.where(valid, score, torch.zeros_like(score)) for score in (explanation.scores, masked)
         )
-        drop = average_drop(
-            scores,
-            masked,
-            relative=self.protocol.drop == "relative",
-            eps=self.protocol.drop_eps,
-            reduction="none",
-        )
         for name, values in {
-            "drop": drop,
-            "gain": average_gain(scores, masked, eps=self.protocol.gain_eps, reduction="none"),
-            "increase": increase_in_confidence(scores, masked, reduction="none"),
+            "drop": MEASURES["average_drop"].of(scores, masked, self.protocol),
+            "gain": MEASURES["average_gain"].of(scores, masked, self.protocol),
+            "increase": MEASURES["increase_in_confidence"].of(scores, masked, self.protocol),
             "total": valid,
             "nan_count": ~valid,
             "degenerate_count": explanation.degenerate & valid,
@@ -117,6 +120,9 @@ class ConfidenceMetric(CAMMetric):
             warn_scores_outside_unit_interval(self.outside_count)
         means: Tensor = getattr(self, name).to(self.drop.dtype) / self.total
         return means.nanmean() if self.average == "macro" else means
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.source!r}, protocol={self.protocol.name!r})"
 
 
 class AverageDrop(ConfidenceMetric):
@@ -141,6 +147,8 @@ class AverageDrop(ConfidenceMetric):
             or the raw output in the ``"torchcam"`` preset.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: scores the masked images in place of the model, from images to the model's raw output, such as
+            ``torch.compile(model)``. On the first batch it must agree with the model to 1e-3.
         batch_size: at most so many masked images in one forward pass; None for the whole batch.
         num_classes: how many classes the model scores; ``average`` needs it.
         average: ``"micro"`` is the mean over the images, ``"macro"`` the mean over the classes that were
@@ -150,7 +158,8 @@ class AverageDrop(ConfidenceMetric):
 
     Raises:
         TypeError: if the extractor is none.
-        ValueError: if the protocol is unknown, or an average over classes lacks ``num_classes``.
+        ValueError: if the protocol is unknown, or an average over classes lacks ``num_classes``; in
+            ``update``, if scorer and model disagree.
 
     Source: Chattopadhyay et al., Grad-CAM++, https://arxiv.org/abs/1710.11063
 

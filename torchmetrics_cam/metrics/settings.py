@@ -2,19 +2,26 @@
 
 from typing import Any, Literal, get_args
 
+import torch
+
 Average = Literal["micro", "macro", "none"]
 
 
-def check_scoring(logits_fn: Any, batch_size: Any) -> None:
-    """Refuse what cannot turn an output into scores, or cut a batch into chunks.
+def check_scoring(logits_fn: Any, scorer: Any, batch_size: Any) -> None:
+    """Refuse what cannot turn images into an output and that into scores, or cut a batch into chunks.
 
     Raises:
-        TypeError: if ``logits_fn`` is not callable.
+        TypeError: if ``logits_fn`` or ``scorer`` is not callable.
         ValueError: if ``batch_size`` is no positive integer.
     """
     if logits_fn is not None and not callable(logits_fn):
         raise TypeError(
             f"logits_fn is {logits_fn!r}; it must be a callable from the model's output to scores (N, K)"
+        )
+    if scorer is not None and not callable(scorer):
+        raise TypeError(
+            f"scorer is {scorer!r}; it must be a callable from images to the model's raw output, such as"
+            " torch.compile(model)"
         )
     if batch_size is not None and (
         not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
@@ -36,3 +43,8 @@ def check_averaging(num_classes: Any, average: Any) -> None:
         raise ValueError(f"num_classes is {num_classes!r}; it must be a positive integer, or None")
     if average != "micro" and num_classes is None:
         raise ValueError(f"average={average!r} needs the number of classes; pass num_classes")
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """float64, in which sums are exact for all purposes; Apple's GPUs have float32."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,0 +1,300 @@
+"""CAMComparison: many CAM methods of one model in one pass, with intervals and controls."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torchmetrics_cam.cams.source import CAMSource
+from torchmetrics_cam.metrics.base import CAMMetric, warn_scores_outside_unit_interval
+from torchmetrics_cam.metrics.batch_values import BatchValues
+from torchmetrics_cam.metrics.comparison_input import (
+    CONTROLS,
+    check_index,
+    handed_maps,
+    known,
+    measures_of,
+    named_sources,
+)
+from torchmetrics_cam.metrics.comparison_statistics import ComparisonStatistics
+from torchmetrics_cam.metrics.identity import identity
+from torchmetrics_cam.metrics.measures import MEASURES
+from torchmetrics_cam.metrics.records import as_list, packed, record_length, unpacked
+from torchmetrics_cam.metrics.table import ComparisonTable, PairedDifference, comparison_table
+from torchmetrics_cam.scoring import ClassIndex, Target
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class CAMComparison(CAMMetric):
+    r"""Several CAM methods of one model on the same images, with 95 % intervals and paired comparisons.
+
+    One clean forward pass serves all methods, gradient CAMs of a layer share its activation and gradient, and
+    the masked images of all go through the model in chunks. Methods that run the model by themselves
+    (Score-CAM, objects of other libraries) take part and have a clean pass of their own.
+
+    As input to ``forward`` and ``update`` the metric accepts images ``(N, C, *spatial)``, and a class as an
+    int, a list or a LongTensor ``(N,)``.
+
+    As output of ``forward`` and ``compute`` it returns a flat dict of scalar tensors: for every method and
+    measure the mean as ``"{method}/{measure}"``, and the bounds of its interval as
+    ``"{method}/{measure}_lower"`` and ``"..._upper"``. A mean is that of the single metric. Intervals are
+    those of the normal distribution, of a proportion Wilson's; of one image there is none (NaN).
+
+    The states are sums whose size does not depend on the number of images. An entry ``[k, l]`` is over the
+    images that are valid for both methods.
+
+    Attributes:
+        count: how many images, ``(K, K)``.
+        sums: of the values of method k, for each measure, ``(M, K, K)``.
+        squares: of the squared differences of the two methods, and on the diagonal of the squared values.
+        wins: on how many images method k is better than l; differences up to 1e-6 are ties.
+        nan_count, degenerate_count, outside_count: as of `AverageDrop`, ``(K,)``.
+        distance: the largest difference of two methods' masked scores, as a share of the score, ``(K, K)``.
+
+    Args:
+        sources: the methods by name: whatever `AverageDrop` takes, all of one model.
+        logits_fn: as for `AverageDrop`.
+        measures: the names of the measures, of ``"average_drop"``, ``"increase_in_confidence"`` and
+            ``"average_gain"``; the first one orders the table.
+        controls: whether `UniformMap`, `RandomMap` and `CenterMap` stand beside the methods.
+        per_sample: keep a row an image, for `samples`. Memory then grows with the number of images.
+        settings: ``protocol``, ``scorer``, ``batch_size`` (masked images of one method or of several),
+            ``num_classes``, ``average`` and the others of `AverageDrop`. With ``average="none"`` the values
+            are ``(num_classes,)``.
+
+    Raises:
+        TypeError: if a source is none, or they have no names.
+        ValueError: if sources have different models, a measure is not known, or a name is taken twice.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import CAMComparison
+        >>> from torchmetrics_cam.cams import GradCAM, LayerCAM
+        >>> _ = torch.manual_seed(0)
+        >>> head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *head)
+        >>> comparison = CAMComparison({"Grad-CAM": GradCAM(model, "1"), "Layer-CAM": LayerCAM(model, "1")})
+        >>> comparison.update(torch.rand(8, 3, 16, 16))
+        >>> comparison.compute()["Grad-CAM/average_drop_lower"] >= 0
+        tensor(True)
+        >>> comparison.table().rows[0]["method"]
+        'uniform map'
+
+    """
+
+    higher_is_better: bool | None = None
+
+    count: Tensor
+    sums: Tensor
+    squares: Tensor
+    wins: Tensor
+    nan_count: Tensor
+    degenerate_count: Tensor
+    outside_count: Tensor
+    distance: Tensor
+    records: list[Tensor]
+
+    def __init__(
+        self,
+        sources: Mapping[str, Any],
+        logits_fn: Callable[[Any], Any] | None = None,
+        *,
+        measures: Sequence[str] = tuple(MEASURES),
+        controls: bool = True,
+        per_sample: bool = False,
+        **settings: Any,
+    ) -> None:
+        # Before the base class makes the identity, which the measures are part of.
+        self.measures = measures_of(measures)
+        named = named_sources(sources, with_controls=controls)
+        super().__init__(list(named.values()), logits_fn, **settings)
+        self.methods = tuple(named)
+        self.controls = tuple(CONTROLS) if controls else ()
+        self.per_sample = per_sample
+        self._seen = 0
+        pairs = (len(self.measures), len(named), len(named))
+        self._add_sum("count", torch.int64, *pairs[1:])
+        self._add_sum("sums", torch.float64, *pairs)
+        self._add_sum("squares", torch.float64, *pairs)
+        self._add_sum("wins", torch.int64, *pairs)
+        for name in ("nan_count", "degenerate_count", "outside_count"):
+            self._add_sum(name, torch.int64, len(named))
+        self.add_state("distance", torch.zeros(pairs[1:], dtype=torch.float64), dist_reduce_fx="max")
+        if per_sample:
+            self.add_state("records", [], dist_reduce_fx="cat")
+
+    @property
+    def sources(self) -> dict[str, CAMSource]:
+        """Where the maps come from, by method; controls come last."""
+        return dict(zip(self.methods, self._evaluation.sources, strict=True))
+
+    def update(
+        self,
+        input_tensor: Tensor,
+        class_idx: ClassIndex | None = None,
+        *,
+        targets: Target | list[Target] | None = None,
+        cams: Tensor | Mapping[str, Tensor] | None = None,
+        index: Tensor | Sequence[int] | None = None,
+    ) -> None:
+        """Explain a batch by every method, mask it, score it again and add the results to the states.
+
+        Args:
+            input_tensor: as for `AverageDrop`.
+            class_idx: as for `AverageDrop`.
+            targets: as for `AverageDrop`.
+            cams: maps computed beforehand ``(N, *any spatial)``, by the name of the method; alone, where one
+                source is `PrecomputedMaps`.
+            index: the number of each image in its dataset, ``(N,)``, for `samples`; None counts the images
+                that this process has seen.
+
+        Raises: as `AverageDrop`; nothing accumulated is lost.
+        """
+        with self._uncounted_if_refused():
+            handed = handed_maps(self.sources, cams)
+            check_index(index, input_tensor)
+        explanations, masked = self._explained(input_tensor, class_idx, targets, handed)
+        batch = BatchValues.of(explanations, masked, self.measures, self.protocol)
+        for name, contribution in batch.contributions(self.measures).items():
+            self._add(name, contribution, batch.selection)
+        self.distance = torch.maximum(self.distance, batch.distance().to(self.distance))
+        if self.per_sample:
+            count = len(batch.scores)
+            numbers = torch.as_tensor(range(self._seen, self._seen + count) if index is None else index)
+            self._seen += count
+            self.records = [*as_list(self.records), packed(numbers, batch).to(self.sums)]
+
+    def compute(self) -> dict[str, Tensor]:
+        """The mean of every method and measure, and the bounds of its 95 % interval."""
+        statistics = self._statistics()
+        if any(measure.warns(self.protocol) for measure in self.measures):
+            warn_scores_outside_unit_interval(self.outside_count.amax(-1))
+        means = [statistics.mean(place) for place in range(len(self.measures))]
+        return {
+            f"{method}/{measure.name}{suffix}": part[..., place]
+            for place, method in enumerate(self.methods)
+            for measure, parts in zip(self.measures, means, strict=True)
+            for suffix, part in zip(("", "_lower", "_upper"), parts, strict=True)
+        }
+
+    def table(self) -> ComparisonTable:
+        """All values with intervals, ranks and counts; the classes of ``average="none"`` pooled.
+
+        It gathers the sums of all ranks, so every rank must call it, as with `compute`.
+        """
+        with self._all_ranks():
+            return comparison_table(
+                self._statistics().pooled(),
+                sources=self.sources,
+                controls=self.controls,
+                excluded=self.nan_count,
+                degenerate=self.degenerate_count,
+                model=type(self.model).__name__,
+                protocol=self.protocol,
+            )
+
+    def win_rate(self, measure: str | None = None) -> tuple[Tensor, Tensor]:
+        """How often one method is better than another on the same image; every rank must call it.
+
+        Args:
+            measure: the name of the measure; None for the first.
+
+        Returns:
+            The share of images on which method k is better than method l, ``(K, K)`` in the order of
+            ``methods``, and the share of ties. With ``average="none"`` both are ``(num_classes, K, K)``.
+
+        Raises:
+            ValueError: if there is no such measure.
+
+        Source: Chattopadhyay et al., Grad-CAM++, https://arxiv.org/abs/1710.11063
+        """
+        with self._all_ranks():
+            return self._statistics().win_rate(self._place(measure))
+
+    def paired_difference(self, first: str, second: str, measure: str | None = None) -> PairedDifference:
+        """The mean difference of two methods on the same images, with its interval; every rank must call it.
+
+        Args:
+            first: a method.
+            second: another.
+            measure: the name of the measure; None for the first.
+
+        Returns:
+            Mean of ``first`` minus ``second``, bounds and p-value: scalars, or ``(num_classes,)``.
+
+        Raises:
+            ValueError: if there is no such method or measure.
+        """
+        place = self._place(measure)
+        pair = tuple(known(method, self.methods, "method") for method in (first, second))
+        with self._all_ranks():
+            statistics = self._statistics()
+        difference = statistics.difference(place)
+        parts = (difference.mean, *difference.interval(), statistics.p_value(place), statistics.count)
+        return PairedDifference(*(part[..., pair[0], pair[1]] for part in parts))
+
+    def samples(self) -> dict[str, Tensor]:
+        """What ``per_sample=True`` kept of every image, over all ranks; every rank must call it.
+
+        Returns:
+            ``"index"``, ``"class_idx"`` (-1 for a target) and ``"score"``, ``(N,)``; ``"masked_score"``,
+            ``"valid"`` and each measure under its name, ``(N, K)`` in the order of ``methods``.
+
+        Raises:
+            ValueError: if nothing was kept.
+        """
+        if not self.per_sample:
+            raise ValueError("no sample was kept; make the comparison with per_sample=True")
+        with self._all_ranks():
+            records = torch.cat([self._no_record(), *as_list(self.records)])
+        return unpacked(records, len(self.methods), [measure.name for measure in self.measures])
+
+    def plot(self, val: ComparisonTable | None = None, ax: Any = None) -> tuple["Figure", Any]:  # type: ignore[override]
+        """Every method's value with its interval, a panel a measure.
+
+        Args:
+            val: what `table` returned; None calls it.
+            ax: a matplotlib axis for each measure to draw on; None makes a figure.
+
+        Returns:
+            Figure and axes.
+        """
+        from torchmetrics_cam.plots import comparison_figure
+
+        return comparison_figure(self.table() if val is None else val, ax)
+
+    def reset(self) -> None:
+        """Begin anew."""
+        super().reset()
+        if not self._in_forward:
+            self._seen = 0
+
+    def _statistics(self) -> ComparisonStatistics:
+        states = (self.count, self.sums, self.squares, self.wins, self.distance)
+        return ComparisonStatistics(self.measures, self.average, *states)
+
+    def _sync_dist(self, *arguments: Any, **settings: Any) -> None:
+        """A rank without an image takes part with no record, in the shape of the others'."""
+        if self.per_sample:
+            self.records = [self._no_record(), *as_list(self.records)]
+        super()._sync_dist(*arguments, **settings)
+
+    def _no_record(self) -> Tensor:
+        return self.sums.new_zeros(0, record_length(len(self.methods), len(self.measures)))
+
+    def _place(self, measure: str | None) -> int:
+        return 0 if measure is None else known(measure, [one.name for one in self.measures], "measure")
+
+    def _sums_of(self) -> dict[str, Any]:
+        measures = [measure.name for measure in self.measures]
+        return {**super()._sums_of(), "methods": list(self.methods), "measures": measures}
+
+    def _identity(self) -> Tensor:
+        return identity(*self._evaluation.parts(), [measure.name for measure in self.measures])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self.methods)}, protocol={self.protocol.name!r})"

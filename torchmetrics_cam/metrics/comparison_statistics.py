@@ -1,0 +1,106 @@
+"""What the sums of a comparison say: means with intervals, paired differences, wins, ranks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchmetrics_cam.functional.statistics import Estimate, estimate, holm, wilson_interval
+from torchmetrics_cam.metrics.measures import Measure
+from torchmetrics_cam.metrics.settings import Average
+
+# Methods coincide if on every image their masked scores are apart by no more than this share of the score.
+COINCIDENCE = 1e-3
+_SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class ComparisonStatistics:
+    """The states of a `CAMComparison` over all ranks, and what follows from them.
+
+    Args:
+        measures: what was measured.
+        average: over images, or over classes.
+        count: how many images were valid for both methods, ``(*classes, K, K)``.
+        sums: the sum of the values of the first method, ``(*classes, M, K, K)``.
+        squares: the sum of the squared differences; on the diagonal of the squared values.
+        wins: on how many images the first method is better.
+        distance: how far the masked scores of two methods are apart at most, ``(K, K)``.
+    """
+
+    measures: tuple[Measure, ...]
+    average: Average
+    count: Tensor
+    sums: Tensor
+    squares: Tensor
+    wins: Tensor
+    distance: Tensor
+
+    def mean(self, measure: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean of each method with its bounds, ``(K,)``, or ``(classes, K)`` where each has its own."""
+        count, total, squares = (
+            state.diagonal(dim1=-2, dim2=-1)
+            for state in (self.count, self.sums[..., measure, :, :], self.squares[..., measure, :, :])
+        )
+        found = estimate(count, total, squares, over_groups=self.average == "macro")
+        if self.measures[measure].proportion and self.average != "macro":
+            return found.mean, *wilson_interval(count, total)
+        return found.mean, *found.interval()
+
+    def difference(self, measure: int) -> Estimate:
+        """The mean difference of every two methods on the same images, first minus second, ``(K, K)``."""
+        total = self.sums[..., measure, :, :]
+        return estimate(
+            self.count,
+            total - total.mT,
+            self._off_diagonal(self.squares[..., measure, :, :]),
+            over_groups=self.average == "macro",
+        )
+
+    def p_value(self, measure: int) -> Tensor:
+        """How probable the difference would be if there were none; 1 where two methods coincide."""
+        p_value = self.difference(measure).p_value()
+        return torch.where(self.coincide() & ~p_value.isnan(), torch.ones_like(p_value), p_value)
+
+    def win_rate(self, measure: int) -> tuple[Tensor, Tensor]:
+        """The share of images on which the first method is better, and that of ties, ``(K, K)``."""
+        wins = self.wins[..., measure, :, :].to(self.sums.dtype) / self.count
+        ties = 1 - wins - wins.mT
+        return (wins.nanmean(0), ties.nanmean(0)) if self.average == "macro" else (wins, ties)
+
+    def coincide(self) -> Tensor:
+        """Which methods the model cannot tell apart on any image, ``(K, K)``."""
+        return self.distance <= COINCIDENCE
+
+    def ranks(self, measure: int) -> list[int | None]:
+        """1 for the best method; those that coincide share a rank, one without a value has none."""
+        means = self.mean(measure)[0]
+        better = self.measures[measure].better(means.unsqueeze(0), means.unsqueeze(1))
+        ahead = (better & ~self.coincide()).sum(1).tolist()
+        return [
+            None if unknown else 1 + number
+            for unknown, number in zip(means.isnan().tolist(), ahead, strict=True)
+        ]
+
+    def indistinct(self, measure: int) -> Tensor:
+        """Which methods cannot be told apart at the 5 % level, over all pairs (Holm), ``(K, K)``."""
+        p_values = self.p_value(measure)
+        upper = torch.triu_indices(len(p_values), len(p_values), 1, device=p_values.device)
+        adjusted = torch.full_like(p_values, torch.nan)
+        adjusted[upper[0], upper[1]] = holm(p_values[upper[0], upper[1]])
+        adjusted = torch.where(adjusted.isnan(), adjusted.mT, adjusted)
+        return self._off_diagonal(~(adjusted < _SIGNIFICANCE))
+
+    def pooled(self) -> "ComparisonStatistics":
+        """Over the images of all classes, where each class had its own values."""
+        if self.average != "none":
+            return self
+        count, sums, squares, wins = (
+            state.sum(0) for state in (self.count, self.sums, self.squares, self.wins)
+        )
+        return ComparisonStatistics(self.measures, "micro", count, sums, squares, wins, self.distance)
+
+    @staticmethod
+    def _off_diagonal(pairs: Tensor) -> Tensor:
+        own = torch.eye(pairs.shape[-1], dtype=torch.bool, device=pairs.device)
+        return pairs.masked_fill(own, 0)
