@@ -1,5 +1,7 @@
 """Models and images that the tests share: small ones, and real ones that come inside of a package."""
 
+import os
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -9,8 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchmetrics_cam.demo import load_model, load_photos
 
-# Two threads on a busy machine of two cores wait for each other, and take five times as long as one.
+# Two threads on a busy machine of two cores wait for each other, and take five times as long as one. The
+# environment is for the processes that the tests start: notebooks, commands, ranks.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 class SmallNet(nn.Module):

@@ -20,9 +20,6 @@ from torchmetrics_cam.explanation import explain
 from torchmetrics_cam.protocol import EvaluationProtocol
 from torchmetrics_cam.scoring import Scoring
 
-# ShapleyCAM leaves tensors in its object that the library's own __del__ cannot detach.
-pytestmark = pytest.mark.filterwarnings("ignore:.*BaseCAM.__del__:pytest.PytestUnraisableExceptionWarning")
-
 METHODS = [
     "GradCAM", "HiResCAM", "GradCAMElementWise", "GradCAMPlusPlus", "XGradCAM", "LayerCAM", "EigenCAM", "EigenGradCAM",
     "SegEigenCAM", "KPCA_CAM", "FEM", "RandomCAM", "ScoreCAM", "AblationCAM", "ShapleyCAM", "FullGrad", "FinerCAM",

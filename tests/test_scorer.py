@@ -79,6 +79,27 @@ def test_a_frozen_model_of_the_default_compiler(net, images):
     torch._dynamo.reset()
 
 
+OTHER_FORMS = {
+    "exported": lambda net, images: torch.export.export(net, (images,)).module(),
+    "channels last": lambda net, images: (
+        lambda given: copy.deepcopy(net).to(memory_format=torch.channels_last)(
+            given.to(memory_format=torch.channels_last)
+        )
+    ),
+    "traced": lambda net, images: torch.jit.trace(net, images),
+}
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+def test_any_form_of_the_model_serves(form, net, images):
+    metric = AverageDrop(GradCAM(net, "body"), scorer=OTHER_FORMS[form](net, images))
+    metric.update(images)
+    plain = AverageDrop(GradCAM(net, "body"))
+    plain.update(images)
+    assert metric.compute().item() == pytest.approx(plain.compute().item(), rel=1e-5)
+
+
 DISAGREE = {
     "other weights": lambda net: small_net(seed=3).float(),
     "a softmax more": lambda net: nn.Sequential(net, nn.Softmax(1)),

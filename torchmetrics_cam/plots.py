@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from torchmetrics_cam.metrics.table import ComparisonTable
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from torchmetrics_cam.metrics.table import ComparisonTable
 
 # Its lightness rises evenly, so colour-blind readers and grey prints can tell the values apart.
 _COLORMAP = "inferno"
@@ -124,7 +124,7 @@ def explanation_figure(
     return figure
 
 
-def comparison_figure(table: ComparisonTable, axes: Any = None) -> tuple["Figure", Any]:
+def comparison_figure(table: "ComparisonTable", axes: Any = None) -> tuple["Figure", Any]:
     """Every method's value with its interval, a panel a measure, the methods in the order of the table.
 
     Args:
