@@ -26,11 +26,13 @@ from torchmetrics_cam.cams import (
     HiResCAM,
     LayerCAM,
     PrecomputedMaps,
+    PytorchGradCAMSource,
     RandomWeightsCAM,
+    SourceMaps,
     UniformMap,
     XGradCAM,
 )
-from torchmetrics_cam.metrics.measures import MEASURES
+from torchmetrics_cam.functional import average_drop, average_gain
 
 SINGLE = {
     "average_drop": AverageDrop,
@@ -354,7 +356,8 @@ def test_what_is_kept_of_each_image(net, images):
     assert kept["class_idx"].tolist() == [3] * 5 + net(images[5:]).argmax(1).tolist()
     torch.testing.assert_close(kept["score"][:5].float(), net(images[:5]).softmax(1)[:, 3])
     for measure in ("average_drop", "average_gain"):
-        expected = MEASURES[measure].of(kept["score"], kept["masked_score"][:, 1], comparison.protocol)
+        formula = {"average_drop": average_drop, "average_gain": average_gain}[measure]
+        expected = formula(kept["score"], kept["masked_score"][:, 1], reduction="none")
         torch.testing.assert_close(kept[measure][:, 1], expected, rtol=1e-5, atol=1e-7)
     assert kept["valid"].all()
     assert kept["valid"].shape == (12, 7)
@@ -427,8 +430,9 @@ def test_forward_clone_pickle_reset_and_merge(net, images):
     comparison.update(images[:2])
     assert comparison.samples()["index"].tolist() == [0, 1]
     assert repr(comparison).startswith(
-        "CAMComparison(Grad-CAM, Grad-CAM++, Layer-CAM, random weights, uniform"
+        "CAMComparison({'Grad-CAM': GradCAM(SmallNet, body), 'Grad-CAM++': Grad"
     )
+    assert repr(comparison).endswith("'center map': CenterMap(SmallNet)}, protocol='paper')")
 
 
 def test_in_a_collection_beside_accuracy(net, images):
@@ -453,7 +457,104 @@ def test_comparisons_of_other_measures_or_layers_never_merge(net, images):
     assert sorted(map(sorted, collection.compute_groups.values())) == [["drop", "same"], ["gain"]]
 
 
+def test_a_merge_that_is_refused_changes_nothing(net, images):
+    comparison, other = CAMComparison(own(net), per_sample=True), CAMComparison(own(net))
+    for one in (comparison, other):
+        one.update(images)
+    with pytest.raises(
+        ValueError, match="a metric of the per_sample False cannot be merged into one of True"
+    ):
+        comparison.merge_state(other)
+    state = other.metric_state
+    with pytest.raises(ValueError, match=r"the states to merge lack \['records'\]"):
+        comparison.merge_state(state)
+    assert int(comparison.count[0, 0]) == 12
+
+
+class Parts(nn.Module):
+    """A model of two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, images):
+        features = self.body(images).relu()
+        return {"out": self.head(features), "aux": features}
+
+
+def test_no_graph_of_an_output_in_parts_is_kept():
+    model = Parts().eval()
+    comparison = CAMComparison({"Grad-CAM": GradCAM(model, "body")}, nn.Identity(), per_sample=True)
+    comparison(torch.rand(2, 3, 8, 8), targets=lambda output: output["out"].softmax(0)[1].mean())
+    assert not any(value.requires_grad for value in comparison._forward_cache.values())
+    assert not comparison.records[0].requires_grad
+    comparison.clone()
+
+
+def test_two_settings_of_one_object_of_another_library(net, images):
+    cam = pytorch_grad_cam.GradCAM(net, [net.body])
+    sources = {
+        "plain": cam,
+        "smooth": PytorchGradCAMSource(cam, aug_smooth=True),
+        "again": GradCAM(net, "body"),
+    }
+    comparison = CAMComparison(sources, controls=False)
+    comparison.update(images)
+    for method, source in sources.items():
+        single = AverageDrop(source)
+        single.update(images)
+        value = comparison.compute()[f"{method}/average_drop"]
+        assert value.item() == pytest.approx(single.compute().item(), rel=1e-5)
+
+
+def test_a_source_with_a_graph_to_the_images_has_a_pass_of_its_own(net, images):
+    class Whole(LayerCAM):
+        graph = "input"
+
+        @property
+        def layers(self):
+            return ()
+
+        def maps(self, clean):
+            (gradient,) = torch.autograd.grad(clean.selection.of(clean.explained).sum(), clean.scores.raw)
+            return SourceMaps([gradient.sum(1)[:, None, None] + clean.images.sum(1)])
+
+    comparison = CAMComparison({"whole": Whole(net, "body"), "Grad-CAM": GradCAM(net, "body")})
+    comparison.update(images)
+    single = AverageDrop(GradCAM(net, "body"))
+    single.update(images)
+    assert comparison.compute()["Grad-CAM/average_drop"].item() == pytest.approx(
+        single.compute().item(), rel=1e-6
+    )
+
+
+def test_a_method_without_a_valid_image_coincides_with_none(net, images):
+    broken = CallableSource(net, lambda _model, images, _classes: images[:, 0] * torch.nan)
+    comparison = CAMComparison({"Grad-CAM": GradCAM(net, "body"), "broken": broken})
+    comparison.update(images)
+    table = comparison.table()
+    assert all(row["coincides_with"] == [] for row in table.rows)
+    assert "12 images are few" in str(table)
+    assert {row["method"]: row["average_drop"]["rank"] for row in table.rows}["broken"] is None
+
+
+def test_the_table_says_what_made_the_scores_and_which_classes_have_one_image(net, images):
+    comparison = CAMComparison(own(net), torch.sigmoid, num_classes=5, average="macro")
+    comparison.update(images, class_idx=[0] * 6 + [1] * 5 + [2])
+    text = str(comparison.table())
+    assert "Scores by logits_fn=sigmoid, not the protocol's." in text
+    assert "1 classes have one image, so no interval is known of a mean over classes." in text
+    assert json.loads(comparison.table().to_json())["logits_fn"] == "sigmoid"
+    assert comparison.paired_difference("Grad-CAM", "Layer-CAM").count == 12
+
+
 MESSAGES = {
+    "one source twice": (
+        lambda net: CAMComparison(dict.fromkeys(["one", "other"], PrecomputedMaps(net))),
+        ValueError,
+        "'one' and 'other' are one source; a method has one name",
+    ),
     "no names": (lambda net: CAMComparison([GradCAM(net, "body")]), TypeError, "give each a name, as in"),
     "two models": (
         lambda net: CAMComparison({"one": GradCAM(net, "body"), "other": GradCAM(small_net(), "body")}),
@@ -529,6 +630,9 @@ def on_a_rank(rank, world_size):
     for batch in ([images[:5], images[5:7]], [images[7:]], [])[rank]:
         first = {5: 0, 2: 5}[len(batch)] if rank == 0 else 7
         comparison.update(batch, index=range(first, first + len(batch)))
+    with pytest.raises(ValueError, match="no measure"):
+        comparison.win_rate("LIME")
+    assert not comparison._is_synced
     return comparison.compute(), comparison.samples(), comparison.win_rate(), comparison.table().to_json()
 
 

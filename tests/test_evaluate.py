@@ -123,6 +123,22 @@ def test_after_an_error_the_model_is_what_it_was():
     assert evaluated(metric, seventy()).item() == pytest.approx(by_hand(seventy().tensors[0]), rel=1e-6)
 
 
+def test_a_compiled_scorer_runs_compiled():
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = network_in_evaluation()
+    metric = AverageDrop(source(model), scorer=torch.compile(model, backend=backend))
+    value = evaluated(metric, Subset(seventy(), range(64)))
+    assert len(graphs) == 1
+    assert value.item() == pytest.approx(by_hand(seventy().tensors[0][:64]), rel=1e-5)
+    torch._dynamo.reset()
+
+
 @pytest.mark.filterwarnings("ignore:.*was called before the ``update`` method")
 def test_no_image_gives_nan():
     assert evaluated(AverageDrop(source(network())), Subset(seventy(), [])).isnan()
@@ -288,6 +304,9 @@ def test_samples_of_a_comparison_are_found_again_in_the_dataset():
     assert values["Grad-CAM/average_drop"].item() == pytest.approx(by_hand(images), rel=1e-6)
     comparison.update(images[:5])
     assert len(comparison.samples()["index"]) == 75
+    comparison(images[:5])
+    comparison.reset()
+    assert len(comparison.samples()["index"]) == 0
 
 
 def test_the_value_is_that_of_all_ranks_also_without_sync_on_compute():

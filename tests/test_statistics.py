@@ -27,14 +27,14 @@ def batch(values: torch.Tensor, valid: torch.Tensor | None = None) -> BatchValue
     shape = values.shape[1:]
     valid = torch.ones(shape, dtype=torch.bool) if valid is None else valid
     scores = torch.full(shape[1:], 0.5)
-    return BatchValues(Selection(), scores, values[0], valid, torch.zeros_like(valid), values)
+    return BatchValues(Selection(), scores, values[:1], values[0], valid, torch.zeros_like(valid), values)
 
 
 def statistics_of(values: torch.Tensor, measures=DROP, valid=None) -> ComparisonStatistics:
     found = batch(values, valid)
     added = {name: part.sum(0) for name, part in found.contributions(measures).items()}
-    parts = (added[name] for name in ("count", "sums", "squares", "wins"))
-    return ComparisonStatistics(measures, "micro", *parts, found.distance())
+    parts = (added[name] for name in ("count", "sums", "squares", "wins", "apart"))
+    return ComparisonStatistics(measures, "micro", *parts)
 
 
 def test_mean_and_standard_error_are_those_of_scipy():
@@ -164,6 +164,40 @@ def test_ranks_and_what_cannot_be_told_apart():
     assert found.coincide().nonzero().tolist() == [[0, 0], [0, 3], [1, 1], [2, 2], [3, 0], [3, 3]]
     assert found.p_value(0)[0, 3] == 1
     assert found.indistinct(0).nonzero().tolist() == [[0, 3], [1, 2], [2, 1], [3, 0]]
+
+
+def test_a_small_difference_of_a_sure_model_is_no_coincidence():
+    """Both scores are nearly 1, and one of them is twice as near."""
+    masked = torch.stack([torch.full((200,), 0.99995), torch.full((200,), 0.9999)]).double()
+    scores = torch.full((200,), 0.9999).double()
+    gains = ((masked - scores).clamp(min=0) / (1 - scores)).unsqueeze(0)
+    valid = torch.ones(2, 200, dtype=torch.bool)
+    found = BatchValues(Selection(), scores, masked[None], masked, valid, ~valid, gains)
+    added = found.contributions((MEASURES["average_gain"],))
+    assert added["apart"].sum(0).tolist() == [[0, 200], [200, 0]]
+    rounded = BatchValues(
+        Selection(),
+        scores,
+        masked[:1].expand(2, -1)[None] + torch.tensor([[0.0], [1e-7]]),
+        masked,
+        valid,
+        ~valid,
+        gains,
+    )
+    assert not rounded.contributions((MEASURES["average_gain"],))["apart"].any()
+
+
+def test_methods_that_coincide_by_a_chain_share_the_best_rank_also_with_one_between():
+    noise = np.random.default_rng(6).normal(0, 0.1, 400)
+    values = torch.full((1, 3, 400), 0.2, dtype=torch.float64)
+    values[0, 1] = 0.20005 + torch.tensor(noise - noise.mean())
+    values[0, 2] = 0.2001
+    found = statistics_of(values)
+    assert found.ranks(0) == [1, 2, 1]
+    chain = torch.tensor([[[0.5] * 200, [0.5] * 200, [0.5] * 200]], dtype=torch.float64)
+    chain[0, 1] += torch.tensor([0.1] * 2 + [0.0] * 198)
+    chain[0, 2] += torch.tensor([0.0] * 198 + [0.1] * 2)
+    assert statistics_of(chain).coincide().all()
 
 
 def covered(lower: torch.Tensor, upper: torch.Tensor, truth: float) -> float:

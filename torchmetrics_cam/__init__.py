@@ -1,21 +1,33 @@
 """Measure whether class activation maps are faithful, as TorchMetrics metrics."""
 
 from torchmetrics_cam.metrics import (
+    ADCC,
     AverageDrop,
     AverageGain,
     CAMComparison,
     ClassificationMetric,
+    Coherency,
+    Complexity,
+    DeletionAUC,
+    DropInDeletion,
     IncreaseInConfidence,
+    InsertionAUC,
 )
 from torchmetrics_cam.protocol import EvaluationProtocol
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADCC",
     "AverageDrop",
     "AverageGain",
     "CAMComparison",
     "ClassificationMetric",
+    "Coherency",
+    "Complexity",
+    "DeletionAUC",
+    "DropInDeletion",
     "EvaluationProtocol",
     "IncreaseInConfidence",
+    "InsertionAUC",
 ]

@@ -160,7 +160,8 @@ def described(baseline: Any) -> str:
     return str(getattr(baseline, "__name__", baseline))
 
 
-NAMED: dict[str, Callable[[Tensor], Tensor]] = {"mean": ImageMean(), "blur": GaussianBlur()}
+BLUR = GaussianBlur()
+NAMED: dict[str, Callable[[Tensor], Tensor]] = {"mean": ImageMean(), "blur": BLUR}
 
 
 def as_baseline(baseline: Any) -> float | tuple[float, ...] | Callable[[Tensor], Tensor]:

@@ -201,7 +201,7 @@ def picture(sources: Mapping[str, CAMSource], images: Tensor) -> "Figure":
                 method,
                 masks=mask,
                 masked_images=_colours(apply_mask(images, mask, PROTOCOL)),
-                masked_scores=masked_scores(source.model, [explanation], scoring=scoring)[0],
+                masked_scores=masked_scores(source.model, explanation, scoring=scoring),
             )
         )
     assert explanation.selection.class_idx is not None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.explanation import Explanation, explain_all
 from torchmetrics_cam.guard import untouched
-from torchmetrics_cam.perturbation import check_baseline, masked_scores
+from torchmetrics_cam.perturbation import check_baselines
 from torchmetrics_cam.random_numbers import OwnRandomNumbers
+from torchmetrics_cam.readings import Readings
 from torchmetrics_cam.scoring import ClassIndex, Scoring, Selection, Target
 
 # How far the scores of a scorer may be from the model's, as a share of the model's. Compiled float32 models
 # are within 1e-5; half precision is not.
 SCORER_TOLERANCE = 1e-3
+
+T = TypeVar("T")
 
 _CPU = torch.device("cpu")
 
@@ -65,25 +68,38 @@ class Evaluation:
         sources = [(type(source), vars(source)) for source in self.sources]
         return (sources, self.scoring.protocol, self.scoring.logits_fn, self.scorer)
 
+    def scored_by(self) -> dict[str, Any]:
+        """How perturbed images are scored: what `perturbed_scores` wants to know."""
+        return {
+            "model": self.model,
+            "scoring": self.scoring,
+            "muted": [source.muted() for source in self.sources],
+            "scorer": self.scorer,
+            "batch_size": self.batch_size,
+        }
+
     def run(
         self,
         images: Tensor,
         class_idx: ClassIndex | None,
         targets: Target | list[Target] | None,
         cams: Mapping[CAMSource, Tensor],
+        *,
         check: Callable[[Selection], None],
-    ) -> tuple[list[Explanation], Tensor]:
-        """The explanation of a batch by each source, and the scores on the masked images, ``(K, N)``.
+        read: Callable[[Readings], T],
+    ) -> T:
+        """What is read off a batch.
 
         Args:
             images: as for `explain_all`.
             class_idx: as for `explain_all`.
             targets: as for `explain_all`.
             cams: as for `explain_all`.
-            check: is called with what is explained before the masked images are scored.
+            check: is called with what is explained before any perturbed image is scored.
+            read: asks for the perturbations that it needs.
         """
         if isinstance(images, Tensor) and images.ndim > 1:
-            check_baseline(images, self.scoring.protocol)
+            check_baselines(images, self.scoring.protocol)
         with self.random_numbers.drawn(getattr(images, "device", _CPU)):
             explanations = explain_all(
                 self.sources,
@@ -96,15 +112,7 @@ class Evaluation:
             )
             check(explanations[0].selection)
             self._compare(explanations[0])
-            masked = masked_scores(
-                self.model,
-                explanations,
-                scoring=self.scoring,
-                muted=[source.muted() for source in self.sources],
-                scorer=self.scorer,
-                batch_size=self.batch_size,
-            )
-        return explanations, masked
+            return read(Readings(self, explanations))
 
     def _compare(self, explanation: Explanation) -> None:
         """Once, on a batch's own images: the scorer and the model must say the same.
@@ -120,12 +128,14 @@ class Evaluation:
         scores = explanation.selection.of(scoring(output).scores)
         expected = explanation.scores.to(scores.dtype)
         apart = ((scores - expected).abs() / expected.abs().clamp(min=1e-6))[explanation.valid]
+        if not apart.numel():
+            return
         if not (apart <= SCORER_TOLERANCE).all():
             raise ValueError(
                 f"scorer and model disagree: on the same images their scores differ by up to"
                 f" {apart.max():.2g} of the model's, and {SCORER_TOLERANCE} is allowed; make the scorer from"
                 " the model as it is now, in evaluation mode and in the same precision. It must return the"
-                " model's raw output, without a softmax"
+                " model's raw output, without a softmax. validate_args=False takes it as it is"
             )
         self._compared = True
 

@@ -110,7 +110,7 @@ def explain_all(
             for source in group:
                 stack.callback(source.release)
             for source in sources:
-                if source not in group:
+                if not any(source is one or source.shares_hooks(one) for one in group):
                     stack.enter_context(source.muted())
             if first is not None and group[0].sharing == "scores":
                 stack.enter_context(group[0].recording())
@@ -129,7 +129,7 @@ def explain_all(
                 clean = stack.enter_context(one_pass)
             if first is None:
                 first = replace(clean, scores=clean.scores.detached(), activations={})
-                scores = first.selection.of(first.scores.scores)
+                scores = first.selection.of(first.scores.scores).detach()
             for source in group:
                 made[source] = _explanation(source, clean, first.selection, scores)
             # Its graph goes before the next pass makes another.
@@ -139,8 +139,12 @@ def explain_all(
 
 def _groups(sources: Sequence[CAMSource]) -> list[list[CAMSource]]:
     """Which sources have a clean pass together: those that share one, and each of the others by itself."""
-    together = list(dict.fromkeys(source for source in sources if source.sharing == "pass"))
-    alone = list(dict.fromkeys(source for source in sources if source.sharing != "pass"))
+    together: list[CAMSource] = []
+    alone: list[CAMSource] = []
+    for source in dict.fromkeys(sources):
+        # A graph down to the images would not end at the layers of the others.
+        shares = source.sharing == "pass" and source.graph != "input"
+        (together if shares else alone).append(source)
     # Those that can do with the scores of another's pass come last.
     alone.sort(key=lambda source: source.sharing == "scores")
     return [group for group in (together, *([source] for source in alone)) if group]

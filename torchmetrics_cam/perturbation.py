@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchmetrics_cam.baselines import Picture, baseline_of
+from torchmetrics_cam.baselines import Baseline, Picture, baseline_of
 from torchmetrics_cam.explanation import Explanation
 from torchmetrics_cam.functional.maps import min_max, resize_maps, top_fraction
 from torchmetrics_cam.guard import untouched
-from torchmetrics_cam.protocol import EvaluationProtocol
+from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
 from torchmetrics_cam.scoring import Scoring, Selection
+
+# Images ``(n, C, *spatial)``, and which of them are what they were, ``(n,)``.
+Perturbed = tuple[Tensor, Tensor]
 
 
 def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
@@ -61,75 +65,117 @@ def apply_mask(images: Tensor, mask: Tensor, protocol: EvaluationProtocol) -> Te
     return torch.addcmul(masked, 1 - mask, baseline_of(images, protocol.baseline))
 
 
-def check_baseline(images: Tensor, protocol: EvaluationProtocol) -> None:
+def check_baselines(images: Tensor, protocol: EvaluationProtocol) -> None:
     """Refuse a baseline that does not fit the images.
 
     Raises:
         ValueError: if it has not one value a channel, or is a picture of another shape.
     """
-    baseline = protocol.baseline
-    if isinstance(baseline, tuple) and len(baseline) != images.shape[1]:
-        raise ValueError(
-            f"the protocol's baseline has {len(baseline)} values but the images have {images.shape[1]}"
-            " channels; give one value, or one a channel"
-        )
-    if isinstance(baseline, Picture):
-        baseline.check(images)
+    for name in BASELINES:
+        baseline = getattr(protocol, name)
+        if isinstance(baseline, tuple) and len(baseline) != images.shape[1]:
+            raise ValueError(
+                f"the protocol's {name} has {len(baseline)} values but the images have {images.shape[1]}"
+                " channels; give one value, or one a channel"
+            )
+        if isinstance(baseline, Picture):
+            baseline.check(images)
 
 
-def masked_scores(
-    model: nn.Module,
-    explanations: Sequence[Explanation],
+def masked_images(
+    explanation: Explanation, protocol: EvaluationProtocol, chunk: slice, *, complement: bool = False
+) -> Perturbed:
+    """What the masks leave of some of the images, or with ``complement`` what they take.
+
+    Args:
+        explanation: of the batch.
+        protocol: how a map becomes a mask, and what hidden positions show.
+        chunk: which of the images.
+        complement: whether the mask hides instead of keeping.
+
+    Returns:
+        The images, and which of them are whole.
+    """
+    part = explanation[chunk]
+    mask = to_mask(part, protocol)
+    mask = 1 - mask if complement else mask
+    return apply_mask(part.images, mask, protocol), mask.flatten(1).amin(1) == 1
+
+
+def hide_positions(images: Tensor, hidden: Tensor, baseline: Baseline) -> Perturbed:
+    """The images with a baseline at some positions.
+
+    Args:
+        images: ``(N, C, *spatial)``.
+        hidden: which positions, ``(N, *spatial)``.
+        baseline: what they show.
+
+    Returns:
+        Images of the same shape, and those of which nothing is hidden.
+    """
+    shown = torch.where(hidden.unsqueeze(1), baseline_of(images, baseline), images)
+    return shown, ~hidden.flatten(1).any(1)
+
+
+def perturbed_scores(
+    perturbed: Sequence[Callable[[slice], Perturbed]],
+    scores: Tensor,
+    selection: Selection,
     *,
+    model: nn.Module,
     scoring: Scoring,
     muted: Sequence[AbstractContextManager[None]] = (),
     scorer: Callable[[Tensor], Any] | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
-    """The score of what is explained on the images that each explanation masks.
+    """The score of what is explained on perturbed images.
 
-    The masked images of all explanations go through the model one after the other, in chunks that are made
-    when their turn comes, so the memory is that of one chunk.
+    The perturbed batches go through the model one after the other, in chunks that are made when their turn
+    comes, so the memory is that of one chunk.
 
     Args:
+        perturbed: Q functions from some of the N images to what is left of them.
+        scores: on the images themselves, ``(N,)``.
+        selection: what is explained.
         model: the network.
-        explanations: of one batch, by K sources.
         scoring: how the model's output becomes scores.
         muted: contexts in which the hooks of CAM extractors are silent.
         scorer: runs in place of the model, from images to the model's raw output.
-        batch_size: at most so many masked images at once; None for as many as the batch has.
+        batch_size: at most so many perturbed images at once; None for as many as the batch has.
 
     Returns:
-        A tensor of shape ``(K, N)``.
+        A tensor of shape ``(Q, N)``.
     """
-    count, scores = len(explanations[0].images), []
-    selection = explanations[0].selection
+    count, found = len(scores), []
     scoring = scoring.explaining(selection.targets)
     run = model if scorer is None else scorer
     with torch.no_grad(), untouched(model, compiled=scorer is not None), ExitStack() as stack:
         for context in muted:
             stack.enter_context(context)
-        for chunks in _chunks(len(explanations), count, batch_size or count):
-            parts = [explanations[source][chunk] for source, chunk in chunks]
-            masks = [to_mask(part, scoring.protocol) for part in parts]
-            masked = [
-                apply_mask(part.images, mask, scoring.protocol)
-                for part, mask in zip(parts, masks, strict=True)
-            ]
-            output = run(masked[0] if len(masked) == 1 else torch.cat(masked))
-            found = Selection.joined([part.selection for part in parts]).of(scoring(output).scores)
-            # A mask that hides nothing leaves the score as it is. In a chunk of another size, or by a
+        for chunks in _chunks(len(perturbed), count, batch_size or count):
+            images, same = zip(*(perturbed[place](chunk) for place, chunk in chunks), strict=True)
+            output = run(images[0] if len(images) == 1 else torch.cat(images))
+            selected = Selection.joined([selection[chunk] for _, chunk in chunks])
+            # An image of which nothing is hidden keeps its score. In a chunk of another size, or by a
             # compiled scorer, it would come out a rounding error higher or lower.
-            whole = torch.cat([mask.flatten(1).amin(1) == 1 for mask in masks])
-            scores.append(torch.where(whole, torch.cat([part.scores for part in parts]), found))
-    return torch.cat(scores).view(len(explanations), count)
+            clean = torch.cat([scores[chunk] for _, chunk in chunks])
+            found.append(torch.where(torch.cat(same), clean, selected.of(scoring(output).scores)))
+    return torch.cat(found).view(len(perturbed), count)
 
 
-def _chunks(sources: int, count: int, size: int) -> Iterator[list[tuple[int, slice]]]:
-    """The images of all sources in chunks of ``size``: of which source which images, for each chunk."""
-    for start in range(0, sources * count, size):
-        end = min(start + size, sources * count)
+def masked_scores(model: nn.Module, explanation: Explanation, *, scoring: Scoring) -> Tensor:
+    """The score of what is explained on the masked images of one explanation, ``(N,)``."""
+    masked = partial(masked_images, explanation, scoring.protocol)
+    return perturbed_scores(
+        [masked], explanation.scores, explanation.selection, model=model, scoring=scoring
+    )[0]
+
+
+def _chunks(batches: int, count: int, size: int) -> Iterator[list[tuple[int, slice]]]:
+    """The images of all batches in chunks of ``size``: of which batch which images, for each chunk."""
+    for start in range(0, batches * count, size):
+        end = min(start + size, batches * count)
         yield [
-            (source, slice(max(start - source * count, 0), min(end - source * count, count)))
-            for source in range(start // count, -(-end // count))
+            (batch, slice(max(start - batch * count, 0), min(end - batch * count, count)))
+            for batch in range(start // count, -(-end // count))
         ]

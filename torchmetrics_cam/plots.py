@@ -138,17 +138,12 @@ def comparison_figure(table: "ComparisonTable", axes: Any = None) -> tuple["Figu
         ModuleNotFoundError: if matplotlib is missing.
         ValueError: if there is not one axis a measure.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'comparison_figure needs matplotlib: pip install "torchmetrics-cam[plot]"', name="matplotlib"
-        ) from error
-
     measures = table.measures
     if axes is None:
         height = 1.1 + 0.28 * len(table.rows)
-        figure = Figure(figsize=(1.8 + 2.6 * len(measures), height), dpi=150, layout="constrained")
+        figure = _figure_class("comparison_figure")(
+            figsize=(1.8 + 2.6 * len(measures), height), dpi=150, layout="constrained"
+        )
         panels = list(figure.subplots(1, len(measures), sharey=True, squeeze=False)[0])
     else:
         panels = list(axes) if isinstance(axes, Iterable) else [axes]
@@ -174,6 +169,43 @@ def comparison_figure(table: "ComparisonTable", axes: Any = None) -> tuple["Figu
         panel.set_axisbelow(True)
         panel.tick_params(axis="x", labelsize=8)
     return figure, panels[0] if len(panels) == 1 else panels
+
+
+def curve_figure(
+    title: str, mean: Tensor, lower: Tensor, upper: Tensor, axis: Any = None
+) -> tuple["Figure", Any]:
+    """A mean curve over the share of positions, with its interval.
+
+    Args:
+        title: what it is a curve of.
+        mean: at evenly spaced shares from 0 to 1, ``(P,)``.
+        lower: lower bound of the interval, ``(P,)``.
+        upper: upper bound.
+        axis: a matplotlib axis to draw on; None makes a figure.
+
+    Returns:
+        Figure and axis.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is missing.
+    """
+    if axis is None:
+        axis = _figure_class("curve_figure")(figsize=(4.5, 3.2), dpi=150, layout="constrained").subplots()
+    shares = [place / (len(mean) - 1) for place in range(len(mean))]
+    axis.fill_between(shares, lower.tolist(), upper.tolist(), color="0.8")
+    axis.plot(shares, mean.tolist(), color="black")
+    axis.set(title=title, xlabel="share of positions", ylabel="score")
+    return axis.figure, axis
+
+
+def _figure_class(function: str) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'{function} needs matplotlib: pip install "torchmetrics-cam[plot]"', name="matplotlib"
+        ) from error
+    return Figure
 
 
 def _show(axes: "Axes", image: Tensor) -> None:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from torchmetrics_cam.baselines import Baseline, as_baseline, described, is_number
+from torchmetrics_cam.baselines import BLUR, Baseline, as_baseline, described, is_number
 
+BASELINES = ("baseline", "deletion_baseline", "insertion_baseline")
 Normalization = Literal["before_resize", "after_resize", "before_and_after_resize", "none"]
 
 
@@ -36,6 +37,9 @@ class EvaluationProtocol:
         drop: ``"relative"`` for (p - o) / p, ``"absolute"`` for p - o, both clamped at 0.
         drop_eps: added to the denominator of the relative drop.
         gain_eps: added to the denominator of the gain, (o - p) / (1 - p).
+        curve_steps: at most so many steps of a deletion or insertion curve.
+        deletion_baseline: what deleted positions show, in the forms of ``baseline``.
+        insertion_baseline: what positions show that are not yet inserted.
         class_selection: ``"argmax"`` explains the class given or else the top class; ``"given"`` demands one.
 
     Raises:
@@ -73,6 +77,9 @@ class EvaluationProtocol:
     drop: Literal["relative", "absolute"] = "relative"
     drop_eps: float = 0.0
     gain_eps: float = 0.0
+    curve_steps: int = 20
+    deletion_baseline: Baseline | str = 0.0
+    insertion_baseline: Baseline | str = BLUR
     class_selection: Literal["argmax", "given"] = "argmax"
 
     def __post_init__(self) -> None:
@@ -90,7 +97,11 @@ class EvaluationProtocol:
             value = getattr(self, field)
             if not (is_number(value) and value >= 0):
                 raise ValueError(f"EvaluationProtocol({field}={value!r}): it must be a number, not negative")
-        object.__setattr__(self, "baseline", as_baseline(self.baseline))
+        steps = self.curve_steps
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"EvaluationProtocol(curve_steps={steps!r}): it must be a positive integer")
+        for field in BASELINES:
+            object.__setattr__(self, field, as_baseline(getattr(self, field)))
         if not self.name:
             modified = any(getattr(self, field.name) != field.default for field in fields(self)[1:])
             object.__setattr__(self, "name", "modified paper" if modified else "paper")
@@ -113,7 +124,7 @@ class EvaluationProtocol:
 
     def __str__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-        values["baseline"] = described(self.baseline)
+        values |= {name: described(values[name]) for name in BASELINES}
         return f"{self.name}: {', '.join(f'{name}={value}' for name, value in values.items())}"
 
 

@@ -46,10 +46,8 @@ class Scores:
     scores: Any
 
     def detached(self) -> "Scores":
-        """The same without the autograd graph, where they are tensors."""
-        return Scores(
-            *(part.detach() if isinstance(part, Tensor) else part for part in (self.raw, self.scores))
-        )
+        """The same without the autograd graph; a mapping becomes a dict."""
+        return Scores(_detached(self.raw), _detached(self.scores))
 
 
 @dataclass(frozen=True)
@@ -229,6 +227,16 @@ def samples(output: Any) -> Sequence[Any]:
         "targets need a tensor (N, ...), a list of N outputs, or a tuple or dict of these, and the model gave"
         f" {type(output).__name__}"
     )
+
+
+def _detached(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.detach()
+    if isinstance(output, Mapping):
+        return {name: _detached(part) for name, part in output.items()}
+    if type(output) in (list, tuple):
+        return type(output)(map(_detached, output))
+    return output
 
 
 def _is_index(value: Any) -> bool:

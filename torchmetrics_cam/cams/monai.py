@@ -38,7 +38,7 @@ class MonaiSource(CAMSource):
     sharing: Sharing = "scores"
 
     def __init__(self, cam: Any, *, layer_idx: int = -1) -> None:
-        self.cam = cam
+        self.cam = self.hooked = cam
         self.model = cam.nn_module.model
         self.layer_idx = layer_idx
         self.supports_targets = cam.nn_module.register_backward

@@ -50,7 +50,7 @@ class PytorchGradCAMSource(CAMSource):
     """
 
     def __init__(self, cam: Any, **settings: Any) -> None:
-        self.cam = cam
+        self.cam = self.hooked = cam
         self.parts = _parts(cam)
         self.model = (self.parts[0] if self.parts else cam).model
         self.settings = settings

@@ -108,11 +108,13 @@ class CAMSource(ABC):
             pass and at nothing else, so one pass serves any number of such sources. ``"scores"``: `maps`
             runs the model by itself, and needs of the clean pass only the scores. ``"nothing"``: it has hooks
             on the model, or a graph of its own, and gets a clean pass of its own.
+        hooked: the object of another library that has hooks on the model, if there is one.
         supports_targets: whether maps of an arbitrary target can be made, or of a class only.
     """
 
     graph: Graph = "none"
     sharing: Sharing = "nothing"
+    hooked: Any = None
     supports_targets: bool = True
 
     _model: nn.Module
@@ -156,6 +158,10 @@ class CAMSource(ABC):
     def muted(self) -> Iterator[None]:
         """Around the masked forward passes: hooks of the source's own are silent."""
         yield
+
+    def shares_hooks(self, other: "CAMSource") -> bool:
+        """Whether the two have the same hooks, as two settings of one object have."""
+        return self.hooked is not None and self.hooked is other.hooked
 
     def remove_hooks(self) -> None:  # noqa: B027 (most sources have none)
         """Take the source's own hooks off the model for good; it makes no maps any more."""

@@ -40,7 +40,7 @@ class TorchcamSource(CAMSource):
                 " because it waits for other ranks or skips hooks; build the extractor on the model inside"
             )
         self.model = extractor.model
-        self.extractor = extractor
+        self.extractor = self.hooked = extractor
         self.graph = _graph_of(self._base)
         self.supports_targets = getattr(self._base, "_targets_supported", True)
 

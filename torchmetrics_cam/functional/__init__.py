@@ -1,13 +1,25 @@
 """The formulas, as pure functions of tensors: no model, no state."""
 
-from torchmetrics_cam.functional.confidence import average_drop, average_gain, increase_in_confidence
+from torchmetrics_cam.functional.adcc import adcc, complexity, map_correlation
+from torchmetrics_cam.functional.confidence import (
+    average_drop,
+    average_gain,
+    drop_in_deletion,
+    increase_in_confidence,
+)
+from torchmetrics_cam.functional.curves import area_under_curve
 from torchmetrics_cam.functional.maps import fuse_maps, min_max, rectify, resize_maps, top_fraction
 
 __all__ = [
+    "adcc",
+    "area_under_curve",
     "average_drop",
     "average_gain",
+    "complexity",
+    "drop_in_deletion",
     "fuse_maps",
     "increase_in_confidence",
+    "map_correlation",
     "min_max",
     "rectify",
     "resize_maps",

@@ -49,7 +49,7 @@ def average_drop(
         lost = lost / (scores + eps)
         if not eps:
             lost = torch.where(scores == 0, torch.zeros_like(lost), lost)
-    return _reduced(lost, reduction)
+    return reduced(lost, reduction)
 
 
 def increase_in_confidence(scores: Tensor, masked_scores: Tensor, *, reduction: Reduction = "mean") -> Tensor:
@@ -79,7 +79,7 @@ def increase_in_confidence(scores: Tensor, masked_scores: Tensor, *, reduction: 
 
     """
     scores, masked_scores = _checked(scores, masked_scores)
-    return _reduced((scores < masked_scores).to(scores.dtype), reduction)
+    return reduced((scores < masked_scores).to(scores.dtype), reduction)
 
 
 def average_gain(
@@ -114,7 +114,39 @@ def average_gain(
     scores, masked_scores = _checked(scores, masked_scores)
     missing = 1 - scores + eps
     gained = (masked_scores - scores).clamp(min=0) / missing
-    return _reduced(torch.where(missing == 0, torch.zeros_like(gained), gained), reduction)
+    return reduced(torch.where(missing == 0, torch.zeros_like(gained), gained), reduction)
+
+
+def drop_in_deletion(scores: Tensor, deleted_scores: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    r"""Average Drop in Deletion: the share of the confidence that goes with the highlighted part.
+
+    .. math:: \frac{1}{N} \sum_{i=1}^N \frac{p_i - d_i}{p_i}
+
+    Higher is better. It is not clamped: where the rest convinces more than the whole image, the value is
+    negative. A sample with :math:`p = 0` has nothing to lose: its drop is 0.
+
+    Args:
+        scores: :math:`p`, the score of the class on the image, shape ``(N,)``, a fraction in [0, 1].
+        deleted_scores: :math:`d`, its score on the image without the highlighted part, shape ``(N,)``.
+        reduction: ``"mean"`` for a scalar (NaN for no sample), ``"none"`` for one value a sample.
+
+    Returns:
+        A scalar, or a tensor of shape ``(N,)``.
+
+    Raises:
+        ValueError: if the two tensors are not of one shape ``(N,)``, or the reduction is unknown.
+
+    Source: Jung and Oh, LIFT-CAM, https://arxiv.org/abs/2102.05228
+
+    Example:
+        >>> import torch
+        >>> drop_in_deletion(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.6]))
+        tensor(0.2750)
+
+    """
+    scores, deleted_scores = _checked(scores, deleted_scores)
+    lost = (scores - deleted_scores) / scores
+    return reduced(torch.where(scores == 0, torch.zeros_like(lost), lost), reduction)
 
 
 def _checked(scores: Tensor, masked_scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +160,12 @@ def _checked(scores: Tensor, masked_scores: Tensor) -> tuple[Tensor, Tensor]:
     return scores.to(dtype), masked_scores.to(dtype)
 
 
-def _reduced(values: Tensor, reduction: Reduction) -> Tensor:
+def reduced(values: Tensor, reduction: Reduction) -> Tensor:
+    """The mean of the values of the samples, or the values.
+
+    Raises:
+        ValueError: if the reduction is unknown.
+    """
     if reduction == "none":
         return values
     if reduction == "mean":

@@ -17,9 +17,11 @@ from torchmetrics_cam.explanation import Explanation
 from torchmetrics_cam.lightning.batches import BatchInputs, update_arguments
 from torchmetrics_cam.lightning.figures import log_figure
 from torchmetrics_cam.lightning.worst import WorstExplained, worst, worst_figure, worst_of
+from torchmetrics_cam.metrics.batch_values import BatchValues
 from torchmetrics_cam.metrics.comparison import CAMComparison
 from torchmetrics_cam.metrics.settings import check_scoring
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
+from torchmetrics_cam.readings import Readings
 
 Sources = Mapping[str, Any]
 
@@ -249,16 +251,16 @@ class CAMEvaluation(Callback):
 class _Comparison(CAMComparison):
     """It keeps, until it is taken, what the last batch was."""
 
-    last: tuple[list[Explanation], Tensor] | None = None
+    last: Readings | None = None
 
     def take(self) -> list[tuple[Explanation, Tensor]]:
         assert self.last is not None
-        (explanations, masked), self.last = self.last, None
-        return list(zip(explanations, masked, strict=True))
+        read, self.last = self.last, None
+        return list(zip(read.explanations, read.masked, strict=True))
 
-    def _explained(self, *arguments: Any) -> tuple[list[Explanation], Tensor]:
-        self.last = super()._explained(*arguments)
-        return self.last
+    def _read(self, read: Readings) -> BatchValues:
+        self.last = read
+        return super()._read(read)
 
 
 def _check_sources(sources: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Metric, MetricCollection, MetricTracker
 from torchmetrics.wrappers.abstract import WrapperMetric
@@ -38,7 +38,9 @@ def evaluate(
 
     Afterwards the metric of rank zero (with ``ddp_spawn``: the one that was passed) holds the sums over all
     ranks and the others are empty, so that ``metric.total`` and ``metric.nan_count`` are those of the whole
-    dataset. The model is where it was, in the dtype that it had. After an error the metric is empty again.
+    dataset. `CAMComparison.table` and the like gather once more: with ``torchrun`` or ``ddp`` call them on
+    every rank, and print on one. The model is where it was, in the dtype that it had. After an error the
+    metric is empty again.
 
     Args:
         metric: an empty metric of this package, or a `MetricCollection` or wrapper with at least one in it.
@@ -64,7 +66,7 @@ def evaluate(
 
     Example:
         >>> import torch
-        >>> from torch import nn
+        >>> from torch import Tensor, nn
         >>> from torch.utils.data import TensorDataset
         >>> from torchmetrics_cam import AverageDrop
         >>> from torchmetrics_cam.cams import UniformMap
@@ -93,7 +95,8 @@ def evaluate(
 
     networks = _networks(metric)
     with (
-        untouched(networks),
+        # A scorer that is compiled runs compiled; what needs hooks switches that off by itself.
+        untouched(networks, compiled=True),
         weights_kept(networks),
         _on_its_device(metric),
         tempfile.TemporaryDirectory() as folder,
@@ -233,7 +236,8 @@ def _restore(
         for state, value in values.items():
             # Each process has its own names for the models.
             if state != "identity":
-                setattr(member, state, value)
+                as_it_adds = [value] if member._defaults[state] == [] and isinstance(value, Tensor) else value
+                setattr(member, state, as_it_adds)
         member._computed = None
 
 

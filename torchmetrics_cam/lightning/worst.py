@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchmetrics_cam.explanation import Explanation
-from torchmetrics_cam.metrics.measures import MEASURES
+from torchmetrics_cam.functional.confidence import average_drop
 from torchmetrics_cam.perturbation import apply_mask, to_mask
 from torchmetrics_cam.plots import ExplanationRow, explanation_figure
 from torchmetrics_cam.protocol import EvaluationProtocol
@@ -60,7 +60,16 @@ def worst_of(
     if first.images.ndim != 4:
         return []
     drops = torch.stack(
-        [MEASURES["average_drop"].of(explanation.scores, masked, protocol) for explanation, masked in batch]
+        [
+            average_drop(
+                explanation.scores,
+                masked,
+                relative=protocol.drop == "relative",
+                eps=protocol.drop_eps,
+                reduction="none",
+            )
+            for explanation, masked in batch
+        ]
     ).mean(0)
     valid = torch.stack([explanation.valid & masked.isfinite() for explanation, masked in batch]).all(0)
     ranked = torch.where(valid, drops, -1).topk(min(count, len(drops)))
@@ -80,7 +89,7 @@ def _described(
 ) -> WorstExplained:
     first = batch[0][0]
     image = first.images[index : index + 1]
-    masks = [to_mask(explanation, protocol)[index : index + 1] for explanation, _ in batch]
+    masks = [to_mask(explanation[index : index + 1], protocol) for explanation, _ in batch]
     return WorstExplained(
         drop=drop,
         image=_kept(image),

@@ -1,7 +1,22 @@
 """The metrics, one file a family."""
 
+from torchmetrics_cam.metrics.adcc import ADCC, Coherency, Complexity
 from torchmetrics_cam.metrics.classification import ClassificationMetric
 from torchmetrics_cam.metrics.comparison import CAMComparison
 from torchmetrics_cam.metrics.confidence import AverageDrop, AverageGain, IncreaseInConfidence
+from torchmetrics_cam.metrics.curves import DeletionAUC, InsertionAUC
+from torchmetrics_cam.metrics.deletion import DropInDeletion
 
-__all__ = ["AverageDrop", "AverageGain", "CAMComparison", "ClassificationMetric", "IncreaseInConfidence"]
+__all__ = [
+    "ADCC",
+    "AverageDrop",
+    "AverageGain",
+    "CAMComparison",
+    "ClassificationMetric",
+    "Coherency",
+    "Complexity",
+    "DeletionAUC",
+    "DropInDeletion",
+    "IncreaseInConfidence",
+    "InsertionAUC",
+]

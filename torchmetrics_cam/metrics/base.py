@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +12,12 @@ from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.evaluation import Evaluation
-from torchmetrics_cam.explanation import Explanation
+from torchmetrics_cam.metrics.batch_values import BatchValues
 from torchmetrics_cam.metrics.identity import identity, own
+from torchmetrics_cam.metrics.measures import MEASURES, Measure
 from torchmetrics_cam.metrics.settings import Average, check_averaging, check_scoring, sum_dtype
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
+from torchmetrics_cam.readings import Readings
 from torchmetrics_cam.scoring import ClassIndex, Scoring, Selection, Target
 
 
@@ -35,12 +37,14 @@ class CAMMetric(Metric):
     plot_legend_name: str = "Class"
 
     identity: Tensor
+    measures: tuple[Measure, ...]
     default_protocol: ClassVar[str] = "paper"
     _in_forward: bool = False
 
     def __init__(
         self,
         sources: Sequence[CAMSource],
+        measures: Sequence[str],
         logits_fn: Callable[[Any], Any] | None = None,
         *,
         protocol: EvaluationProtocol | str | None = None,
@@ -54,6 +58,9 @@ class CAMMetric(Metric):
         super().__init__(**kwargs)
         check_scoring(logits_fn, scorer, batch_size)
         check_averaging(num_classes, average)
+        self.measures = tuple(MEASURES[name] for name in measures)
+        for measure in self.measures:
+            measure.check(sources)
         self._evaluation = Evaluation(
             sources,
             Scoring(logits_fn, as_protocol(protocol, self.default_protocol)),
@@ -116,6 +123,13 @@ class CAMMetric(Metric):
                         f"a metric of the {what} {theirs.get(what)} cannot be merged into one of {ours};"
                         " their sums are of different things"
                     )
+        missing = [
+            name
+            for name in self._defaults
+            if not isinstance(incoming_state, Metric) and name not in incoming_state
+        ]
+        if missing:
+            raise ValueError(f"the states to merge lack {missing}; pass a metric, or its metric_state")
         for name in self._defaults:
             given = (
                 getattr(incoming_state, name, None)
@@ -171,31 +185,42 @@ class CAMMetric(Metric):
         """What metrics must have in common for their sums to be added."""
         return {"protocol": self.protocol}
 
-    def _all_ranks(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _all_ranks(self) -> Iterator[None]:
         """The states of all ranks inside, unless they are those already; every rank must ask."""
-        if self._is_synced:
-            return nullcontext()
-        return self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute)
+        synced_before = self._is_synced
+        if not synced_before:
+            self.sync(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute)
+        try:
+            yield
+        finally:
+            if not synced_before and self._is_synced:
+                self.unsync()
 
     def _identity(self) -> Tensor:
-        return identity(*self._evaluation.parts())
+        return identity(*self._evaluation.parts(), [measure.name for measure in self.measures])
 
     # A LightningModule that is compiled has its steps traced, and they call this.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _explained(
+    def _evaluated(
         self,
         images: Tensor,
         class_idx: ClassIndex | None,
         targets: Target | list[Target] | None,
         cams: Mapping[CAMSource, Tensor],
-    ) -> tuple[list[Explanation], Tensor]:
-        """The explanation of a batch by each source, and the scores on the masked images, ``(K, N)``."""
+    ) -> BatchValues:
+        """What the measures of this metric say to a batch."""
         with self._uncounted_if_refused():
             if targets is not None and self.average != "micro":
                 raise ValueError(
                     f"average={self.average!r} is over classes, and targets have none; pass class_idx instead"
                 )
-            return self._evaluation.run(images, class_idx, targets, cams, self._check_classes)
+            return self._evaluation.run(
+                images, class_idx, targets, cams, check=self._check_classes, read=self._read
+            )
+
+    def _read(self, read: Readings) -> BatchValues:
+        return BatchValues.read(read, self.measures)
 
     @contextmanager
     def _uncounted_if_refused(self) -> Iterator[None]:
@@ -222,14 +247,14 @@ class CAMMetric(Metric):
         Out of place: a state that was reset in inference mode may not be written to outside of it.
         """
         state: Tensor = getattr(self, name)
-        values = values.to(state.dtype)
+        values = values.to(state.device).to(state.dtype)
         if self.average == "micro":
             summed = values.sum(0)
         else:
             assert selection.class_idx is not None
-            summed = torch.zeros_like(state, device=values.device)
-            summed = summed.index_add(0, selection.class_idx, values)
-        setattr(self, name, state + summed.to(state.device))
+            classes = selection.class_idx.to(state.device)
+            summed = torch.zeros_like(state).index_add(0, classes, values)
+        setattr(self, name, state + summed)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "CAMMetric":
         """Move the states, but never cast them: a bfloat16 counter stops at 256."""

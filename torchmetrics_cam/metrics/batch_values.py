@@ -6,14 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.explanation import Explanation
+from torchmetrics_cam.functional.curves import resampled_curve
 from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.metrics.settings import sum_dtype
-from torchmetrics_cam.protocol import EvaluationProtocol
+from torchmetrics_cam.readings import Readings
 from torchmetrics_cam.scoring import Selection
 
 # Differences that float32 scores cannot tell from none.
 TIE = 1e-6
+# Two scores are the same up to this share of them, and of what they lack to 1, which float32 knows to 1e-7.
+SAME, LEAST_LACKING = 1e-3, 1e-3
 
 
 @dataclass(frozen=True)
@@ -23,37 +25,38 @@ class BatchValues:
     Args:
         selection: what is explained.
         scores: on the images, ``(N,)``.
-        masked: on the masked images, ``(K, N)``.
+        asked: on all perturbed images, ``(A, K, N)``.
+        masked: on the masked images, ``(K, N)``; NaN if no measure needs it.
         valid: which images count for which method, ``(K, N)``.
         degenerate: which maps are constant, ``(K, N)``.
-        values: of each measure, ``(M, K, N)``; those of images that do not count mean nothing.
+        values: of each measure, ``(M, K, N)``; 0 where an image does not count.
+        curves: deletion and insertion at evenly spaced fractions, ``(P, 2, K, N)``, if a measure needs them.
     """
 
     selection: Selection
     scores: Tensor
+    asked: Tensor
     masked: Tensor
     valid: Tensor
     degenerate: Tensor
     values: Tensor
+    curves: Tensor | None = None
 
     @classmethod
-    def of(
-        cls,
-        explanations: Sequence[Explanation],
-        masked: Tensor,
-        measures: Sequence[Measure],
-        protocol: EvaluationProtocol,
-    ) -> "BatchValues":
-        """The values of a batch, from its explanation by each method and its masked scores."""
-        first = explanations[0]
-        valid = torch.stack([one.valid for one in explanations]) & masked.isfinite()
-        before, after = (
-            torch.where(valid, scores, torch.zeros_like(scores)).flatten()
-            for scores in (first.scores.expand_as(masked), masked)
-        )
-        values = [measure.of(before, after, protocol).view_as(masked) for measure in measures]
-        degenerate = torch.stack([one.degenerate for one in explanations])
-        return cls(first.selection, first.scores, masked, valid, degenerate, torch.stack(values))
+    def read(cls, read: Readings, measures: Sequence[Measure]) -> "BatchValues":
+        """The values of these measures."""
+        values = torch.stack([measure.of(read) for measure in measures])
+        valid = read.valid & values.isfinite().all(0)
+        values = torch.where(valid, values, torch.zeros_like(values))
+        # Of measures that ask the model nothing, such as Complexity, the values themselves.
+        asked = read.asked if len(read.asked) else values
+        masked = read.masked if "masked" in vars(read) else torch.full_like(read.scores, torch.nan)
+        curves = None
+        if any(measure.from_curves for measure in measures):
+            points = read.protocol.curve_steps + 1
+            both = torch.stack([read.deletion, read.insertion], 1)
+            curves = resampled_curve(both, read.fractions, points)
+        return cls(read.selection, read.scores[0], asked, masked, valid, read.degenerate, values, curves)
 
     def contributions(self, measures: Sequence[Measure]) -> dict[str, Tensor]:
         """What each image adds to the states, by their names, ``(N, ...)``."""
@@ -67,10 +70,11 @@ class BatchValues:
         ]
         own = torch.eye(len(self.valid), dtype=torch.bool, device=valid.device)
         counted = both.unsqueeze(1)
-        scores = torch.stack([self.scores.expand_as(self.masked), self.masked])
+        scores = torch.cat([self.scores.expand_as(self.masked).unsqueeze(0), self.asked])
         outside = ((scores < 0) | (scores > 1)).any(0).T
         return {
             "count": both,
+            "apart": self._apart().permute(2, 0, 1) & both,
             "sums": each * counted,
             "squares": torch.where(own, each, apart).square() * counted,
             "wins": torch.stack(better, 1) & counted,
@@ -79,11 +83,18 @@ class BatchValues:
             "outside_count": outside & valid,
         }
 
-    def distance(self) -> Tensor:
-        """How far the masked scores of two methods are apart at most, as a share of the score, ``(K, K)``."""
-        first, second = self.masked.unsqueeze(1), self.masked.unsqueeze(0)
-        apart = first - second
-        scale = torch.stack([one.abs().expand_as(apart) for one in (self.scores, first, second)]).amax(0)
-        both = self.valid.unsqueeze(1) & self.valid.unsqueeze(0)
-        share = apart.abs() / scale.clamp(min=1e-12)
-        return torch.where(both, share, torch.zeros_like(share)).amax(2)
+    def _apart(self) -> Tensor:
+        """Where the model says something else to the first method than to the second, ``(K, K, N)``.
+
+        A difference is taken as a share of the score and of what it lacks to 1: on a sure model .9999 and
+        .99995 are far apart for a gain.
+        """
+        asked = self.asked.to(sum_dtype(self.asked.device))
+        scores = self.scores.to(asked.dtype)
+        first, second = asked.unsqueeze(2), asked.unsqueeze(1)
+        apart = (first - second).abs()
+        parts = torch.stack([scores.expand_as(apart), first.expand_as(apart), second.expand_as(apart)])
+        share = apart / parts.abs().amax(0).clamp(min=1e-12)
+        lacking = apart / (1 - parts).amax(0).clamp(min=LEAST_LACKING)
+        fractions = ((parts >= 0) & (parts <= 1)).all(0)
+        return (torch.where(fractions, torch.maximum(share, lacking), share) > SAME).any(0)

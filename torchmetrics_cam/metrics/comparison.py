@@ -8,18 +8,16 @@ from torch import Tensor
 
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.metrics.base import CAMMetric, warn_scores_outside_unit_interval
-from torchmetrics_cam.metrics.batch_values import BatchValues
 from torchmetrics_cam.metrics.comparison_input import (
     CONTROLS,
     check_index,
+    check_measures,
     handed_maps,
     known,
-    measures_of,
     named_sources,
 )
 from torchmetrics_cam.metrics.comparison_statistics import ComparisonStatistics
-from torchmetrics_cam.metrics.identity import identity
-from torchmetrics_cam.metrics.measures import MEASURES
+from torchmetrics_cam.metrics.measures import DEFAULT_MEASURES
 from torchmetrics_cam.metrics.records import as_list, packed, record_length, unpacked
 from torchmetrics_cam.metrics.table import ComparisonTable, PairedDifference, comparison_table
 from torchmetrics_cam.scoring import ClassIndex, Target
@@ -52,7 +50,7 @@ class CAMComparison(CAMMetric):
         squares: of the squared differences of the two methods, and on the diagonal of the squared values.
         wins: on how many images method k is better than l; differences up to 1e-6 are ties.
         nan_count, degenerate_count, outside_count: as of `AverageDrop`, ``(K,)``.
-        distance: the largest difference of two methods' masked scores, as a share of the score, ``(K, K)``.
+        apart: on how many images the model says something else to the two methods, ``(K, K)``.
 
     Args:
         sources: the methods by name: whatever `AverageDrop` takes, all of one model.
@@ -95,7 +93,7 @@ class CAMComparison(CAMMetric):
     nan_count: Tensor
     degenerate_count: Tensor
     outside_count: Tensor
-    distance: Tensor
+    apart: Tensor
     records: list[Tensor]
 
     def __init__(
@@ -103,27 +101,26 @@ class CAMComparison(CAMMetric):
         sources: Mapping[str, Any],
         logits_fn: Callable[[Any], Any] | None = None,
         *,
-        measures: Sequence[str] = tuple(MEASURES),
+        measures: Sequence[str] = DEFAULT_MEASURES,
         controls: bool = True,
         per_sample: bool = False,
         **settings: Any,
     ) -> None:
-        # Before the base class makes the identity, which the measures are part of.
-        self.measures = measures_of(measures)
+        check_measures(measures)
         named = named_sources(sources, with_controls=controls)
-        super().__init__(list(named.values()), logits_fn, **settings)
+        super().__init__(list(named.values()), measures, logits_fn, **settings)
         self.methods = tuple(named)
         self.controls = tuple(CONTROLS) if controls else ()
         self.per_sample = per_sample
         self._seen = 0
         pairs = (len(self.measures), len(named), len(named))
         self._add_sum("count", torch.int64, *pairs[1:])
+        self._add_sum("apart", torch.int64, *pairs[1:])
         self._add_sum("sums", torch.float64, *pairs)
         self._add_sum("squares", torch.float64, *pairs)
         self._add_sum("wins", torch.int64, *pairs)
         for name in ("nan_count", "degenerate_count", "outside_count"):
             self._add_sum(name, torch.int64, len(named))
-        self.add_state("distance", torch.zeros(pairs[1:], dtype=torch.float64), dist_reduce_fx="max")
         if per_sample:
             self.add_state("records", [], dist_reduce_fx="cat")
 
@@ -157,14 +154,13 @@ class CAMComparison(CAMMetric):
         with self._uncounted_if_refused():
             handed = handed_maps(self.sources, cams)
             check_index(index, input_tensor)
-        explanations, masked = self._explained(input_tensor, class_idx, targets, handed)
-        batch = BatchValues.of(explanations, masked, self.measures, self.protocol)
+        batch = self._evaluated(input_tensor, class_idx, targets, handed)
         for name, contribution in batch.contributions(self.measures).items():
             self._add(name, contribution, batch.selection)
-        self.distance = torch.maximum(self.distance, batch.distance().to(self.distance))
         if self.per_sample:
             count = len(batch.scores)
-            numbers = torch.as_tensor(range(self._seen, self._seen + count) if index is None else index)
+            seen = torch.arange(self._seen, self._seen + count, device=batch.scores.device)
+            numbers = seen if index is None else torch.as_tensor(index)
             self._seen += count
             self.records = [*as_list(self.records), packed(numbers, batch).to(self.sums)]
 
@@ -194,7 +190,7 @@ class CAMComparison(CAMMetric):
                 excluded=self.nan_count,
                 degenerate=self.degenerate_count,
                 model=type(self.model).__name__,
-                protocol=self.protocol,
+                scoring=self._evaluation.scoring,
             )
 
     def win_rate(self, measure: str | None = None) -> tuple[Tensor, Tensor]:
@@ -212,8 +208,9 @@ class CAMComparison(CAMMetric):
 
         Source: Chattopadhyay et al., Grad-CAM++, https://arxiv.org/abs/1710.11063
         """
+        place = self._place(measure)
         with self._all_ranks():
-            return self._statistics().win_rate(self._place(measure))
+            return self._statistics().win_rate(place)
 
     def paired_difference(self, first: str, second: str, measure: str | None = None) -> PairedDifference:
         """The mean difference of two methods on the same images, with its interval; every rank must call it.
@@ -235,7 +232,10 @@ class CAMComparison(CAMMetric):
             statistics = self._statistics()
         difference = statistics.difference(place)
         parts = (difference.mean, *difference.interval(), statistics.p_value(place), statistics.count)
-        return PairedDifference(*(part[..., pair[0], pair[1]] for part in parts))
+        mean, lower, upper, p_value, count = (part[..., pair[0], pair[1]] for part in parts)
+        return PairedDifference(
+            mean, lower, upper, p_value, count.sum() if self.average == "macro" else count
+        )
 
     def samples(self) -> dict[str, Tensor]:
         """What ``per_sample=True`` kept of every image, over all ranks; every rank must call it.
@@ -254,7 +254,7 @@ class CAMComparison(CAMMetric):
         return unpacked(records, len(self.methods), [measure.name for measure in self.measures])
 
     def plot(self, val: ComparisonTable | None = None, ax: Any = None) -> tuple["Figure", Any]:  # type: ignore[override]
-        """Every method's value with its interval, a panel a measure.
+        """Every method's value with its interval, a panel a measure; every rank must call it.
 
         Args:
             val: what `table` returned; None calls it.
@@ -274,7 +274,7 @@ class CAMComparison(CAMMetric):
             self._seen = 0
 
     def _statistics(self) -> ComparisonStatistics:
-        states = (self.count, self.sums, self.squares, self.wins, self.distance)
+        states = (self.count, self.sums, self.squares, self.wins, self.apart)
         return ComparisonStatistics(self.measures, self.average, *states)
 
     def _sync_dist(self, *arguments: Any, **settings: Any) -> None:
@@ -291,10 +291,9 @@ class CAMComparison(CAMMetric):
 
     def _sums_of(self) -> dict[str, Any]:
         measures = [measure.name for measure in self.measures]
-        return {**super()._sums_of(), "methods": list(self.methods), "measures": measures}
-
-    def _identity(self) -> Tensor:
-        return identity(*self._evaluation.parts(), [measure.name for measure in self.measures])
+        kept = {"methods": list(self.methods), "measures": measures, "per_sample": self.per_sample}
+        return super()._sums_of() | kept
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(self.methods)}, protocol={self.protocol.name!r})"
+        sources = [f"{method!r}: {source!r}" for method, source in self.sources.items()]
+        return f"{type(self).__name__}({{{', '.join(sources)}}}, protocol={self.protocol.name!r})"

@@ -10,7 +10,7 @@ from torchmetrics_cam.cams.callables import PrecomputedMaps
 from torchmetrics_cam.cams.controls import CenterMap, RandomMap, UniformMap
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
-from torchmetrics_cam.metrics.measures import MEASURES, Measure
+from torchmetrics_cam.metrics.measures import MEASURES
 
 CONTROLS: dict[str, Callable[[nn.Module], CAMSource]] = {
     "uniform map": UniformMap,
@@ -19,17 +19,16 @@ CONTROLS: dict[str, Callable[[nn.Module], CAMSource]] = {
 }
 
 
-def measures_of(names: Sequence[str]) -> tuple[Measure, ...]:
-    """The measures of these names.
+def check_measures(names: Sequence[str]) -> None:
+    """Refuse names of measures that are not known or named twice, or none.
 
     Raises:
-        ValueError: if one is not known or named twice, or there is none.
+        ValueError: if they are.
     """
     if isinstance(names, str) or not names or len(set(names)) < len(names):
         raise ValueError(f"measures is {names!r}; give a list of different names, of {sorted(MEASURES)}")
     for name in names:
         known(name, list(MEASURES), "measure")
-    return tuple(MEASURES[name] for name in names)
 
 
 def named_sources(sources: Any, *, with_controls: bool) -> dict[str, CAMSource]:
@@ -44,6 +43,10 @@ def named_sources(sources: Any, *, with_controls: bool) -> dict[str, CAMSource]:
             f"sources is {sources!r}; give each a name, as in {{'Grad-CAM': GradCAM(model, 'layer4')}}"
         )
     named = {name: as_source(source) for name, source in sources.items()}
+    first: dict[int, str] = {}
+    for name, source in sources.items():
+        if first.setdefault(id(source), name) != name:
+            raise ValueError(f"{first[id(source)]!r} and {name!r} are one source; a method has one name")
     model = next(iter(named.values())).model
     for name, source in named.items():
         if source.model is not model:

@@ -9,8 +9,8 @@ from torchmetrics_cam.functional.statistics import Estimate, estimate, holm, wil
 from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.metrics.settings import Average
 
-# Methods coincide if on every image their masked scores are apart by no more than this share of the score.
-COINCIDENCE = 1e-3
+# Methods coincide if the model says something else to them on no more than this share of the images.
+COINCIDENCE = 0.01
 _SIGNIFICANCE = 0.05
 
 
@@ -25,7 +25,7 @@ class ComparisonStatistics:
         sums: the sum of the values of the first method, ``(*classes, M, K, K)``.
         squares: the sum of the squared differences; on the diagonal of the squared values.
         wins: on how many images the first method is better.
-        distance: how far the masked scores of two methods are apart at most, ``(K, K)``.
+        apart: on how many images the model says something else to the two methods, ``(*classes, K, K)``.
     """
 
     measures: tuple[Measure, ...]
@@ -34,7 +34,7 @@ class ComparisonStatistics:
     sums: Tensor
     squares: Tensor
     wins: Tensor
-    distance: Tensor
+    apart: Tensor
 
     def mean(self, measure: int) -> tuple[Tensor, Tensor, Tensor]:
         """The mean of each method with its bounds, ``(K,)``, or ``(classes, K)`` where each has its own."""
@@ -69,17 +69,27 @@ class ComparisonStatistics:
         return (wins.nanmean(0), ties.nanmean(0)) if self.average == "macro" else (wins, ties)
 
     def coincide(self) -> Tensor:
-        """Which methods the model cannot tell apart on any image, ``(K, K)``."""
-        return self.distance <= COINCIDENCE
+        """Which methods are one to the model, ``(K, K)``: on 99 of 100 images it says the same to them.
+
+        A method that is one with another is one with all that the other is one with.
+        """
+        classes = self.count.ndim > 2
+        count, apart = (part.sum(0) if classes else part for part in (self.count, self.apart))
+        together = (count > 0) & (apart <= COINCIDENCE * count)
+        for _ in range(len(together)):
+            together = together | ((together.double() @ together.double()) > 0)
+        return together
 
     def ranks(self, measure: int) -> list[int | None]:
-        """1 for the best method; those that coincide share a rank, one without a value has none."""
+        """1 for the best method; those that coincide share the best of their ranks, none without a value."""
         means = self.mean(measure)[0]
         better = self.measures[measure].better(means.unsqueeze(0), means.unsqueeze(1))
-        ahead = (better & ~self.coincide()).sum(1).tolist()
+        together = self.coincide()
+        ahead = (better & ~together).sum(1)
+        ranks = torch.where(together, ahead, torch.full_like(ahead, len(means)).unsqueeze(0)).amin(1)
         return [
             None if unknown else 1 + number
-            for unknown, number in zip(means.isnan().tolist(), ahead, strict=True)
+            for unknown, number in zip(means.isnan().tolist(), ranks.tolist(), strict=True)
         ]
 
     def indistinct(self, measure: int) -> Tensor:
@@ -95,10 +105,8 @@ class ComparisonStatistics:
         """Over the images of all classes, where each class had its own values."""
         if self.average != "none":
             return self
-        count, sums, squares, wins = (
-            state.sum(0) for state in (self.count, self.sums, self.squares, self.wins)
-        )
-        return ComparisonStatistics(self.measures, "micro", count, sums, squares, wins, self.distance)
+        states = (self.count, self.sums, self.squares, self.wins, self.apart)
+        return ComparisonStatistics(self.measures, "micro", *(state.sum(0) for state in states))
 
     @staticmethod
     def _off_diagonal(pairs: Tensor) -> Tensor:

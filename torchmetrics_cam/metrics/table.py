@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchmetrics_cam.baselines import described
 from torchmetrics_cam.metrics.comparison_statistics import ComparisonStatistics
-from torchmetrics_cam.protocol import EvaluationProtocol
+from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
+from torchmetrics_cam.scoring import Scoring
 
 # Below, the normal distribution makes intervals too short.
 _FEW = 30
@@ -48,6 +49,7 @@ class ComparisonTable:
             that it cannot be told from at the 5 % level, over all pairs.
         model: the class of the network.
         protocol: every choice that the numbers depend on.
+        logits_fn: what made the scores instead of the protocol, if something did.
         average: over images or over classes.
         notes: what a reader must know.
     """
@@ -56,13 +58,14 @@ class ComparisonTable:
     rows: Sequence[Mapping[str, Any]]
     model: str
     protocol: EvaluationProtocol
+    logits_fn: str | None
     average: str
     notes: Sequence[str]
 
     def to_json(self) -> str:
         """All of it as JSON; a value that is not known is ``null``."""
         protocol = {field.name: getattr(self.protocol, field.name) for field in fields(self.protocol)}
-        protocol["baseline"] = described(self.protocol.baseline)
+        protocol |= {name: described(protocol[name]) for name in BASELINES}
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return json.dumps({**parts, "protocol": protocol}, indent=2)
 
@@ -73,7 +76,8 @@ class ComparisonTable:
             name = f"control: {row['method']}" if row["control"] else row["method"]
             values = [_shown(row[one["name"]]) for one in self.measures]
             lines.append([name, *values, *(str(row[key]) for key in ("n", "excluded", "degenerate"))])
-        notes = [f"Protocol {self.protocol}", *self.notes]
+        made = [f"Scores by logits_fn={self.logits_fn}, not the protocol's."] if self.logits_fn else []
+        notes = [f"Protocol {self.protocol}", *made, *self.notes]
         return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *notes])
 
 
@@ -85,7 +89,7 @@ def comparison_table(
     excluded: Tensor,
     degenerate: Tensor,
     model: str,
-    protocol: EvaluationProtocol,
+    scoring: Scoring,
 ) -> ComparisonTable:
     """The table of a comparison.
 
@@ -96,7 +100,7 @@ def comparison_table(
         excluded: how many images left each method, ``(*classes, K)``.
         degenerate: how many maps of each method were constant, ``(*classes, K)``.
         model: the class of the network.
-        protocol: every choice that the numbers depend on.
+        scoring: the protocol, and the ``logits_fn`` if there is one.
     """
     methods = list(sources)
     counts, left, constant = (
@@ -137,9 +141,10 @@ def comparison_table(
         ],
         rows=rows,
         model=model,
-        protocol=protocol,
+        protocol=scoring.protocol,
+        logits_fn=None if scoring.logits_fn is None else described(scoring.logits_fn),
         average=statistics.average,
-        notes=_notes(rows, counts),
+        notes=_notes(rows, counts, statistics),
     )
 
 
@@ -155,17 +160,24 @@ def _sets(pairs: Tensor, methods: Sequence[str]) -> list[list[str]]:
     ]
 
 
-def _notes(rows: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> list[str]:
+def _notes(
+    rows: Sequence[Mapping[str, Any]], counts: Sequence[int], statistics: ComparisonStatistics
+) -> list[str]:
     groups = {tuple(sorted([row["method"], *row["coincides_with"]])) for row in rows if row["coincides_with"]}
     notes = [
-        f"{', '.join(group[:-1])} and {group[-1]} coincide: on every image the model says the same to their"
-        " masks, to 0.1 % of the score. They are one method here, and share a rank."
+        f"{', '.join(group[:-1])} and {group[-1]} coincide: on 99 of 100 images the model says the same to"
+        " them, to 0.1 % of the score. They are one method here, and share a rank."
         for group in sorted(groups)
     ]
-    if 0 < min(counts) < _FEW:
+    fewest = min((count for count in counts if count), default=_FEW)
+    if fewest < _FEW:
         notes.append(
-            f"{min(counts)} images are few: intervals of the normal distribution are too short below {_FEW}."
+            f"{fewest} images are few: intervals of the normal distribution are too short below {_FEW}."
         )
+    if statistics.average == "macro":
+        alone = int((statistics.count[:, 0, 0] == 1).sum())
+        if alone:
+            notes.append(f"{alone} classes have one image, so no interval is known of a mean over classes.")
     return notes
 
 

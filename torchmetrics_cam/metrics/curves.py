@@ -1,0 +1,134 @@
+"""Deletion and insertion: the area under the score while the most relevant positions go, or come."""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from torchmetrics_cam.functional.statistics import Estimate, estimate
+from torchmetrics_cam.metrics.batch_values import BatchValues
+from torchmetrics_cam.metrics.source_metric import SourceMetric
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class CurveMetric(SourceMetric):
+    """The states that the two share, so that one pass serves them in a `MetricCollection`.
+
+    Attributes:
+        deletion: sum of the areas under the deletion curves, float64.
+        insertion: sum of the areas under the insertion curves.
+        curves: sums of the two curves and of their squares at evenly spaced fractions,
+            ``(curve_steps + 1, 2, 2)``.
+    """
+
+    sums: ClassVar[dict[str, str]] = {"deletion": "deletion_auc", "insertion": "insertion_auc"}
+    # Which of the two curves is this metric's.
+    which: ClassVar[int]
+
+    deletion: Tensor
+    insertion: Tensor
+    curves: Tensor
+
+    def __init__(self, cam_extractor: Any, logits_fn: Any = None, **settings: Any) -> None:
+        super().__init__(cam_extractor, logits_fn, **settings)
+        self._add_sum("curves", torch.float64, self.protocol.curve_steps + 1, 2, 2)
+
+    def compute(self) -> Tensor:
+        """The mean area over all images."""
+        return self._mean(list(self.sums)[self.which])
+
+    def curve(self) -> tuple[Tensor, Tensor]:
+        """The mean curve over the images of all ranks; every rank must call it.
+
+        Returns:
+            The share of positions that is perturbed, ``(curve_steps + 1,)``, and the mean score there.
+        """
+        found = self._curve()
+        return torch.linspace(0, 1, len(found.mean), device=found.mean.device), found.mean
+
+    def plot(self, val: Any = None, ax: Any = None) -> tuple["Figure", Any]:
+        """The mean curve with its 95 % interval; every rank must call it.
+
+        Args:
+            val: values over time as of any metric, which are plotted instead.
+            ax: a matplotlib axis to draw on; None makes a figure.
+
+        Returns:
+            Figure and axis.
+        """
+        if val is not None:
+            return super().plot(val, ax)
+        from torchmetrics_cam.plots import curve_figure
+
+        found = self._curve()
+        return curve_figure(type(self).__name__, found.mean, *found.interval(), ax)
+
+    def _curve(self) -> Estimate:
+        with self._all_ranks():
+            curves, total = self.curves, self.total
+        if self.average != "micro":
+            curves, total = curves.sum(0), total.sum()
+        return estimate(total, *curves[:, self.which].unbind(-1))
+
+    def _accumulate(self, batch: BatchValues) -> None:
+        super()._accumulate(batch)
+        assert batch.curves is not None
+        curves = torch.where(batch.valid[0], batch.curves[:, :, 0], torch.zeros_like(batch.curves[:, :, 0]))
+        self._add("curves", torch.stack([curves, curves.square()], 2).movedim(-1, 0), batch.selection)
+
+
+class DeletionAUC(CurveMetric):
+    r"""Deletion: the area under the score while the most relevant positions are taken away. Lower is better.
+
+    .. math:: \int_0^1 s(x \text{ without its share } f \text{ of the most relevant positions})\, df
+
+    Positions are ranked by the map, of equal ones the first in row-major order goes first. Both end points
+    are part of the curve, and the area is taken against the true share of positions. What taken positions
+    show is the protocol's ``deletion_baseline`` (zeros, as in RISE), and ``curve_steps`` is how many steps
+    there are. One update makes both curves: with `InsertionAUC` in a `MetricCollection` it runs once.
+
+    Input, output, arguments and errors are those of `AverageDrop`.
+
+    Source: Petsiuk et al., RISE, https://arxiv.org/abs/1806.07421
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import DeletionAUC
+        >>> from torchmetrics_cam.cams import RandomMap
+        >>> metric = DeletionAUC(RandomMap(nn.Flatten()), protocol="paper")
+        >>> metric.update(torch.rand(2, 1, 8, 8))
+        >>> fractions, scores = metric.curve()
+        >>> fractions.shape, bool(scores[0] > scores[-1])
+        (torch.Size([21]), True)
+
+    """
+
+    higher_is_better: bool = False
+    which: ClassVar[int] = 0
+
+
+class InsertionAUC(CurveMetric):
+    """Insertion: the area under the score while the most relevant positions come. Higher is better.
+
+    As `DeletionAUC`, from an image that shows the protocol's ``insertion_baseline`` everywhere (a blur of
+    kernel 11 and sigma 5, as in RISE) to the image.
+
+    Source: Petsiuk et al., RISE, https://arxiv.org/abs/1806.07421
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import InsertionAUC
+        >>> from torchmetrics_cam.cams import RandomMap
+        >>> metric = InsertionAUC(RandomMap(nn.Flatten()))
+        >>> metric.update(torch.rand(2, 1, 8, 8))
+        >>> bool(0 < metric.compute() < 1)
+        True
+
+    """
+
+    higher_is_better: bool = True
+    which: ClassVar[int] = 1

@@ -1,0 +1,163 @@
+"""What the model says to a batch and to perturbations of it: what every measure is made of."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torchmetrics_cam.explanation import Explanation, explain
+from torchmetrics_cam.functional.adcc import complexity, map_correlation
+from torchmetrics_cam.functional.curves import perturbed_counts, position_ranks
+from torchmetrics_cam.perturbation import (
+    Perturbed,
+    apply_mask,
+    hide_positions,
+    masked_images,
+    perturbed_scores,
+    to_mask,
+)
+from torchmetrics_cam.protocol import EvaluationProtocol
+from torchmetrics_cam.scoring import Selection
+
+if TYPE_CHECKING:
+    from torchmetrics_cam.evaluation import Evaluation
+
+
+class Readings:
+    """A batch of N images by K sources. A perturbation is scored when a measure first asks for it, and once.
+
+    Args:
+        evaluation: the sources, and how images become scores.
+        explanations: of the batch, by each source.
+    """
+
+    def __init__(self, evaluation: "Evaluation", explanations: Sequence[Explanation]) -> None:
+        self._evaluation = evaluation
+        self.explanations = explanations
+        self._asked: list[Tensor] = []
+
+    @property
+    def protocol(self) -> EvaluationProtocol:
+        """The choices of the evaluation."""
+        return self._evaluation.scoring.protocol
+
+    @property
+    def selection(self) -> Selection:
+        """What is explained."""
+        return self.explanations[0].selection
+
+    @property
+    def asked(self) -> Tensor:
+        """All scores on perturbed images that were asked for so far, ``(A, K, N)``."""
+        return torch.stack(self._asked) if self._asked else self.scores.new_zeros(0, *self.scores.shape)
+
+    @property
+    def valid(self) -> Tensor:
+        """Where pixels, maps and all scores that were asked for are finite, ``(K, N)``."""
+        return torch.stack([one.valid for one in self.explanations]) & self.asked.isfinite().all(0)
+
+    @property
+    def degenerate(self) -> Tensor:
+        """Where the map is constant, ``(K, N)``."""
+        return torch.stack([one.degenerate for one in self.explanations])
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """The score on the image, the same for all sources, ``(K, N)``."""
+        return self.explanations[0].scores.expand(len(self.explanations), -1)
+
+    @cached_property
+    def masked(self) -> Tensor:
+        """The score on what the mask leaves of the image, ``(K, N)``."""
+        left = [partial(masked_images, one, self.protocol) for one in self.explanations]
+        self._asked.append(self._scored(left))
+        return self._asked[-1]
+
+    @cached_property
+    def complement(self) -> Tensor:
+        """The score on what the mask takes of the image, ``(K, N)``."""
+        taken = [partial(masked_images, one, self.protocol, complement=True) for one in self.explanations]
+        self._asked.append(self._scored(taken))
+        return self._asked[-1]
+
+    @cached_property
+    def complexity(self) -> Tensor:
+        """The mean of the map, ``(K, N)``."""
+        return torch.stack([complexity(self._map(one), reduction="none") for one in self.explanations])
+
+    @cached_property
+    def coherency(self) -> Tensor:
+        """How alike the map of the image and that of the masked image are, ``(K, N)``."""
+        return torch.stack([self._coherency(one) for one in range(len(self.explanations))])
+
+    @cached_property
+    def deletion(self) -> Tensor:
+        """The score while the most relevant positions go, first to last point of the curve, ``(P, K, N)``."""
+        return self._curves[0]
+
+    @cached_property
+    def insertion(self) -> Tensor:
+        """The score while the most relevant positions come, ``(P, K, N)``."""
+        return self._curves[1]
+
+    @cached_property
+    def fractions(self) -> Tensor:
+        """The share of positions that is perturbed at each point of the curves, ``(P,)``."""
+        positions = self.explanations[0].images[0, 0].numel()
+        counts = perturbed_counts(positions, self.protocol.curve_steps)
+        return torch.tensor(counts, dtype=torch.float32, device=self.scores.device) / positions
+
+    @cached_property
+    def _curves(self) -> tuple[Tensor, Tensor]:
+        """Both, because their end points are the image itself and, on one baseline, the same hidden image."""
+        curves = [self._curves_of(one) for one in self.explanations]
+        deletion, insertion = (torch.stack(parts, 1) for parts in zip(*curves, strict=True))
+        self._asked += [*deletion, *insertion]
+        return deletion, insertion
+
+    def _curves_of(self, explanation: Explanation) -> tuple[Tensor, Tensor]:
+        """Those of one source, ``(P, N)`` each."""
+        ranks = position_ranks(self._map(explanation))
+        *between, whole = perturbed_counts(ranks[0].numel(), self.protocol.curve_steps)[1:]
+        gone, kept = self.protocol.deletion_baseline, self.protocol.insertion_baseline
+
+        def hidden(count: int, baseline: Any, keep: bool) -> Callable[[slice], Perturbed]:
+            return lambda chunk: hide_positions(
+                explanation.images[chunk], (ranks[chunk] < count) != keep, baseline
+            )
+
+        asked = [hidden(count, gone, False) for count in [*between, whole]]
+        asked += [hidden(count, kept, True) for count in ([] if gone == kept else [0]) + between]
+        scores = self._scored(asked)
+        image = explanation.scores.to(scores.dtype).unsqueeze(0)
+        deletion = scores[: len(between) + 1]
+        insertion = scores[len(between) + 1 :]
+        if gone == kept:
+            insertion = torch.cat([deletion[-1:], insertion])
+        return torch.cat([image, deletion]), torch.cat([insertion, image])
+
+    def _map(self, explanation: Explanation) -> Tensor:
+        """The map itself, in [0, 1] and of the images' size, also where the mask is cut out of it."""
+        return to_mask(explanation, self.protocol.but(mask="soft"))
+
+    def _scored(self, asked: Sequence[Callable[[slice], Perturbed]]) -> Tensor:
+        return perturbed_scores(
+            asked, self.explanations[0].scores, self.selection, **self._evaluation.scored_by()
+        )
+
+    def _coherency(self, place: int) -> Tensor:
+        """The source explains the masked images anew, for the class that it explained before."""
+        explanation, source = self.explanations[place], self._evaluation.sources[place]
+        mask = to_mask(explanation, self.protocol)
+        again = explain(
+            source,
+            apply_mask(explanation.images, mask, self.protocol),
+            scoring=self._evaluation.scoring,
+            class_idx=self.selection.class_idx,
+            targets=None if self.selection.targets is None else list(self.selection.targets),
+            validate_args=False,
+        )
+        correlation = map_correlation(self._map(explanation), self._map(again))
+        return torch.where(again.valid, correlation, torch.full_like(correlation, torch.nan))
