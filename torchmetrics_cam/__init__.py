@@ -2,6 +2,7 @@
 
 from torchmetrics_cam.metrics import (
     ADCC,
+    ROAD,
     AverageDrop,
     AverageGain,
     CAMComparison,
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ADCC",
+    "ROAD",
     "AverageDrop",
     "AverageGain",
     "CAMComparison",

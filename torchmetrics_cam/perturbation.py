@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torchmetrics_cam.baselines import Baseline, Picture, baseline_of
 from torchmetrics_cam.explanation import Explanation
 from torchmetrics_cam.functional.maps import min_max, resize_maps, top_fraction
+from torchmetrics_cam.functional.noise import normal_noise
+from torchmetrics_cam.functional.road import linear_imputation
 from torchmetrics_cam.guard import untouched
 from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
 from torchmetrics_cam.scoring import Scoring, Selection
@@ -115,6 +117,24 @@ def hide_positions(images: Tensor, hidden: Tensor, baseline: Baseline) -> Pertur
     """
     shown = torch.where(hidden.unsqueeze(1), baseline_of(images, baseline), images)
     return shown, ~hidden.flatten(1).any(1)
+
+
+def impute_positions(images: Tensor, hidden: Tensor, noise: float, seed: int) -> Perturbed:
+    """The images with some positions imputed from their neighbours, and noise added there.
+
+    Args:
+        images: ``(N, C, *spatial)``.
+        hidden: which positions, ``(N, *spatial)``.
+        noise: the standard deviation of the noise, in units of the images.
+        seed: of the noise, which is otherwise the image's own.
+
+    Returns:
+        Images of the same shape, and those of which nothing is hidden.
+    """
+    imputed = linear_imputation(images, hidden)
+    if noise:
+        imputed = imputed + noise * normal_noise(images, seed) * hidden.unsqueeze(1)
+    return imputed, ~hidden.flatten(1).any(1)
 
 
 def perturbed_scores(

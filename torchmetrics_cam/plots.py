@@ -1,6 +1,6 @@
 """Pictures of explanations: the map, what it leaves of the image, and what the model says to that."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -172,15 +172,13 @@ def comparison_figure(table: "ComparisonTable", axes: Any = None) -> tuple["Figu
 
 
 def curve_figure(
-    title: str, mean: Tensor, lower: Tensor, upper: Tensor, axis: Any = None
+    shares: Sequence[float], curves: Mapping[str, Sequence[Tensor]], axis: Any = None
 ) -> tuple["Figure", Any]:
-    """A mean curve over the share of positions, with its interval.
+    """Mean curves over the share of positions, with their intervals.
 
     Args:
-        title: what it is a curve of.
-        mean: at evenly spaced shares from 0 to 1, ``(P,)``.
-        lower: lower bound of the interval, ``(P,)``.
-        upper: upper bound.
+        shares: from 0 to 1.
+        curves: mean, lower and upper bound at each share, by name; one of them or two.
         axis: a matplotlib axis to draw on; None makes a figure.
 
     Returns:
@@ -191,10 +189,13 @@ def curve_figure(
     """
     if axis is None:
         axis = _figure_class("curve_figure")(figsize=(4.5, 3.2), dpi=150, layout="constrained").subplots()
-    shares = [place / (len(mean) - 1) for place in range(len(mean))]
-    axis.fill_between(shares, lower.tolist(), upper.tolist(), color="0.8")
-    axis.plot(shares, mean.tolist(), color="black")
-    axis.set(title=title, xlabel="share of positions", ylabel="score")
+    for (name, (mean, lower, upper)), style in zip(curves.items(), ("-", "--"), strict=False):
+        axis.fill_between(shares, lower.tolist(), upper.tolist(), color="0.85", alpha=0.7)
+        axis.plot(shares, mean.tolist(), style, color="black", label=name)
+    axis.set(title=" and ".join(curves), xlabel="share of positions", ylabel="score")
+    if len(curves) > 1:
+        axis.set_title("")
+        axis.legend(fontsize=8)
     return axis.figure, axis
 
 

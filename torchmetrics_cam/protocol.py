@@ -40,6 +40,8 @@ class EvaluationProtocol:
         curve_steps: at most so many steps of a deletion or insertion curve.
         deletion_baseline: what deleted positions show, in the forms of ``baseline``.
         insertion_baseline: what positions show that are not yet inserted.
+        road_fractions: the shares of positions that ROAD imputes, each in (0, 1).
+        road_noise: the standard deviation of its noise, in units of the model's input.
         class_selection: ``"argmax"`` explains the class given or else the top class; ``"given"`` demands one.
 
     Raises:
@@ -80,6 +82,8 @@ class EvaluationProtocol:
     curve_steps: int = 20
     deletion_baseline: Baseline | str = 0.0
     insertion_baseline: Baseline | str = BLUR
+    road_fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    road_noise: float = 0.01
     class_selection: Literal["argmax", "given"] = "argmax"
 
     def __post_init__(self) -> None:
@@ -93,10 +97,17 @@ class EvaluationProtocol:
             value = getattr(self, field)
             if not (is_number(value) and 0 < value <= 1):
                 raise ValueError(f"EvaluationProtocol({field}={value!r}): it must lie in (0, 1]")
-        for field in ("normalize_eps", "drop_eps", "gain_eps"):
+        for field in ("normalize_eps", "drop_eps", "gain_eps", "road_noise"):
             value = getattr(self, field)
             if not (is_number(value) and value >= 0):
                 raise ValueError(f"EvaluationProtocol({field}={value!r}): it must be a number, not negative")
+        shares = self.road_fractions
+        if not (
+            isinstance(shares, tuple) and shares and all(is_number(one) and 0 < one < 1 for one in shares)
+        ):
+            raise ValueError(
+                f"EvaluationProtocol(road_fractions={shares!r}): it must be a tuple of numbers in (0, 1)"
+            )
         steps = self.curve_steps
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"EvaluationProtocol(curve_steps={steps!r}): it must be a positive integer")

@@ -14,6 +14,7 @@ from torchmetrics_cam.perturbation import (
     Perturbed,
     apply_mask,
     hide_positions,
+    impute_positions,
     masked_images,
     perturbed_scores,
     to_mask,
@@ -137,6 +138,34 @@ class Readings:
         if gone == kept:
             insertion = torch.cat([deletion[-1:], insertion])
         return torch.cat([image, deletion]), torch.cat([insertion, image])
+
+    @cached_property
+    def road(self) -> Tensor:
+        """The score with a share of the positions imputed, the most or least relevant, ``(F, 2, K, N)``."""
+        scores = torch.stack([self._road_of(explanation) for explanation in self.explanations], 1)
+        self._asked += [*scores]
+        return scores.view(-1, 2, *scores.shape[1:])
+
+    def _road_of(self, explanation: Explanation) -> Tensor:
+        """That of one source, ``(F * 2, N)``."""
+        ranks = position_ranks(self._map(explanation))
+        positions, noise = ranks[0].numel(), self.protocol.road_noise
+
+        def imputed(count: int, most: bool, seed: int) -> Callable[[slice], Perturbed]:
+            def chosen(chunk: slice) -> Perturbed:
+                part = ranks[chunk]
+                hidden = part < count if most else part >= positions - count
+                return impute_positions(explanation.images[chunk], hidden, noise, seed)
+
+            return chosen
+
+        counts = [round(share * positions) for share in self.protocol.road_fractions]
+        asked = [
+            imputed(count, most, 2 * place + most)
+            for place, count in enumerate(counts)
+            for most in (True, False)
+        ]
+        return self._scored(asked)
 
     def _map(self, explanation: Explanation) -> Tensor:
         """The map itself, in [0, 1] and of the images' size, also where the mask is cut out of it."""

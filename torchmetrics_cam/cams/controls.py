@@ -9,18 +9,7 @@ from torch import Tensor, nn
 from torchmetrics_cam.cams.layer_source import LayerSource, weighted_sum
 from torchmetrics_cam.cams.layers import TargetLayer
 from torchmetrics_cam.cams.source import CAMSource, CleanPass, Sharing, SourceMaps
-
-# Multipliers of splitmix64 as signed 64-bit integers; tensors have no unsigned arithmetic, and it wraps the
-# same.
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX_2 = 0x94D049BB133111EB - (1 << 64)
-_BITS = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
+from torchmetrics_cam.functional.noise import hashed_noise
 
 
 class Control(CAMSource):
@@ -75,7 +64,7 @@ class RandomMap(Control):
     def maps(self, clean: CleanPass) -> SourceMaps:
         """Uniform noise in [0, 1), one value a cell."""
         shape = (self.grid,) * (clean.images.ndim - 2)
-        noise = _noise(clean.images, math.prod(shape), self.seed)
+        noise = hashed_noise(clean.images, math.prod(shape), self.seed)
         return SourceMaps([noise.view(-1, *shape)], rectified=True, normalized=True)
 
 
@@ -159,27 +148,6 @@ class RandomWeightsCAM(LayerSource):
         with torch.autocast(clean.images.device.type, enabled=False):
             for place, (name, given) in enumerate(zip(self.layer_names, self._recorded(clean), strict=True)):
                 activation = self._grid(name, given)
-                noise = _noise(clean.images, activation.shape[1], self.seed + place * 0x5851F42D)
+                noise = hashed_noise(clean.images, activation.shape[1], self.seed + place * 0x5851F42D)
                 maps.append(weighted_sum(activation, (noise * 2 - 1).to(activation.dtype)))
         return self._rectified(maps, clean)
-
-
-def _noise(images: Tensor, count: int, seed: int) -> Tensor:
-    """So many numbers an image, uniform in [0, 1), ``(N, count)``."""
-    places = torch.arange(1, count + 1, device=images.device)
-    bits = _mixed(_image_keys(images).unsqueeze(1) + places * _GOLDEN + seed * 0x632BE5AB)
-    return (bits >> 11 & (1 << 53) - 1).to(torch.float32) / (1 << 53)
-
-
-def _image_keys(images: Tensor) -> Tensor:
-    """A 64-bit key an image, from every bit of it; sums of integers do not depend on their order."""
-    words = images.contiguous().view(_BITS[images.dtype]).flatten(1).to(torch.int64)
-    places = torch.arange(1, words.shape[1] + 1, device=images.device) * _GOLDEN
-    return _mixed((words * (places | 1)).sum(1))
-
-
-def _mixed(bits: Tensor) -> Tensor:
-    """The finaliser of splitmix64: every input bit reaches every output bit."""
-    for shift, multiplier in ((30, _MIX_1), (27, _MIX_2)):
-        bits = (bits ^ (bits >> shift & (1 << 64 - shift) - 1)) * multiplier
-    return bits ^ (bits >> 31 & (1 << 33) - 1)

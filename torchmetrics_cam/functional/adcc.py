@@ -44,8 +44,8 @@ def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> map_correlation(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[2.0, 1.0, 0.0]]))
-        tensor([0.])
+        >>> map_correlation(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0.1, 0.3, 0.5]]))
+        tensor([1.])
 
     """
     # Apple's GPUs have no float64.

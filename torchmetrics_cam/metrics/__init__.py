@@ -6,9 +6,11 @@ from torchmetrics_cam.metrics.comparison import CAMComparison
 from torchmetrics_cam.metrics.confidence import AverageDrop, AverageGain, IncreaseInConfidence
 from torchmetrics_cam.metrics.curves import DeletionAUC, InsertionAUC
 from torchmetrics_cam.metrics.deletion import DropInDeletion
+from torchmetrics_cam.metrics.road import ROAD
 
 __all__ = [
     "ADCC",
+    "ROAD",
     "AverageDrop",
     "AverageGain",
     "CAMComparison",

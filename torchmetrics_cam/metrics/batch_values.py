@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.functional.curves import resampled_curve
 from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.metrics.settings import sum_dtype
 from torchmetrics_cam.readings import Readings
@@ -30,7 +29,7 @@ class BatchValues:
         valid: which images count for which method, ``(K, N)``.
         degenerate: which maps are constant, ``(K, N)``.
         values: of each measure, ``(M, K, N)``; 0 where an image does not count.
-        curves: deletion and insertion at evenly spaced fractions, ``(P, 2, K, N)``, if a measure needs them.
+        curves: two scores at each of P shares of the positions, ``(P, 2, K, N)``, for metrics of curves.
     """
 
     selection: Selection
@@ -51,12 +50,7 @@ class BatchValues:
         # Of measures that ask the model nothing, such as Complexity, the values themselves.
         asked = read.asked if len(read.asked) else values
         masked = read.masked if "masked" in vars(read) else torch.full_like(read.scores, torch.nan)
-        curves = None
-        if any(measure.from_curves for measure in measures):
-            points = read.protocol.curve_steps + 1
-            both = torch.stack([read.deletion, read.insertion], 1)
-            curves = resampled_curve(both, read.fractions, points)
-        return cls(read.selection, read.scores[0], asked, masked, valid, read.degenerate, values, curves)
+        return cls(read.selection, read.scores[0], asked, masked, valid, read.degenerate, values)
 
     def contributions(self, measures: Sequence[Measure]) -> dict[str, Tensor]:
         """What each image adds to the states, by their names, ``(N, ...)``."""

@@ -1,26 +1,68 @@
 """Deletion and insertion: the area under the score while the most relevant positions go, or come."""
 
+from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from torchmetrics_cam.functional.curves import resampled_curve
 from torchmetrics_cam.functional.statistics import Estimate, estimate
 from torchmetrics_cam.metrics.batch_values import BatchValues
 from torchmetrics_cam.metrics.source_metric import SourceMetric
+from torchmetrics_cam.readings import Readings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class CurveMetric(SourceMetric):
+    """A metric that adds up two curves over the share of positions that is perturbed, beside its values.
+
+    Attributes:
+        curves: sums of the two curves and of their squares, ``(P, 2, 2)``.
+    """
+
+    curves: Tensor
+
+    def __init__(self, cam_extractor: Any, logits_fn: Any = None, **settings: Any) -> None:
+        super().__init__(cam_extractor, logits_fn, **settings)
+        self._add_sum("curves", torch.float64, len(self._shares()), 2, 2)
+
+    @abstractmethod
+    def _shares(self) -> list[float]:
+        """The shares of positions, one a point."""
+
+    @abstractmethod
+    def _curves_of(self, read: Readings) -> Tensor:
+        """The two curves of a batch, ``(P, 2, K, N)``."""
+
+    def _read(self, read: Readings) -> BatchValues:
+        return replace(super()._read(read), curves=self._curves_of(read))
+
+    def _accumulate(self, batch: BatchValues) -> None:
+        super()._accumulate(batch)
+        assert batch.curves is not None
+        curves = batch.curves[:, :, 0]
+        curves = torch.where(batch.valid[0], curves, torch.zeros_like(curves))
+        self._add("curves", torch.stack([curves, curves.square()], 2).movedim(-1, 0), batch.selection)
+
+    def _mean_curves(self) -> Estimate:
+        """The mean of both over the images of all ranks and classes, ``(P, 2)``."""
+        with self._all_ranks():
+            curves, total = self.curves, self.total
+        if self.average != "micro":
+            curves, total = curves.sum(0), total.sum()
+        return estimate(total, *curves.unbind(-1))
+
+
+class DeletionOrInsertion(CurveMetric):
     """The states that the two share, so that one pass serves them in a `MetricCollection`.
 
     Attributes:
         deletion: sum of the areas under the deletion curves, float64.
         insertion: sum of the areas under the insertion curves.
-        curves: sums of the two curves and of their squares at evenly spaced fractions,
-            ``(curve_steps + 1, 2, 2)``.
     """
 
     sums: ClassVar[dict[str, str]] = {"deletion": "deletion_auc", "insertion": "insertion_auc"}
@@ -29,11 +71,6 @@ class CurveMetric(SourceMetric):
 
     deletion: Tensor
     insertion: Tensor
-    curves: Tensor
-
-    def __init__(self, cam_extractor: Any, logits_fn: Any = None, **settings: Any) -> None:
-        super().__init__(cam_extractor, logits_fn, **settings)
-        self._add_sum("curves", torch.float64, self.protocol.curve_steps + 1, 2, 2)
 
     def compute(self) -> Tensor:
         """The mean area over all images."""
@@ -45,8 +82,8 @@ class CurveMetric(SourceMetric):
         Returns:
             The share of positions that is perturbed, ``(curve_steps + 1,)``, and the mean score there.
         """
-        found = self._curve()
-        return torch.linspace(0, 1, len(found.mean), device=found.mean.device), found.mean
+        mean = self._mean_curves().mean[:, self.which]
+        return torch.tensor(self._shares(), device=mean.device), mean
 
     def plot(self, val: Any = None, ax: Any = None) -> tuple["Figure", Any]:
         """The mean curve with its 95 % interval; every rank must call it.
@@ -62,24 +99,20 @@ class CurveMetric(SourceMetric):
             return super().plot(val, ax)
         from torchmetrics_cam.plots import curve_figure
 
-        found = self._curve()
-        return curve_figure(type(self).__name__, found.mean, *found.interval(), ax)
+        found = self._mean_curves()
+        curve = (part[:, self.which] for part in (found.mean, *found.interval()))
+        return curve_figure(self._shares(), {type(self).__name__: tuple(curve)}, ax)
 
-    def _curve(self) -> Estimate:
-        with self._all_ranks():
-            curves, total = self.curves, self.total
-        if self.average != "micro":
-            curves, total = curves.sum(0), total.sum()
-        return estimate(total, *curves[:, self.which].unbind(-1))
+    def _shares(self) -> list[float]:
+        steps = self.protocol.curve_steps
+        return [place / steps for place in range(steps + 1)]
 
-    def _accumulate(self, batch: BatchValues) -> None:
-        super()._accumulate(batch)
-        assert batch.curves is not None
-        curves = torch.where(batch.valid[0], batch.curves[:, :, 0], torch.zeros_like(batch.curves[:, :, 0]))
-        self._add("curves", torch.stack([curves, curves.square()], 2).movedim(-1, 0), batch.selection)
+    def _curves_of(self, read: Readings) -> Tensor:
+        both = torch.stack([read.deletion, read.insertion], 1)
+        return resampled_curve(both, read.fractions, self.protocol.curve_steps + 1)
 
 
-class DeletionAUC(CurveMetric):
+class DeletionAUC(DeletionOrInsertion):
     r"""Deletion: the area under the score while the most relevant positions are taken away. Lower is better.
 
     .. math:: \int_0^1 s(x \text{ without its share } f \text{ of the most relevant positions})\, df
@@ -110,7 +143,7 @@ class DeletionAUC(CurveMetric):
     which: ClassVar[int] = 0
 
 
-class InsertionAUC(CurveMetric):
+class InsertionAUC(DeletionOrInsertion):
     """Insertion: the area under the score while the most relevant positions come. Higher is better.
 
     As `DeletionAUC`, from an image that shows the protocol's ``insertion_baseline`` everywhere (a blur of

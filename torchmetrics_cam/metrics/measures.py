@@ -32,7 +32,6 @@ class Measure:
         relative: whether it is a share of the score, and means nothing where that lies outside of [0, 1];
             the drop is not where the protocol's is absolute.
         explains_again: whether the source has to explain the masked images too.
-        from_curves: whether it is read off the deletion and insertion curves.
     """
 
     name: str
@@ -42,7 +41,6 @@ class Measure:
     proportion: bool = False
     relative: bool = False
     explains_again: bool = False
-    from_curves: bool = False
 
     def warns(self, protocol: EvaluationProtocol) -> bool:
         """Whether scores outside of [0, 1] are worth a warning."""
@@ -106,6 +104,11 @@ def _insertion_auc(read: Readings) -> Tensor:
     return area_under_curve(read.insertion, read.fractions)
 
 
+def _road(read: Readings) -> Tensor:
+    most, least = read.road.unbind(1)
+    return ((least - most) / 2).mean(0)
+
+
 def _each(formula: Callable[..., Tensor], scores: Tensor, perturbed: Tensor, **settings: object) -> Tensor:
     """A formula of ``(N,)`` scores for each of K methods."""
     return formula(scores.flatten(), perturbed.flatten(), reduction="none", **settings).view_as(perturbed)
@@ -122,8 +125,9 @@ MEASURES = {
         Measure(
             "drop_in_deletion", "Drop in Deletion", _drop_in_deletion, higher_is_better=True, relative=True
         ),
-        Measure("deletion_auc", "Deletion AUC", _deletion_auc, higher_is_better=False, from_curves=True),
-        Measure("insertion_auc", "Insertion AUC", _insertion_auc, higher_is_better=True, from_curves=True),
+        Measure("deletion_auc", "Deletion AUC", _deletion_auc, higher_is_better=False),
+        Measure("insertion_auc", "Insertion AUC", _insertion_auc, higher_is_better=True),
+        Measure("road", "ROAD", _road, higher_is_better=True),
         Measure("complexity", "Complexity", _complexity, higher_is_better=False),
         Measure("coherency", "Coherency", _coherency, higher_is_better=True, explains_again=True),
         # The drop that ADCC takes, whatever the protocol's is.
