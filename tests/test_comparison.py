@@ -1,5 +1,6 @@
 """CAMComparison: many methods in one pass, with the numbers of the single metrics."""
 
+import itertools
 import json
 import pickle
 
@@ -17,7 +18,7 @@ from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from torchmetrics_cam import AverageDrop, AverageGain, CAMComparison, IncreaseInConfidence
+from torchmetrics_cam import AverageDrop, AverageGain, CAMComparison, IncreaseInConfidence, agreement
 from torchmetrics_cam.cams import (
     CallableSource,
     EdgeMap,
@@ -33,6 +34,7 @@ from torchmetrics_cam.cams import (
     XGradCAM,
 )
 from torchmetrics_cam.functional import average_drop, average_gain
+from torchmetrics_cam.metrics.measures import MEASURES
 
 SINGLE = {
     "average_drop": AverageDrop,
@@ -537,6 +539,31 @@ def test_a_method_without_a_valid_image_coincides_with_none(net, images):
     assert all(row["coincides_with"] == [] for row in table.rows)
     assert "12 images are few" in str(table)
     assert {row["method"]: row["average_drop"]["rank"] for row in table.rows}["broken"] is None
+
+
+def test_where_measures_disagree_people_see_it(net, images):
+    measures = ["average_drop", "complexity", "drop_in_deletion", "average_gain"]
+    comparison = CAMComparison(own(net), measures=measures)
+    comparison.update(images)
+    table = comparison.table()
+    found = agreement(table)
+    rows = [row for row in table.rows if not row["control"]]
+    columns = {
+        name: [row[name]["value"] * (1 if MEASURES[name].higher_is_better else -1) for row in rows]
+        for name in measures
+    }
+    for first, second in itertools.product(measures[:3], repeat=2):
+        expected = stats.spearmanr(columns[first], columns[second]).statistic
+        assert found[first][second] == pytest.approx(expected, abs=1e-6)
+    # No image gains anything here.
+    assert set(columns["average_gain"]) == {0}
+    assert found["average_gain"]["complexity"] is None
+    assert "Average Drop and Complexity " in str(table)
+    assert json.loads(table.to_json())["agreement"].keys() == set(measures)
+    two = CAMComparison({"one": GradCAM(net, "body"), "other": LayerCAM(net, "body")}, measures=measures)
+    two.update(images)
+    assert agreement(two.table()) == {}
+    assert "Agreement" not in str(two.table())
 
 
 def test_the_table_says_what_made_the_scores_and_which_classes_have_one_image(net, images):

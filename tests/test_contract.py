@@ -20,15 +20,27 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities.data import dim_zero_sum
 
 from torchmetrics_cam import (
+    ADCC,
+    ROAD,
     AverageDrop,
     AverageGain,
     ClassificationMetric,
+    Coherency,
+    Complexity,
+    DeletionAUC,
+    DropInDeletion,
     EvaluationProtocol,
     IncreaseInConfidence,
+    InsertionAUC,
 )
 from torchmetrics_cam.cams import CallableSource, GradCAM, PrecomputedMaps, UniformMap
+from torchmetrics_cam.metrics.measures import MEASURES
 
-ALL = [AverageDrop, IncreaseInConfidence, AverageGain, ClassificationMetric]
+SCALAR = [
+    AverageDrop, IncreaseInConfidence, AverageGain, DropInDeletion, DeletionAUC, InsertionAUC, ROAD, Complexity,
+    Coherency, ADCC,
+]  # fmt: skip
+ALL = [*SCALAR, ClassificationMetric]
 SOFTMAX = partial(torch.softmax, dim=-1)
 
 
@@ -48,7 +60,8 @@ def assert_same_states(metric, before):
 def test_rule_01_constants_are_of_the_class_and_cannot_be_set(net, cls):
     metric = cls(GradCAM(net, "body"))
     assert (cls.is_differentiable, cls.full_state_update) == (False, False)
-    assert (cls.plot_lower_bound, cls.plot_upper_bound) == (0.0, 1.0)
+    bounds = {DropInDeletion: (None, 1.0), ROAD: (-0.5, 0.5)}.get(cls, (0.0, 1.0))
+    assert (cls.plot_lower_bound, cls.plot_upper_bound) == bounds
     for constant in ("higher_is_better", "is_differentiable", "full_state_update"):
         assert constant not in vars(metric)
         with pytest.raises(RuntimeError, match="Can't change const"):
@@ -57,7 +70,12 @@ def test_rule_01_constants_are_of_the_class_and_cannot_be_set(net, cls):
 
 
 def test_rule_01_higher_is_better_as_the_measure_says():
-    assert [cls.higher_is_better for cls in ALL] == [False, True, True, None]
+    lower = {AverageDrop, DeletionAUC, Complexity}
+    assert {cls for cls in SCALAR if not cls.higher_is_better} == lower
+    assert ClassificationMetric.higher_is_better is None
+    for cls in SCALAR:
+        named = [MEASURES[measure].higher_is_better for measure in cls.sums.values()]
+        assert cls.higher_is_better in named
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -65,7 +83,7 @@ def test_rule_02_arguments_of_every_metric_are_taken_and_states_add_up(net, cls)
     settings = {"compute_on_cpu": True, "dist_sync_on_step": True, "sync_on_compute": False}
     metric = cls(GradCAM(net, "body"), **settings)
     assert {name: getattr(metric, name) for name in settings} == settings
-    assert {"drop", "increase", "total", "nan_count"} <= set(metric._defaults)
+    assert {"total", "nan_count", "degenerate_count", *cls.sums} <= set(metric._defaults)
     sums = {name for name, reduction in metric._reductions.items() if reduction is dim_zero_sum}
     assert sums == set(metric._defaults) - {"identity"}
     with pytest.raises(ValueError, match="Unexpected keyword arguments: `no_such_setting`"):
@@ -164,13 +182,25 @@ def test_rule_06_a_forward_that_raises_loses_nothing(images, failure):
     assert metric.compute() > 0
 
 
-@pytest.mark.parametrize("cls", ALL[:3])
+@pytest.mark.parametrize("cls", SCALAR)
 def test_rule_07_compute_is_one_scalar_tensor(net, images, cls):
     metric = cls(GradCAM(net, "body"))
     with pytest.warns(UserWarning, match="was called before the ``update`` method"):
         assert metric.compute().isnan()
     metric.update(images)
     assert metric.compute().shape == ()
+
+
+@pytest.mark.parametrize("cls", SCALAR)
+def test_rule_19_any_split_into_batches_and_any_merge_gives_the_same_value(net, images, cls):
+    whole, split, shard = (cls(GradCAM(net, "body")) for _ in range(3))
+    whole.update(images)
+    split.update(images[3:])
+    split(images[:1])
+    shard.update(images[1:3])
+    split.merge_state(shard)
+    assert split.compute().item() == pytest.approx(whole.compute().item(), rel=1e-6, abs=1e-9)
+    assert int(split.total) == len(images)
 
 
 def test_rule_07_the_summary_of_nothing_is_an_assertion_error_as_torchcams(net):

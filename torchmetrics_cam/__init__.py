@@ -11,8 +11,12 @@ from torchmetrics_cam.metrics import (
     Complexity,
     DeletionAUC,
     DropInDeletion,
+    EnergyPointingGame,
     IncreaseInConfidence,
     InsertionAUC,
+    MaskIoU,
+    PointingGame,
+    agreement,
 )
 from torchmetrics_cam.protocol import EvaluationProtocol
 
@@ -29,7 +33,11 @@ __all__ = [
     "Complexity",
     "DeletionAUC",
     "DropInDeletion",
+    "EnergyPointingGame",
     "EvaluationProtocol",
     "IncreaseInConfidence",
     "InsertionAUC",
+    "MaskIoU",
+    "PointingGame",
+    "agreement",
 ]

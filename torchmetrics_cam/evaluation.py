@@ -87,6 +87,7 @@ class Evaluation:
         *,
         check: Callable[[Selection], None],
         read: Callable[[Readings], T],
+        objects: Tensor | None = None,
     ) -> T:
         """What is read off a batch.
 
@@ -97,6 +98,7 @@ class Evaluation:
             cams: as for `explain_all`.
             check: is called with what is explained before any perturbed image is scored.
             read: asks for the perturbations that it needs.
+            objects: where the object of each image is, ``(N, *spatial)``.
         """
         if isinstance(images, Tensor) and images.ndim > 1:
             check_baselines(images, self.scoring.protocol)
@@ -112,7 +114,8 @@ class Evaluation:
             )
             check(explanations[0].selection)
             self._compare(explanations[0])
-            return read(Readings(self, explanations))
+            marked = None if objects is None else objects.to(images.device) > 0
+            return read(Readings(self, explanations, marked))
 
     def _compare(self, explanation: Explanation) -> None:
         """Once, on a batch's own images: the scorer and the model must say the same.

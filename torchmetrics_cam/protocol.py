@@ -42,6 +42,8 @@ class EvaluationProtocol:
         insertion_baseline: what positions show that are not yet inserted.
         road_fractions: the shares of positions that ROAD imputes, each in (0, 1).
         road_noise: the standard deviation of its noise, in units of the model's input.
+        pointing_tolerance: so many pixels beside an object still count in the pointing game.
+        iou_threshold: in (0, 1]; a map is high where it is at least this.
         class_selection: ``"argmax"`` explains the class given or else the top class; ``"given"`` demands one.
 
     Raises:
@@ -84,6 +86,8 @@ class EvaluationProtocol:
     insertion_baseline: Baseline | str = BLUR
     road_fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     road_noise: float = 0.01
+    pointing_tolerance: float = 15.0
+    iou_threshold: float = 0.5
     class_selection: Literal["argmax", "given"] = "argmax"
 
     def __post_init__(self) -> None:
@@ -93,11 +97,11 @@ class EvaluationProtocol:
                 raise ValueError(
                     f"EvaluationProtocol({field}={value!r}): it must be one of {list(get_args(hint))}"
                 )
-        for field in ("mask_fraction", "mask_threshold"):
+        for field in ("mask_fraction", "mask_threshold", "iou_threshold"):
             value = getattr(self, field)
             if not (is_number(value) and 0 < value <= 1):
                 raise ValueError(f"EvaluationProtocol({field}={value!r}): it must lie in (0, 1]")
-        for field in ("normalize_eps", "drop_eps", "gain_eps", "road_noise"):
+        for field in ("normalize_eps", "drop_eps", "gain_eps", "road_noise", "pointing_tolerance"):
             value = getattr(self, field)
             if not (is_number(value) and value >= 0):
                 raise ValueError(f"EvaluationProtocol({field}={value!r}): it must be a number, not negative")

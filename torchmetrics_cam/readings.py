@@ -32,11 +32,15 @@ class Readings:
     Args:
         evaluation: the sources, and how images become scores.
         explanations: of the batch, by each source.
+        objects: where the object of each image is, bool, ``(N, *spatial)``, if a measure asks.
     """
 
-    def __init__(self, evaluation: "Evaluation", explanations: Sequence[Explanation]) -> None:
+    def __init__(
+        self, evaluation: "Evaluation", explanations: Sequence[Explanation], objects: Tensor | None = None
+    ) -> None:
         self._evaluation = evaluation
         self.explanations = explanations
+        self._objects = objects
         self._asked: list[Tensor] = []
 
     @property
@@ -82,6 +86,11 @@ class Readings:
         taken = [partial(masked_images, one, self.protocol, complement=True) for one in self.explanations]
         self._asked.append(self._scored(taken))
         return self._asked[-1]
+
+    def compared(self, formula: Callable[..., Tensor], **settings: float) -> Tensor:
+        """A formula of maps and objects for each source, ``(K, N)``."""
+        maps = [self._map(explanation) for explanation in self.explanations]
+        return torch.stack([formula(one, self._objects, reduction="none", **settings) for one in maps])
 
     @cached_property
     def complexity(self) -> Tensor:

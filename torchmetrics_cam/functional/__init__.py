@@ -8,6 +8,12 @@ from torchmetrics_cam.functional.confidence import (
     increase_in_confidence,
 )
 from torchmetrics_cam.functional.curves import area_under_curve
+from torchmetrics_cam.functional.localisation import (
+    boxes_to_masks,
+    energy_pointing_game,
+    mask_iou,
+    pointing_game,
+)
 from torchmetrics_cam.functional.maps import fuse_maps, min_max, rectify, resize_maps, top_fraction
 
 __all__ = [
@@ -15,12 +21,16 @@ __all__ = [
     "area_under_curve",
     "average_drop",
     "average_gain",
+    "boxes_to_masks",
     "complexity",
     "drop_in_deletion",
+    "energy_pointing_game",
     "fuse_maps",
     "increase_in_confidence",
     "map_correlation",
+    "mask_iou",
     "min_max",
+    "pointing_game",
     "rectify",
     "resize_maps",
     "top_fraction",

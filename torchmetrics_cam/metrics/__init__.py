@@ -6,7 +6,9 @@ from torchmetrics_cam.metrics.comparison import CAMComparison
 from torchmetrics_cam.metrics.confidence import AverageDrop, AverageGain, IncreaseInConfidence
 from torchmetrics_cam.metrics.curves import DeletionAUC, InsertionAUC
 from torchmetrics_cam.metrics.deletion import DropInDeletion
+from torchmetrics_cam.metrics.localisation import EnergyPointingGame, MaskIoU, PointingGame
 from torchmetrics_cam.metrics.road import ROAD
+from torchmetrics_cam.metrics.table import agreement
 
 __all__ = [
     "ADCC",
@@ -19,6 +21,10 @@ __all__ = [
     "Complexity",
     "DeletionAUC",
     "DropInDeletion",
+    "EnergyPointingGame",
     "IncreaseInConfidence",
     "InsertionAUC",
+    "MaskIoU",
+    "PointingGame",
+    "agreement",
 ]

@@ -15,7 +15,7 @@ from torchmetrics_cam.evaluation import Evaluation
 from torchmetrics_cam.metrics.batch_values import BatchValues
 from torchmetrics_cam.metrics.identity import identity, own
 from torchmetrics_cam.metrics.measures import MEASURES, Measure
-from torchmetrics_cam.metrics.settings import Average, check_averaging, check_scoring, sum_dtype
+from torchmetrics_cam.metrics.settings import Average, check_averaging, check_masks, check_scoring, sum_dtype
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 from torchmetrics_cam.readings import Readings
 from torchmetrics_cam.scoring import ClassIndex, Scoring, Selection, Target
@@ -208,6 +208,7 @@ class CAMMetric(Metric):
         class_idx: ClassIndex | None,
         targets: Target | list[Target] | None,
         cams: Mapping[CAMSource, Tensor],
+        masks: Tensor | None = None,
     ) -> BatchValues:
         """What the measures of this metric say to a batch."""
         with self._uncounted_if_refused():
@@ -215,9 +216,10 @@ class CAMMetric(Metric):
                 raise ValueError(
                     f"average={self.average!r} is over classes, and targets have none; pass class_idx instead"
                 )
-            return self._evaluation.run(
-                images, class_idx, targets, cams, check=self._check_classes, read=self._read
-            )
+            if any(measure.needs_objects for measure in self.measures):
+                check_masks(masks, images)
+            arguments = (images, class_idx, targets, cams)
+            return self._evaluation.run(*arguments, check=self._check_classes, read=self._read, objects=masks)
 
     def _read(self, read: Readings) -> BatchValues:
         return BatchValues.read(read, self.measures)

@@ -136,6 +136,7 @@ class CAMComparison(CAMMetric):
         *,
         targets: Target | list[Target] | None = None,
         cams: Tensor | Mapping[str, Tensor] | None = None,
+        masks: Tensor | None = None,
         index: Tensor | Sequence[int] | None = None,
     ) -> None:
         """Explain a batch by every method, mask it, score it again and add the results to the states.
@@ -146,6 +147,7 @@ class CAMComparison(CAMMetric):
             targets: as for `AverageDrop`.
             cams: maps computed beforehand ``(N, *any spatial)``, by the name of the method; alone, where one
                 source is `PrecomputedMaps`.
+            masks: of objects, as for `EnergyPointingGame`.
             index: the number of each image in its dataset, ``(N,)``, for `samples`; None counts the images
                 that this process has seen.
 
@@ -154,7 +156,7 @@ class CAMComparison(CAMMetric):
         with self._uncounted_if_refused():
             handed = handed_maps(self.sources, cams)
             check_index(index, input_tensor)
-        batch = self._evaluated(input_tensor, class_idx, targets, handed)
+        batch = self._evaluated(input_tensor, class_idx, targets, handed, masks)
         for name, contribution in batch.contributions(self.measures).items():
             self._add(name, contribution, batch.selection)
         if self.per_sample:
@@ -260,8 +262,7 @@ class CAMComparison(CAMMetric):
             val: what `table` returned; None calls it.
             ax: a matplotlib axis for each measure to draw on; None makes a figure.
 
-        Returns:
-            Figure and axes.
+        Returns: figure and axes.
         """
         from torchmetrics_cam.plots import comparison_figure
 

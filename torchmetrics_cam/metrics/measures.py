@@ -15,6 +15,7 @@ from torchmetrics_cam.functional.confidence import (
     increase_in_confidence,
 )
 from torchmetrics_cam.functional.curves import area_under_curve
+from torchmetrics_cam.functional.localisation import energy_pointing_game, mask_iou, pointing_game
 from torchmetrics_cam.protocol import EvaluationProtocol
 from torchmetrics_cam.readings import Readings
 
@@ -31,6 +32,7 @@ class Measure:
         proportion: whether each value is 0 or 1, so that their mean is a proportion.
         relative: whether it is a share of the score, and means nothing where that lies outside of [0, 1];
             the drop is not where the protocol's is absolute.
+        needs_objects: whether it compares the map with masks of objects.
         explains_again: whether the source has to explain the masked images too.
     """
 
@@ -41,6 +43,7 @@ class Measure:
     proportion: bool = False
     relative: bool = False
     explains_again: bool = False
+    needs_objects: bool = False
 
     def warns(self, protocol: EvaluationProtocol) -> bool:
         """Whether scores outside of [0, 1] are worth a warning."""
@@ -109,6 +112,18 @@ def _road(read: Readings) -> Tensor:
     return ((least - most) / 2).mean(0)
 
 
+def _energy_pointing_game(read: Readings) -> Tensor:
+    return read.compared(energy_pointing_game)
+
+
+def _pointing_game(read: Readings) -> Tensor:
+    return read.compared(pointing_game, tolerance=read.protocol.pointing_tolerance)
+
+
+def _mask_iou(read: Readings) -> Tensor:
+    return read.compared(mask_iou, threshold=read.protocol.iou_threshold)
+
+
 def _each(formula: Callable[..., Tensor], scores: Tensor, perturbed: Tensor, **settings: object) -> Tensor:
     """A formula of ``(N,)`` scores for each of K methods."""
     return formula(scores.flatten(), perturbed.flatten(), reduction="none", **settings).view_as(perturbed)
@@ -133,6 +148,11 @@ MEASURES = {
         # The drop that ADCC takes, whatever the protocol's is.
         Measure("relative_drop", "Relative Drop", _relative_drop, higher_is_better=False, relative=True),
         Measure("adcc", "ADCC", _adcc, higher_is_better=True, relative=True, explains_again=True),
+        Measure(
+            "energy_pointing_game", "Energy Pointing Game", _energy_pointing_game, True, needs_objects=True
+        ),
+        Measure("pointing_game", "Pointing Game", _pointing_game, True, needs_objects=True),
+        Measure("mask_iou", "Mask IoU", _mask_iou, True, needs_objects=True),
     )
 }
 DEFAULT_MEASURES = ("average_drop", "increase_in_confidence", "average_gain")

@@ -45,6 +45,27 @@ def check_averaging(num_classes: Any, average: Any) -> None:
         raise ValueError(f"average={average!r} needs the number of classes; pass num_classes")
 
 
+def check_masks(masks: Any, images: Any) -> None:
+    """Refuse masks of objects that are missing or not of the images' size.
+
+    Raises:
+        TypeError: if they are no tensor.
+        ValueError: if they do not fit.
+    """
+    if not isinstance(images, torch.Tensor):
+        return
+    wanted = (len(images), *images.shape[2:])
+    if masks is None:
+        raise ValueError(
+            f"the objects are missing; pass update(images, masks=...), a tensor {wanted}, or"
+            " masks=boxes_to_masks(boxes, size)"
+        )
+    if not isinstance(masks, torch.Tensor):
+        raise TypeError(f"masks is a {type(masks).__name__}; it must be a tensor {wanted}")
+    if masks.shape != wanted:
+        raise ValueError(f"masks has shape {tuple(masks.shape)}; one mask an image of its size is {wanted}")
+
+
 def sum_dtype(device: torch.device) -> torch.dtype:
     """float64, in which sums are exact for all purposes; Apple's GPUs have float32."""
     return torch.float32 if device.type == "mps" else torch.float64

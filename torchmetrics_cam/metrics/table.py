@@ -4,9 +4,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import combinations
 from typing import Any
 
+import torch
 from torch import Tensor
+from torchmetrics.functional.regression import spearman_corrcoef
 
 from torchmetrics_cam.baselines import described
 from torchmetrics_cam.metrics.comparison_statistics import ComparisonStatistics
@@ -15,6 +18,7 @@ from torchmetrics_cam.scoring import Scoring
 
 # Below, the normal distribution makes intervals too short.
 _FEW = 30
+_FEWEST_METHODS = 3
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class ComparisonTable:
         protocol = {field.name: getattr(self.protocol, field.name) for field in fields(self.protocol)}
         protocol |= {name: described(protocol[name]) for name in BASELINES}
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return json.dumps({**parts, "protocol": protocol}, indent=2)
+        return json.dumps({**parts, "protocol": protocol, "agreement": agreement(self)}, indent=2)
 
     def __str__(self) -> str:
         header = ["method", *(one["title"] for one in self.measures), "N", "excluded", "degenerate"]
@@ -77,8 +81,59 @@ class ComparisonTable:
             values = [_shown(row[one["name"]]) for one in self.measures]
             lines.append([name, *values, *(str(row[key]) for key in ("n", "excluded", "degenerate"))])
         made = [f"Scores by logits_fn={self.logits_fn}, not the protocol's."] if self.logits_fn else []
-        notes = [f"Protocol {self.protocol}", *made, *self.notes]
+        notes = [f"Protocol {self.protocol}", *made, *self.notes, *_agreement_note(self)]
         return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *notes])
+
+
+def agreement(table: ComparisonTable) -> dict[str, dict[str, float | None]]:
+    """Where the measures agree on the methods: Spearman's rank correlation of every two measures.
+
+    Values are turned so that better is higher: 1 where two measures order the methods alike, -1 where one
+    turns the order of the other round. Controls are left out, and methods without a value.
+
+    Args:
+        table: of a comparison of three methods or more.
+
+    Returns:
+        The correlation by the names of both measures, None where one of them is the same for all methods;
+        empty where fewer than three methods have values.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import CAMComparison, agreement
+        >>> from torchmetrics_cam.cams import UniformMap
+        >>> model = nn.Flatten()
+        >>> sources = {f"{value}": UniformMap(model, value) for value in (0.2, 0.5, 0.9)}
+        >>> comparison = CAMComparison(sources, measures=["average_drop", "complexity"])
+        >>> comparison.update(torch.rand(4, 1, 4, 4))
+        >>> found = agreement(comparison.table())
+        >>> round(found["average_drop"]["complexity"], 3)  # what hides less drops less
+        -1.0
+
+    """
+    names = [measure["name"] for measure in table.measures]
+    rows = [row for row in table.rows if not row["control"]]
+    rows = [row for row in rows if all(row[name]["value"] is not None for name in names)]
+    if len(rows) < _FEWEST_METHODS:
+        return {}
+    turned = {
+        measure["name"]: torch.tensor(
+            [row[measure["name"]]["value"] * (1 if measure["higher_is_better"] else -1) for row in rows],
+            dtype=torch.float64,
+        )
+        for measure in table.measures
+    }
+    return {
+        first: {second: _rank_correlation(turned[first], turned[second]) for second in names}
+        for first in names
+    }
+
+
+def _rank_correlation(first: Tensor, second: Tensor) -> float | None:
+    if any(bool((values == values[0]).all()) for values in (first, second)):
+        return None
+    return float(spearman_corrcoef(first, second))
 
 
 def comparison_table(
@@ -179,6 +234,20 @@ def _notes(
         if alone:
             notes.append(f"{alone} classes have one image, so no interval is known of a mean over classes.")
     return notes
+
+
+def _agreement_note(table: ComparisonTable) -> list[str]:
+    """Where people must see that measures disagree: with more than two of them."""
+    found = agreement(table)
+    if len(found) <= 2:
+        return []
+    titles = {measure["name"]: measure["title"] for measure in table.measures}
+    pairs = [
+        f"{titles[first]} and {titles[second]} {correlation:.2f}"
+        for first, second in combinations(found, 2)
+        if (correlation := found[first][second]) is not None
+    ]
+    return [f"Agreement of the measures on the methods (Spearman's rank correlation): {', '.join(pairs)}."]
 
 
 def _shown(cell: Mapping[str, Any]) -> str:
