@@ -19,6 +19,7 @@ from torchmetrics_cam.metrics import (
     agreement,
 )
 from torchmetrics_cam.protocol import EvaluationProtocol
+from torchmetrics_cam.sanity import parameter_randomization
 
 __version__ = "0.1.0"
 
@@ -40,4 +41,5 @@ __all__ = [
     "MaskIoU",
     "PointingGame",
     "agreement",
+    "parameter_randomization",
 ]

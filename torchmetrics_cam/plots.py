@@ -199,6 +199,33 @@ def curve_figure(
     return axis.figure, axis
 
 
+def randomization_figure(
+    layers: Sequence[str], curves: Mapping[str, Tensor], axis: Any = None
+) -> tuple["Figure", Any]:
+    """Similarities over the layers that were randomised, one line each.
+
+    Args:
+        layers: the steps.
+        curves: the similarity after each step, by name; one of them or two.
+        axis: a matplotlib axis to draw on; None makes a figure.
+
+    Returns:
+        Figure and axis.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is missing.
+    """
+    if axis is None:
+        size = (max(4.5, 0.35 * len(layers)), 3.6)
+        axis = _figure_class("randomization_figure")(figsize=size, dpi=150, layout="constrained").subplots()
+    for (name, values), style in zip(curves.items(), ("o-", "s--"), strict=False):
+        axis.plot(range(len(layers)), values.tolist(), style, color="black", markersize=4, label=name)
+    axis.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=8)
+    axis.set(xlabel="randomised from the top down to", ylabel="similarity to the first map")
+    axis.legend(fontsize=8)
+    return axis.figure, axis
+
+
 def _figure_class(function: str) -> Any:
     try:
         from matplotlib.figure import Figure
