@@ -11,6 +11,7 @@ A run replaces its own cells of cost.json and leaves the others. It ends with st
 """
 
 import argparse
+import copy
 import gc
 import json
 import os
@@ -30,7 +31,7 @@ import torchvision
 from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
 from results import THREADS, environment, interleaved, summary, table, with_quartiles, write
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchmetrics_cam import AverageDrop, CAMComparison
 from torchmetrics_cam.cams import (
@@ -57,7 +58,7 @@ LAYERS = {
 OWN = (GradCAM, GradCAMPlusPlus, XGradCAM, LayerCAM, HiResCAM)
 THEIRS = ("GradCAM", "GradCAMPlusPlus", "XGradCAM", "LayerCAM")
 TORCHCAMS = ("GradCAM", "GradCAMpp", "XGradCAM", "LayerCAM")
-BASELINE, OURS, COMPILED = "bare forwards", "ours", "ours, compiled scorer"
+BASELINE, OURS, COMPILED = "bare forwards", "ours", "ours, channels last and compiled scorer"
 TORCHCAM, GRAD_CAM, ON_GRAD_CAM = "torchcam", "pytorch-grad-cam", "ours on pytorch-grad-cam's object"
 
 # The most that may be taken: (case, network, methods) -> share of the bare forwards.
@@ -93,7 +94,7 @@ class Setting:
         self.reshape = vit_grid if network.startswith("vit") else None
         self.images = torch.randn(batch, 3, SIDE, SIDE)
         self.methods = methods
-        self.scorer: Callable[[Tensor], Any] | None = None
+        self.fast: tuple[nn.Module, Callable[[Tensor], Any]] | None = None
         with torch.inference_mode():
             self.classes = self.model(self.images).argmax(1).tolist()
 
@@ -114,14 +115,20 @@ class Setting:
             for _ in range(1 + self.methods):
                 self.model(images)
 
-    def ours(self, images: Tensor, scorer: Callable[[Tensor], Any] | None = None) -> None:
+    def ours(
+        self,
+        images: Tensor,
+        model: nn.Module | None = None,
+        scorer: Callable[[Tensor], Any] | None = None,
+    ) -> None:
         """Ours, in the default protocol: for one method the single metric, for more a comparison."""
+        model = model or self.model
         made = [
-            method(self.model, self.layer, reshape_transform=self.reshape)
+            method(model, self.layer, reshape_transform=self.reshape)
             for method in islice(cycle(OWN), self.methods)
         ]
         if self.methods == 1:
-            AverageDrop(made[0], scorer=scorer).update(images)
+            AverageDrop(made[0]).update(images)
         else:
             sources = {f"{place} {source!r}": source for place, source in enumerate(made)}
             # What the scorer says is compared with the model once an evaluation, and not once a batch.
@@ -129,11 +136,13 @@ class Setting:
             comparison.update(images)
 
     def compiled(self, images: Tensor) -> None:
-        """The same with the masked images through the compiled and frozen network."""
-        if self.scorer is None:
+        """The same with a network in channels-last layout, and the masked images through it compiled and frozen."""
+        if self.fast is None:
             torch._inductor.config.freezing = True
-            self.scorer = torch.compile(self.model)
-        self.ours(images, self.scorer)
+            model = copy.deepcopy(self.model).to(memory_format=torch.channels_last)
+            frozen = torch.compile(model)
+            self.fast = model, lambda masked: frozen(masked.contiguous(memory_format=torch.channels_last))
+        self.ours(images.contiguous(memory_format=torch.channels_last), *self.fast)
 
     def torchcam(self, images: Tensor) -> None:
         """torchcam's metric as its documentation shows it, one method after the other."""
