@@ -202,6 +202,35 @@ def test_gradient_cams_share_one_forward_and_one_backward_pass(net, images, monk
         assert len(backwards) == 1
 
 
+class Wavering(nn.Module):
+    """It changes its mind from one forward pass to the next, as a network on a GPU may where two classes tie."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.passes = net, 0
+
+    def forward(self, images):
+        self.passes += 1
+        return self.net(images).roll(self.passes, 1)
+
+
+def test_what_is_explained_is_decided_once(net, images):
+    asked = []
+
+    class Watched(torchcam.methods.LayerCAM):
+        def __call__(self, class_idx, *arguments, **settings):
+            asked.append(class_idx)
+            return super().__call__(class_idx, *arguments, **settings)
+
+    model = Wavering(net)
+    sources = {"own": GradCAM(model, "net.body"), "torchcam": Watched(model, "net.body")}
+    comparison = CAMComparison(sources, per_sample=True)
+    comparison.update(images)
+    first = (net(images).argmax(1) + 1) % 5
+    assert comparison.samples()["class_idx"].tolist() == first.tolist()
+    assert asked == [first.tolist()]
+
+
 def test_methods_that_need_only_the_scores_have_no_pass_of_their_own(net, images):
     sources = {"Grad-CAM": GradCAM(net, "body"), "fn": CallableSource(net, lambda *_: torch.rand(12, 3, 3))}
     with Calls(net) as calls:
