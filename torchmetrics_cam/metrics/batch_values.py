@@ -52,6 +52,16 @@ class BatchValues:
         masked = read.masked if "masked" in vars(read) else torch.full_like(read.scores, torch.nan)
         return cls(read.selection, read.scores[0], asked, masked, valid, read.degenerate, values)
 
+    def counts(self) -> dict[str, Tensor]:
+        """Which images are counted apart, for each method, by the names of the states, ``(N, K)``."""
+        scores = torch.cat([self.scores.expand_as(self.masked).unsqueeze(0), self.asked])
+        outside = ((scores < 0) | (scores > 1)).any(0)
+        return {
+            "nan_count": ~self.valid.T,
+            "degenerate_count": (self.degenerate & self.valid).T,
+            "outside_count": (outside & self.valid).T,
+        }
+
     def contributions(self, measures: Sequence[Measure]) -> dict[str, Tensor]:
         """What each image adds to the states, by their names, ``(N, ...)``."""
         valid = self.valid.T
@@ -64,17 +74,13 @@ class BatchValues:
         ]
         own = torch.eye(len(self.valid), dtype=torch.bool, device=valid.device)
         counted = both.unsqueeze(1)
-        scores = torch.cat([self.scores.expand_as(self.masked).unsqueeze(0), self.asked])
-        outside = ((scores < 0) | (scores > 1)).any(0).T
         return {
             "count": both,
             "apart": self._apart().permute(2, 0, 1) & both,
             "sums": each * counted,
             "squares": torch.where(own, each, apart).square() * counted,
             "wins": torch.stack(better, 1) & counted,
-            "nan_count": ~valid,
-            "degenerate_count": self.degenerate.T & valid,
-            "outside_count": outside & valid,
+            **self.counts(),
         }
 
     def _apart(self) -> Tensor:

@@ -100,11 +100,10 @@ class SourceMetric(CAMMetric):
         self._accumulate(self._evaluated(input_tensor, class_idx, targets, handed))
 
     def _accumulate(self, batch: BatchValues) -> None:
-        counts = batch.contributions(self.measures)
         for name, values in {
             **dict(zip(self.sums, batch.values[:, 0], strict=True)),
             "total": batch.valid[0],
-            **{name: counts[name][:, 0] for name in ("nan_count", "degenerate_count", "outside_count")},
+            **{name: counted[:, 0] for name, counted in batch.counts().items()},
         }.items():
             self._add(name, values, batch.selection)
 
