@@ -30,6 +30,29 @@ class CurveMetric(SourceMetric):
         super().__init__(cam_extractor, logits_fn, **settings)
         self._add_sum("curves", torch.float64, len(self._shares()), 2, 2)
 
+    def plot(self, val: Any = None, ax: Any = None) -> tuple["Figure", Any]:
+        """The mean curves with their 95 % intervals; every rank must call it.
+
+        Args:
+            val: values over time as of any metric, which are plotted instead.
+            ax: a matplotlib axis to draw on; None makes a figure.
+
+        Returns:
+            Figure and axis.
+        """
+        if val is not None:
+            return super().plot(val, ax)
+        from torchmetrics_cam.plots import curve_figure
+
+        found = self._mean_curves()
+        parts = (found.mean, *found.interval())
+        curves = {name: tuple(part[:, place] for part in parts) for place, name in self._names().items()}
+        return curve_figure(self._shares(), curves, ax)
+
+    @abstractmethod
+    def _names(self) -> dict[int, str]:
+        """Which of the two curves are plotted, and under what names."""
+
     @abstractmethod
     def _shares(self) -> list[float]:
         """The shares of positions, one a point."""
@@ -85,23 +108,8 @@ class DeletionOrInsertion(CurveMetric):
         mean = self._mean_curves().mean[:, self.which]
         return torch.tensor(self._shares(), device=mean.device), mean
 
-    def plot(self, val: Any = None, ax: Any = None) -> tuple["Figure", Any]:
-        """The mean curve with its 95 % interval; every rank must call it.
-
-        Args:
-            val: values over time as of any metric, which are plotted instead.
-            ax: a matplotlib axis to draw on; None makes a figure.
-
-        Returns:
-            Figure and axis.
-        """
-        if val is not None:
-            return super().plot(val, ax)
-        from torchmetrics_cam.plots import curve_figure
-
-        found = self._mean_curves()
-        curve = (part[:, self.which] for part in (found.mean, *found.interval()))
-        return curve_figure(self._shares(), {type(self).__name__: tuple(curve)}, ax)
+    def _names(self) -> dict[int, str]:
+        return {self.which: type(self).__name__}
 
     def _shares(self) -> list[float]:
         steps = self.protocol.curve_steps

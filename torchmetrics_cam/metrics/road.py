@@ -1,15 +1,12 @@
 """ROAD: what imputing the most relevant positions costs, against imputing the least relevant ones."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from torchmetrics_cam.metrics.curves import CurveMetric
 from torchmetrics_cam.readings import Readings
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class ROAD(CurveMetric):
@@ -62,27 +59,8 @@ class ROAD(CurveMetric):
         most, least = self._mean_curves().mean.unbind(1)
         return torch.tensor(self._shares(), device=most.device), most, least
 
-    def plot(self, val: Any = None, ax: Any = None) -> tuple["Figure", Any]:
-        """Both mean curves with their 95 % intervals; every rank must call it.
-
-        Args:
-            val: values over time as of any metric, which are plotted instead.
-            ax: a matplotlib axis to draw on; None makes a figure.
-
-        Returns:
-            Figure and axis.
-        """
-        if val is not None:
-            return super().plot(val, ax)
-        from torchmetrics_cam.plots import curve_figure
-
-        found = self._mean_curves()
-        parts = (found.mean, *found.interval())
-        curves = {
-            name: tuple(part[:, place] for part in parts)
-            for place, name in enumerate(("most relevant first", "least relevant first"))
-        }
-        return curve_figure(self._shares(), curves, ax)
+    def _names(self) -> dict[int, str]:
+        return {0: "most relevant first", 1: "least relevant first"}
 
     def _shares(self) -> list[float]:
         return list(self.protocol.road_fractions)
