@@ -20,9 +20,11 @@ class Origin(Protocol):
 
     class_names: list[str] | None
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """How many images."""
 
-    def name(self, position: int) -> str: ...
+    def name(self, position: int) -> str:
+        """The file, or what names the image where it has none."""
 
     def read(self, position: int) -> tuple[Any, int]:
         """The picture of PIL or the tensor, and the label; raises UnreadableError."""
