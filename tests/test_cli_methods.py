@@ -30,7 +30,7 @@ def test_methods_of_this_package_have_their_titles(model: torch.nn.Module) -> No
     "name",
     [
         "torchcam:GradCAM",
-        "torchcam:ScoreCAM",
+        "torchcam:LayerCAM",
         "pytorch_grad_cam:EigenCAM",
         "pytorch_grad_cam:GradCAMPlusPlus",
     ],
