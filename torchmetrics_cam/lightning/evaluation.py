@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ from torchmetrics.wrappers.abstract import WrapperMetric
 
 from torchmetrics_cam.guard import untouched, weights_kept
 from torchmetrics_cam.lightning.batches import BatchInputs, update_arguments
-from torchmetrics_cam.lightning.loaders import check_divisible, share
+from torchmetrics_cam.lightning.loaders import check_divisible, length, share
+from torchmetrics_cam.lightning.partial import PartialResult, States
+from torchmetrics_cam.lightning.process_group import check_process_group, leave_process_group
 from torchmetrics_cam.metrics.base import CAMMetric
 from torchmetrics_cam.metrics.comparison import CAMComparison
 
@@ -29,6 +32,8 @@ def evaluate(
     inputs: BatchInputs | None = None,
     batch_size: int = 32,
     num_workers: int = 0,
+    partial: Path | str | None = None,
+    save_every: int = 20,
     **trainer_settings: Any,
 ) -> Any:
     """The value of a metric over a dataset, each image exactly once over all devices.
@@ -52,6 +57,9 @@ def evaluate(
             ``(images, labels)`` or of a dict, and explains the model's top class.
         batch_size: images in a batch and device, if ``data`` is a dataset.
         num_workers: processes that load images, if ``data`` is a dataset.
+        partial: a folder in which each rank keeps what it has so far, so that the same call goes on from
+            there after an interrupt, to the same value bit for bit. It stays when all is done.
+        save_every: after so many batches.
         trainer_settings: ``accelerator``, ``devices``, ``num_nodes``, ``strategy`` (``"ddp"``,
             ``"ddp_spawn"`` or their objects), ``precision`` and whatever else `lightning.Trainer` takes.
             ``devices`` is by default all of them, and under ``torchrun`` as many as it has started.
@@ -62,7 +70,7 @@ def evaluate(
     Raises:
         TypeError: if the metric is none, or has none of this package in it.
         ValueError: if the metric already holds images, the data cannot be split over several ranks, or a
-            process group exists that the Trainer cannot be part of.
+            process group exists that the Trainer cannot be part of, or ``partial`` holds another run's.
 
     Example:
         >>> import torch
@@ -87,10 +95,10 @@ def evaluate(
         "devices": int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or "auto",
     }
     trainer = Trainer(**(settings | trainer_settings | {"use_distributed_sampler": False}))
-    _check_process_group(trainer)
+    check_process_group(trainer)
     if not isinstance(data, DataLoader):
         data = DataLoader(data, batch_size, num_workers=num_workers)
-    if trainer.world_size > 1:
+    if trainer.world_size > 1 or partial is not None:
         check_divisible(data)
 
     networks = _networks(metric)
@@ -101,10 +109,12 @@ def evaluate(
         _on_its_device(metric),
         tempfile.TemporaryDirectory() as folder,
     ):
-        module = _TestLoop(metric, networks, data, inputs, Path(folder))
+        kept = None if partial is None else (Path(partial).absolute(), save_every)
+        module = _TestLoop(metric, networks, data, inputs, Path(folder), kept)
         try:
             trainer.test(module, verbose=False)
         except BaseException:
+            module.save()
             metric.reset()
             raise
         module.finish()
@@ -121,6 +131,7 @@ class _TestLoop(LightningModule):
         loader: DataLoader[Any],
         inputs: BatchInputs | None,
         folder: Path,
+        kept: tuple[Path, int] | None,
     ) -> None:
         super().__init__()
         # The networks first: a copy of this module then has the metric follow the copied networks.
@@ -130,29 +141,51 @@ class _TestLoop(LightningModule):
         self.inputs = inputs
         self.outcome = folder / "outcome"
         self.process = os.getpid()
+        self.kept = kept
+        self.partial: PartialResult | None = None
+        # Places of the dataset that this rank has done, and whether the states are between two of them.
         self.seen = 0
+        self.updating = False
         self.value: Any = None
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return share(self.loader, self.trainer.global_rank, self.trainer.world_size)
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        if self.kept is not None:
+            # Functions are named with where they are in memory.
+            metric = re.sub(r" at 0x[0-9a-f]+", "", repr(self.metric))
+            key = {"metric": metric, "images": length(self.loader), "processes": ranks}
+            self.partial = PartialResult(self.kept[0], rank, key)
+            self.seen, states = self.partial.load()
+            if states:
+                _restore(self.metric, states)
+        return share(self.loader, rank, ranks, self.seen)
 
     def on_test_start(self) -> None:
         # Lightning leaves a gloo group to the end of the process, whose threads may then abort it.
-        atexit.unregister(_leave_process_group)
-        atexit.register(_leave_process_group)
+        atexit.unregister(leave_process_group)
+        atexit.register(leave_process_group)
 
-    def test_step(self, batch: Any) -> None:
-        if batch is None:
-            return
-        arguments = update_arguments(batch, self.inputs)
-        if _keeps_samples(self.metric):
-            # The places in the dataset of the images that this rank takes, as `share` deals them out.
-            count = len(arguments["input_tensor"])
-            places = range(self.seen, self.seen + count)
-            ranks = self.trainer.world_size
-            arguments.setdefault("index", [self.trainer.global_rank + ranks * place for place in places])
-            self.seen += count
-        self.metric.update(**arguments)
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.updating = True
+        arguments = {} if batch is None else update_arguments(batch, self.inputs)
+        count = len(arguments["input_tensor"]) if arguments else 0
+        if arguments:
+            if _keeps_samples(self.metric):
+                # The places in the dataset of the images that this rank takes, as `share` deals them out.
+                places = range(self.seen, self.seen + count)
+                ranks = self.trainer.world_size
+                arguments.setdefault("index", [self.trainer.global_rank + ranks * place for place in places])
+            self.metric.update(**arguments)
+        # A batch takes as many places of the dataset, also where the collate_fn left images out.
+        self.seen += count if self.partial is None else self.loader.batch_size or 1
+        self.updating = False
+        if self.kept is not None and (batch_idx + 1) % self.kept[1] == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Keep what this rank has, unless the states are halfway through a batch."""
+        if self.partial is not None and not self.updating:
+            self.partial.save(self.seen, _members(self.metric))
 
     def on_test_epoch_end(self) -> None:
         with _synced_on_compute(self.metric):
@@ -175,26 +208,6 @@ class _TestLoop(LightningModule):
         if self.outcome.exists():
             self.value, states = torch.load(self.outcome, map_location="cpu", weights_only=False)
             _restore(self.metric, states)
-
-
-def _check_process_group(trainer: Trainer) -> None:
-    """Where processes talk to each other already, the Trainer must know, or each does all the work."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    size = torch.distributed.get_world_size()
-    cluster = getattr(trainer.strategy, "cluster_environment", None)
-    joined = cluster is not None and cluster.creates_processes_externally and trainer.world_size == size
-    if size > 1 and not joined:
-        raise ValueError(
-            f"evaluate() was called in a process group of {size}, and its Trainer has {trainer.world_size}"
-            ' processes of its own; start the processes with torchrun and pass strategy="ddp", or leave the'
-            " process group to evaluate()"
-        )
-
-
-def _leave_process_group() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def _check_metric(metric: Any) -> None:
@@ -228,9 +241,7 @@ def _keeps_samples(metric: Metric | MetricCollection | MetricTracker) -> bool:
     return any(isinstance(member, CAMComparison) and member.per_sample for member in members)
 
 
-def _restore(
-    metric: Metric | MetricCollection | MetricTracker, states: dict[str, tuple[int, dict[str, Any]]]
-) -> None:
+def _restore(metric: Metric | MetricCollection | MetricTracker, states: States) -> None:
     for name, member in _members(metric):
         member._update_count, values = states[name]
         for state, value in values.items():

@@ -13,12 +13,17 @@ from torch.utils.data import (
 )
 
 
-def share(loader: DataLoader[Any], rank: int, world_size: int) -> DataLoader[Any]:
-    """The part of the data that one rank looks at."""
+def length(loader: DataLoader[Any]) -> int:
+    """How many images there are over all ranks."""
+    return len(loader.dataset)  # type: ignore[arg-type]
+
+
+def share(loader: DataLoader[Any], rank: int, world_size: int, done: int = 0) -> DataLoader[Any]:
+    """The part of the data that one rank looks at, but for the first ``done`` places of it."""
     if _chooses_its_images(loader) is not None:
         keeps_all = loader.batch_size is None or type(loader) is not DataLoader
         return loader if keeps_all else _like(loader, loader.dataset, sampler=loader.sampler)
-    indices = range(rank, len(loader.dataset), world_size)  # type: ignore[arg-type]
+    indices = range(rank + done * world_size, length(loader), world_size)
     if not indices:
         # A rank without a batch would leave the loop early, and the others would wait for it at the end.
         return DataLoader([None], batch_size=None)  # type: ignore[arg-type]
