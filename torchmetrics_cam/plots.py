@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torchmetrics_cam.metrics.table import ComparisonTable
 
 # Its lightness rises evenly, so colour-blind readers and grey prints can tell the values apart.
-_COLORMAP = "inferno"
-_OPACITY = 0.65
+COLORMAP = "inferno"
+OPACITY = 0.65
 
 # Inches. A caption such as "0.95 → 0.61" is legible at this width, and fits into the space between two rows.
 _CELL = 1.3
@@ -106,7 +106,7 @@ def explanation_figure(
             # Grey, so that every colour in the overlay belongs to the map.
             _show(overlay, image.mean(0, keepdim=True).expand(3, -1, -1))
             mask = row.masks[index].cpu().numpy()
-            overlay.imshow(mask, cmap=_COLORMAP, vmin=0, vmax=1, alpha=_OPACITY)
+            overlay.imshow(mask, cmap=COLORMAP, vmin=0, vmax=1, alpha=OPACITY)
             if index == 0:
                 overlay.set_ylabel(row.method, fontsize=10, fontweight="bold")
             rest = figure.add_subplot(grid[place, column + 1])
@@ -115,7 +115,7 @@ def explanation_figure(
             rest.text(0, -0.04, change, transform=rest.transAxes, ha="center", va="top", fontsize=9)
 
     bar = figure.add_axes((_LEFT / width, (0.38 + below) / height, 2 * _CELL / width, 0.1 / height))
-    figure.colorbar(ScalarMappable(cmap=_COLORMAP), cax=bar, orientation="horizontal")
+    figure.colorbar(ScalarMappable(cmap=COLORMAP), cax=bar, orientation="horizontal")
     bar.set_xticks([0, 1], ["0 hidden", "1 kept"], fontsize=9)
     if fits_beside:
         figure.text(beside_bar, 0.43 / height, note, va="center", fontsize=9)
@@ -153,22 +153,35 @@ def comparison_figure(table: "ComparisonTable", axes: Any = None) -> tuple["Figu
             )
         figure = panels[0].figure
     for panel, measure in zip(panels, measures, strict=True):
-        for place, row in enumerate(table.rows):
-            cell = row[measure["name"]]
-            if cell["value"] is None:
-                continue
-            if cell["lower"] is not None:
-                panel.plot([cell["lower"], cell["upper"]], [place, place], color="black", linewidth=1.2)
-            filling = "white" if row["control"] else "black"
-            panel.plot(cell["value"], place, "o", color="black", markerfacecolor=filling, markersize=5)
-        better = "higher" if measure["higher_is_better"] else "lower"
-        panel.set_title(f"{measure['title']}\n({better} is better)", fontsize=9)
-        panel.set_yticks(range(len(table.rows)), [row["method"] for row in table.rows], fontsize=9)
-        panel.set_ylim(len(table.rows) - 0.5, -0.5)
-        panel.grid(axis="x", color="0.9")
-        panel.set_axisbelow(True)
-        panel.tick_params(axis="x", labelsize=8)
+        interval_panel(panel, measure, table.rows)
     return figure, panels[0] if len(panels) == 1 else panels
+
+
+def interval_panel(panel: Any, measure: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw every method's value in one measure with its interval; hollow marks are controls.
+
+    Args:
+        panel: a matplotlib axis to draw on.
+        measure: its name and title, and which way is better.
+        rows: those of a `ComparisonTable`, from top to bottom.
+    """
+    for place, row in enumerate(rows):
+        cell = row[measure["name"]]
+        if cell["value"] is None:
+            continue
+        if cell["lower"] is not None:
+            panel.plot([cell["lower"], cell["upper"]], [place, place], color="black", linewidth=1.2)
+        filling = "white" if row["control"] else "black"
+        panel.plot(cell["value"], place, "o", color="black", markerfacecolor=filling, markersize=5)
+    better = "higher" if measure["higher_is_better"] else "lower"
+    panel.set_title(f"{measure['title']}\n({better} is better)", fontsize=9)
+    # A dollar sign in a name would begin mathematics.
+    names = [row["method"].replace("$", r"\$") for row in rows]
+    panel.set_yticks(range(len(rows)), names, fontsize=9)
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    panel.grid(axis="x", color="0.9")
+    panel.set_axisbelow(True)
+    panel.tick_params(axis="x", labelsize=8)
 
 
 def curve_figure(

@@ -1,0 +1,100 @@
+"""How to cite the software and the papers that the measures come from."""
+
+from collections.abc import Sequence
+
+import torchmetrics_cam
+
+_SOFTWARE = """@software{{torchmetrics_cam,
+  title   = {{torchmetrics-cam: faithfulness of class activation maps, as TorchMetrics metrics}},
+  version = {{{version}}}
+}}"""
+
+# arXiv number: key, authors, title, year.
+_PAPERS = {
+    "1710.11063": (
+        "chattopadhyay2017gradcampp",
+        "Chattopadhyay, Aditya and Sarkar, Anirban and Howlader, Prantik and Balasubramanian, Vineeth N",
+        "Grad-CAM++: Improved Visual Explanations for Deep Convolutional Networks",
+        2017,
+    ),
+    "2301.07002": (
+        "zhang2023opticam",
+        "Zhang, Hanwei and Torres, Felipe and Sicre, Ronan and Avrithis, Yannis and Ayache, Stephane",
+        "Opti-CAM: Optimizing saliency maps for interpretability",
+        2023,
+    ),
+    "2102.05228": (
+        "jung2021liftcam",
+        "Jung, Hyungsik and Oh, Youngrock",
+        "Towards Better Explanations of Class Activation Mapping",
+        2021,
+    ),
+    "1806.07421": (
+        "petsiuk2018rise",
+        "Petsiuk, Vitali and Das, Abir and Saenko, Kate",
+        "RISE: Randomized Input Sampling for Explanation of Black-box Models",
+        2018,
+    ),
+    "2202.00449": (
+        "rong2022road",
+        "Rong, Yao and Leemann, Tobias and Borisov, Vadim and Kasneci, Gjergji and Kasneci, Enkelejda",
+        "A Consistent and Efficient Evaluation Strategy for Attribution Methods",
+        2022,
+    ),
+    "2104.10252": (
+        "poppi2021adcc",
+        "Poppi, Samuele and Cornia, Marcella and Baraldi, Lorenzo and Cucchiara, Rita",
+        "Revisiting The Evaluation of Class Activation Mapping for Explainability:"
+        " A Novel Metric and Experimental Analysis",
+        2021,
+    ),
+    "1910.01279": (
+        "wang2019scorecam",
+        "Wang, Haofan and Wang, Zifan and Du, Mengnan and Yang, Fan and Zhang, Zijian and Ding, Sirui"
+        " and Mardziel, Piotr and Hu, Xia",
+        "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
+        2019,
+    ),
+    "1608.00507": (
+        "zhang2016excitation",
+        "Zhang, Jianming and Lin, Zhe and Brandt, Jonathan and Shen, Xiaohui and Sclaroff, Stan",
+        "Top-down Neural Attention by Excitation Backprop",
+        2016,
+    ),
+}
+_OF_MEASURE = {
+    "average_gain": "2301.07002",
+    "drop_in_deletion": "2102.05228",
+    "deletion_auc": "1806.07421",
+    "insertion_auc": "1806.07421",
+    "road": "2202.00449",
+    "complexity": "2104.10252",
+    "coherency": "2104.10252",
+    "adcc": "2104.10252",
+    "energy_pointing_game": "1910.01279",
+    "pointing_game": "1608.00507",
+}
+
+
+def bibtex(measures: Sequence[str], version: str | None = None) -> str:
+    """BibTeX of the software, of Grad-CAM++, which the protocol comes from, and of the measures' papers.
+
+    Args:
+        measures: the names of the measures.
+        version: of the software; None for the one that is installed.
+    """
+    numbers = ["1710.11063", *(_OF_MEASURE[name] for name in measures if name in _OF_MEASURE)]
+    papers = [_paper(number, *_PAPERS[number]) for number in dict.fromkeys(numbers)]
+    return "\n\n".join([_SOFTWARE.format(version=version or torchmetrics_cam.__version__), *papers])
+
+
+def _paper(number: str, key: str, authors: str, title: str, year: int) -> str:
+    lines = [
+        f"@article{{{key},",
+        f"  title   = {{{title}}},",
+        f"  author  = {{{authors}}},",
+        f"  journal = {{arXiv preprint arXiv:{number}}},",
+        f"  year    = {{{year}}}",
+        "}",
+    ]
+    return "\n".join(lines)
