@@ -70,7 +70,7 @@ def agreement_svg(agreement: Mapping[str, Mapping[str, float | None]], titles: M
     for down, line in enumerate(values):
         for right, value in enumerate(line):
             ink = _DARK_INK if value is not None and value > 0.2 else _LIGHT_INK
-            text, ink = ("–", "black") if value is None else (f"{value:.2f}", ink)
+            text, ink = ("-", "black") if value is None else (f"{value:.2f}", ink)
             axis.text(right + 0.5, down + 0.5, text, ha="center", va="center", fontsize=9, color=ink)
     places = [place + 0.5 for place in range(len(names))]
     shown = [_plain(titles.get(name, name)) for name in names]
@@ -126,9 +126,8 @@ def _svg(figure: "Figure", label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     # A page has one style sheet, which has these two rules for lines.
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(
-        r'\sid="(?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick|legend|Quad)[^"]*"', "", text
-    )
+    # Groups are named alike in every figure, and a name may stand once in a page.
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = text.replace("#000000", "currentColor").replace("#ffffff", "var(--paper)")
     text = re.sub(r"font: ([0-9.]+px)[^;\"]*", r"font-size: \1", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

@@ -1,6 +1,6 @@
 """What the numbers and the protocol say, in sentences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _FEW = 30
@@ -35,7 +35,7 @@ _CLASS_SELECTION = {
 
 
 def verdict(comparison: Mapping[str, Any]) -> list[str]:
-    """What a reader must know of the first measure: who leads, whether that is sure, and what the controls do.
+    """What a reader must know of the first measure: who leads, how surely, and what the controls do.
 
     Args:
         comparison: a comparison as its table's ``to_json`` gives it.
@@ -54,9 +54,7 @@ def verdict(comparison: Mapping[str, Any]) -> list[str]:
     fewest = min(row["n"] for row in known)
     if fewest < _FEW:
         images = "1 image is" if fewest == 1 else f"{fewest} images are"
-        sentences.append(
-            f"{images} few: read the intervals as too short, and the order as a first impression."
-        )
+        sentences.append(f"{images} few: the intervals are too short, and the order is a first impression.")
     return sentences
 
 
@@ -81,22 +79,25 @@ def _leader(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]], name: 
 
 
 def _against_controls(best: Mapping[str, Any], controls: Sequence[Mapping[str, Any]], name: str) -> list[str]:
-    """Controls come best first; those that are better than the best method stand before it."""
+    """Whether a control beats the best method, or cannot be told from it."""
     if not controls:
         return ["No control took part, so the numbers have nothing to be held against."]
     indistinct = best[name]["indistinct_from"]
-    order = controls[: next((i for i, row in enumerate(controls) if not _ahead(row, best, name)), None)]
-    ahead = [row["method"] for row in order if row["method"] not in indistinct]
+    better = [row["method"] for row in controls if _ahead(row, best, name)]
+    ahead = [method for method in better if method not in indistinct]
     near = [row["method"] for row in controls if row["method"] in indistinct]
     sentences = []
     if ahead:
-        verb = "beats" if len(ahead) == 1 else "beat"
+        are, beat = ("is a control", "beats") if len(ahead) == 1 else ("are controls", "beat")
         sentences.append(
-            f"Warning: {listed(ahead)}, which {'is a control' if len(ahead) == 1 else 'are controls'}"
-            f" and looked at nothing, {verb} it. This measure can be won here without explaining anything."
+            f"Warning: {listed(ahead)}, which {are} and looked at no network, {beat} it."
+            " This measure can be won here without explaining anything."
         )
     if near:
-        sentences.append(f"Warning: it cannot be told from the control {listed(near)} at the 5 % level.")
+        kind = "control" if len(near) == 1 else "controls"
+        lucky = [method for method in near if method in better]
+        also = f", and {listed(lucky)} came out better" if lucky else ""
+        sentences.append(f"Warning: it cannot be told from the {kind} {listed(near)} at the 5 % level{also}.")
     return sentences or ["It is better than every control at the 5 % level."]
 
 
@@ -115,7 +116,7 @@ def protocol_in_words(protocol: Mapping[str, Any]) -> list[str]:
         ['The score of a class is its probability after the softmax.', 'Deletion and insertion curves have at most 20 steps.']
 
     """  # noqa: E501
-    sentences = {
+    sentences: dict[str, Callable[[Any], str | None]] = {
         "scores": _SCORES.get,
         "cam_of": _CAM_OF.get,
         "rectify": _RECTIFY.get,
@@ -129,13 +130,9 @@ def protocol_in_words(protocol: Mapping[str, Any]) -> list[str]:
         "curve_steps": lambda steps: f"Deletion and insertion curves have at most {steps} steps.",
         "deletion_baseline": lambda value: f"Deleted positions show {_baseline(value)}.",
         "insertion_baseline": lambda value: f"Positions that are not yet inserted show {_baseline(value)}.",
-        "road_fractions": lambda shares: (
-            f"ROAD imputes these shares: {', '.join(f'{s:.0%}' for s in shares)}."
-        ),
+        "road_fractions": lambda shares: f"ROAD imputes the shares {', '.join(f'{s:.0%}' for s in shares)}.",
         "road_noise": lambda noise: f"ROAD adds noise of standard deviation {noise:g} to imputed positions.",
-        "pointing_tolerance": lambda far: (
-            f"The pointing game counts a hit up to {far:g} pixels off the object."
-        ),
+        "pointing_tolerance": lambda far: f"The pointing game allows {far:g} pixels beside the object.",
         "iou_threshold": lambda level: f"Mask IoU cuts the map at {level:g}.",
         "class_selection": _CLASS_SELECTION.get,
     }

@@ -139,7 +139,7 @@ def _shown(gallery: Sequence[Picture], kind: str) -> list[dict[str, Any]]:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _setting(value: Any) -> str:
