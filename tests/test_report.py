@@ -327,6 +327,19 @@ def test_a_click_on_a_header_sorts_the_table_both_ways(browser, page):
         assert values != by_name
 
 
+def test_marks_of_methods_are_filled_and_those_of_controls_hollow_also_in_the_dark(browser, page):
+    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    opened(browser, page)
+    ink, paper, fills = browser.execute_script("""const body = getComputedStyle(document.body);
+        const marks = document.querySelector("svg").querySelectorAll("g > use");
+        return [body.color, body.backgroundColor, [...marks].map(m => getComputedStyle(m).fill)]""")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert ink != paper
+    assert fills.count(paper) == 3
+    assert fills.count(ink) >= 3
+
+
 def test_a_phone_shows_the_page_without_scrolling_sideways(browser, page):
     opened(browser, page, width=360)
     assert browser.execute_script("return window.innerWidth") == 360

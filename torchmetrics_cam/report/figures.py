@@ -129,6 +129,7 @@ def _svg(figure: "Figure", label: str) -> str:
     # Groups are named alike in every figure, and a name may stand once in a page.
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = text.replace("#000000", "currentColor").replace("#ffffff", "var(--paper)")
+    text = text.replace("#e6e6e6", "var(--line)")
     text = re.sub(r"font: ([0-9.]+px)[^;\"]*", r"font-size: \1", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
 
