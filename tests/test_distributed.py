@@ -12,8 +12,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torchcam import methods
 from torchmetrics import MetricCollection
 
-from torchmetrics_cam import AverageDrop, AverageGain, ClassificationMetric, IncreaseInConfidence
+import torchmetrics_cam
+from torchmetrics_cam import (
+    AverageDrop,
+    AverageGain,
+    CAMComparison,
+    ClassificationMetric,
+    EvaluationProtocol,
+    IncreaseInConfidence,
+)
 from torchmetrics_cam.cams import GradCAM, LayerCAM
+from torchmetrics_cam.metrics.measures import MEASURES
 
 COUNTS = ("total", "increase", "nan_count", "degenerate_count", "outside_count")
 # Which of eight batches each rank sees.
@@ -97,7 +106,57 @@ def on_a_rank(rank: int, world_size: int) -> dict[str, object]:
             metric = make(small_net(), wrapped)
             found[f"{name}, {split}"] = measured(metric, [every[index] for index in shares[rank]])
     found["no sample anywhere"] = measured(METRICS["plain"](small_net(), None), [])
+    found |= {split: every_measure(shares[rank]) for split, shares in SPLITS[world_size].items()}
     return found
+
+
+# Small steps, and a tolerance that an image of 12 pixels can miss.
+FEW = EvaluationProtocol.preset("paper").but(curve_steps=4, road_fractions=(0.3,), pointing_tolerance=1)
+CLASSES = {
+    "average_drop": "AverageDrop",
+    "increase_in_confidence": "IncreaseInConfidence",
+    "average_gain": "AverageGain",
+    "drop_in_deletion": "DropInDeletion",
+    "deletion_auc": "DeletionAUC",
+    "insertion_auc": "InsertionAUC",
+    "road": "ROAD",
+    "complexity": "Complexity",
+    "coherency": "Coherency",
+    "adcc": "ADCC",
+    "energy_pointing_game": "EnergyPointingGame",
+    "pointing_game": "PointingGame",
+    "mask_iou": "MaskIoU",
+}
+
+
+def objects() -> list[Tensor]:
+    """A box in each image, of its own place and size."""
+    corners = torch.randint(0, 7, (24, 2), generator=torch.Generator().manual_seed(3)).tolist()
+    masks = torch.zeros(24, 12, 12, dtype=torch.bool)
+    for place, (top, left) in enumerate(corners):
+        masks[place, top : top + 3 + place % 3, left : left + 5] = True
+    return list(masks.split(3))
+
+
+def every_measure(mine: list[int]) -> dict[str, Tensor]:
+    """All that a comparison by all measures returns, and the values of the metrics of one measure."""
+    net, images, masks = small_net(), batches(), objects()
+    sources = {"Grad-CAM": GradCAM(net, "body"), "Layer-CAM": LayerCAM(net, "stem")}
+    comparison = CAMComparison(sources, measures=list(MEASURES), protocol=FEW)
+    metrics = {
+        name: getattr(torchmetrics_cam, title)(sources["Layer-CAM"], protocol=FEW)
+        for name, title in CLASSES.items()
+    }
+    for index in mine:
+        # Not the top class, of which this network is sure: nothing would raise its confidence.
+        classes = [(index + place) % 5 for place in range(3)]
+        comparison.update(images[index], class_idx=classes, masks=masks[index])
+        for name, metric in metrics.items():
+            marked = {"masks": masks[index]} if MEASURES[name].needs_objects else {}
+            metric.update(images[index], class_idx=classes, **marked)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*was called before the ``update`` method")
+        return comparison.compute() | {name: metric.compute() for name, metric in metrics.items()}
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["two processes", "three processes"])
@@ -129,3 +188,36 @@ def test_the_numbers_would_differ(ranks):
     for share in SPLITS[2]["uneven"]:
         alone, _ = measured(METRICS["plain"](small_net(), None), [batches()[index] for index in share])
         assert alone.item() != pytest.approx(value.item(), rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    return every_measure(list(range(8)))
+
+
+@pytest.mark.parametrize("split", SPLITS[2])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_every_measure_over_ranks_is_that_of_one_process(ranks, one_process, measure, split):
+    keys = [
+        key for key in one_process if measure in key.removesuffix("_lower").removesuffix("_upper").split("/")
+    ]
+    # Two methods and three controls with their bounds, and the metric of its own, if it has one.
+    assert len(keys) == 5 * 3 + (measure in CLASSES)
+    expected = {key: one_process[key] for key in keys}
+    assert not any(value.isnan() for value in expected.values())
+    for found in ranks:
+        theirs = {key: found[split][key] for key in keys}
+        torch.testing.assert_close(theirs, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_every_measure_would_differ(one_process):
+    """The comparison above can fail: each rank's share alone has other values in every measure."""
+    for share in SPLITS[2]["uneven"]:
+        alone = every_measure(share)
+        for measure in MEASURES:
+            key = f"Layer-CAM/{measure}"
+            assert alone[key].item() != pytest.approx(one_process[key].item(), rel=1e-3), measure
+
+
+def test_every_measure_but_the_drop_inside_of_adcc_has_a_metric():
+    assert MEASURES.keys() - CLASSES.keys() == {"relative_drop"}
