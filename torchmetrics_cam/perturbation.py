@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchmetrics_cam.baselines import Baseline, Picture, baseline_of
+from torchmetrics_cam.baselines import Picture, baseline_of
 from torchmetrics_cam.explanation import Explanation
 from torchmetrics_cam.functional.maps import min_max, resize_maps, top_fraction
 from torchmetrics_cam.functional.noise import normal_noise
@@ -104,19 +104,18 @@ def masked_images(
     return apply_mask(part.images, mask, protocol), mask.flatten(1).amin(1) == 1
 
 
-def hide_positions(images: Tensor, hidden: Tensor, baseline: Baseline) -> Perturbed:
-    """The images with a baseline at some positions.
+def hide_positions(images: Tensor, hidden: Tensor, shown: Tensor) -> Perturbed:
+    """The images with something else at some positions.
 
     Args:
         images: ``(N, C, *spatial)``.
         hidden: which positions, ``(N, *spatial)``.
-        baseline: what they show.
+        shown: what they show, of a shape that broadcasts to the images.
 
     Returns:
         Images of the same shape, and those of which nothing is hidden.
     """
-    shown = torch.where(hidden.unsqueeze(1), baseline_of(images, baseline), images)
-    return shown, ~hidden.flatten(1).any(1)
+    return torch.where(hidden.unsqueeze(1), shown, images), ~hidden.flatten(1).any(1)
 
 
 def impute_positions(images: Tensor, hidden: Tensor, noise: float, seed: int) -> Perturbed:
