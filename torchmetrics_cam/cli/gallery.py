@@ -1,0 +1,80 @@
+"""The best and the worst explained images, explained once more for their pictures."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+from torchmetrics_cam.explanation import explain
+from torchmetrics_cam.metrics.comparison import CAMComparison
+from torchmetrics_cam.perturbation import apply_mask, masked_scores, to_mask
+from torchmetrics_cam.report import Picture
+from torchmetrics_cam.scoring import Scoring
+
+
+def gallery(
+    comparison: CAMComparison,
+    *,
+    image_of: Callable[[int], Tensor],
+    file_of: Callable[[int], str],
+    label_of: Callable[[int], str],
+    to_colours: Callable[[Tensor], Tensor],
+    count: int,
+) -> list[Picture]:
+    """Pictures of the images with the best and the worst mean of the first measure over the methods.
+
+    Args:
+        comparison: with the samples of all ranks.
+        image_of: the image of an index, as the model takes it, ``(C, H, W)``.
+        file_of: its file.
+        label_of: the name of a class.
+        to_colours: from a batch of images to colours in [0, 1].
+        count: how many of each kind.
+    """
+    samples = comparison.samples()
+    measure = comparison.measures[0]
+    methods = len(comparison.methods) - len(comparison.controls)
+    usable = samples["valid"].all(1).nonzero().flatten()
+    if not len(usable) or count < 1:
+        return []
+    values = samples[measure.name][usable, :methods].mean(1)
+    ranked = usable[values.argsort(descending=measure.higher_is_better, stable=True)]
+    best, worst = ranked[:count].tolist(), ranked.flip(0)[: min(count, max(len(ranked) - count, 0))].tolist()
+    found = []
+    kinds: tuple[tuple[Literal["best", "worst"], list[int]], ...] = (("best", best), ("worst", worst))
+    for kind, rows in kinds:
+        for row in rows:
+            index, class_idx = int(samples["index"][row]), int(samples["class_idx"][row])
+            image = image_of(index).unsqueeze(0)
+            found.append(
+                Picture(
+                    kind=kind,
+                    index=index,
+                    file=file_of(index),
+                    label=label_of(class_idx),
+                    score=float(samples["score"][row]),
+                    image=_colours(image, to_colours),
+                    rows=_rows(comparison, image, class_idx, to_colours),
+                )
+            )
+    return found
+
+
+def _rows(
+    comparison: CAMComparison, image: Tensor, class_idx: int, to_colours: Callable[[Tensor], Tensor]
+) -> list[tuple[str, Tensor, Tensor, float, float]]:
+    scoring = Scoring(None, comparison.protocol)
+    rows = []
+    for method, source in comparison.sources.items():
+        explanation = explain(source, image, scoring=scoring, class_idx=class_idx)
+        mask = to_mask(explanation, comparison.protocol)
+        masked = apply_mask(image, mask, comparison.protocol)
+        score = float(masked_scores(source.model, explanation, scoring=scoring))
+        drop = max(float(explanation.scores) - score, 0.0)
+        rows.append((method, mask[0].cpu(), _colours(masked, to_colours), score, drop))
+    return rows
+
+
+def _colours(image: Tensor, to_colours: Callable[[Tensor], Tensor]) -> Tensor:
+    colours = to_colours(image).clamp(0, 1)[0].float().cpu()
+    return colours if len(colours) == 3 else colours.mean(0, keepdim=True).expand(3, -1, -1)
