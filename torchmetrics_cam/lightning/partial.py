@@ -44,9 +44,10 @@ class PartialResult:
             found = torch.load(self.file, map_location="cpu", weights_only=True)
             key, done, states = found["key"], found["done"], found["states"]
         except Exception as error:
-            raise ValueError(
-                f"{self.file} is no partial result ({error}); remove it to begin anew"
-            ) from error
+            # Not in torch's own words, which would have people load the file unchecked.
+            kind = type(error).__name__
+            message = f"{self.file} is no partial result ({kind}); remove it to begin anew"
+            raise ValueError(message) from error
         for name, value in self.key.items():
             if key.get(name) != value:
                 raise ValueError(
