@@ -49,21 +49,22 @@ def run(arguments: Any) -> None:
     sources = make_sources(
         names_in(arguments.methods, "--methods"), loaded.model, layers, reshape_transform=reshape
     )
-    settings: dict[str, Any] = {"protocol": protocol, "measures": measures, "average": arguments.average}
-    try:
-        comparison = CAMComparison(
+
+    def comparison_of(batch_size: int) -> CAMComparison:
+        return CAMComparison(
             sources,
+            protocol=protocol,
+            measures=measures,
             per_sample=True,
             num_classes=arguments.num_classes,
-            batch_size=arguments.batch_size,
-            **settings,
+            average=arguments.average,
+            batch_size=batch_size,
         )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
     partial = arguments.out / PARTIAL
     go_on_or_begin(partial, arguments)
-    if not _evaluated(comparison, images, arguments, partial):
+    comparison = _evaluated(comparison_of, images, arguments, partial)
+    if comparison is None:
         return
     # This process has the sums of all, and the others are at their end.
     comparison.sync_on_compute = False
@@ -204,8 +205,10 @@ def _layer(asked: str, loaded: LoadedModel, image: Tensor) -> tuple[tuple[str, .
     return names, "given", check_layer(loaded.model, images, names)
 
 
-def _evaluated(comparison: CAMComparison, images: Images, arguments: Any, partial: Path) -> bool:
-    """Run the loop, and say whether this is the process that has the numbers of all."""
+def _evaluated(
+    comparison_of: Callable[[int], CAMComparison], images: Images, arguments: Any, partial: Path
+) -> CAMComparison | None:
+    """The comparison after the loop, in the process that has the numbers of all."""
     try:
         from lightning.fabric.utilities.rank_zero import rank_zero_only
     except ModuleNotFoundError as error:
@@ -222,6 +225,10 @@ def _evaluated(comparison: CAMComparison, images: Images, arguments: Any, partia
 
     size = arguments.batch_size
     while True:
+        try:
+            comparison = comparison_of(size)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         loader = DataLoader(images, size, num_workers=arguments.num_workers, collate_fn=collate)
         try:
             evaluate(
@@ -236,6 +243,9 @@ def _evaluated(comparison: CAMComparison, images: Images, arguments: Any, partia
                 num_nodes=arguments.num_nodes,
                 precision=arguments.precision,
             )
+        except SystemExit as error:
+            # Lightning ends the process after Ctrl-C.
+            raise KeyboardInterrupt from error
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -247,7 +257,7 @@ def _evaluated(comparison: CAMComparison, images: Images, arguments: Any, partia
                 " --halve-on-oom. What was done is kept, and the same command goes on from there"
                 f" ({short(error)})"
             ) from error
-        return bool(vars(rank_zero_only)["rank"] == 0)
+        return comparison if vars(rank_zero_only)["rank"] == 0 else None
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

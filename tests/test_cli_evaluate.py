@@ -1,0 +1,295 @@
+"""``torchmetrics-cam evaluate`` and ``compare``, as a person runs them: a network, a folder, files, errors."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from torchmetrics_cam import AverageDrop
+from torchmetrics_cam.cams import GradCAM
+from torchmetrics_cam.cli import main
+
+NETWORK = """
+import numpy as np
+import torch
+from torch import nn
+
+
+def factory():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 10),
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model, transform
+
+
+def transform(picture):
+    pixels = torch.tensor(np.array(picture.resize((16, 16))), dtype=torch.float32)
+    return pixels.permute(2, 0, 1) / 255
+
+
+def other():
+    model, transform = factory()
+    with torch.no_grad():
+        model[2].weight.mul_(1.3)
+    return model, transform
+
+
+def slow():
+    import time
+
+    model, transform = factory()
+    return Slow(model), transform
+
+
+class Slow(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        import time
+
+        time.sleep(0.02)
+        return self.model(images)
+
+
+def hungry():
+    model, transform = factory()
+    return Hungry(model), transform
+
+
+class Hungry(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        if len(images) > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return self.model(images)
+"""
+FILES = {"results.json", "results.csv", "samples.csv", "report.html"}
+CPU = ["--accelerator", "cpu", "--devices", "1"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the user's network, 30 real digits in folders of their classes, and a broken file."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "mine.py").write_text(NETWORK)
+    bunch = load_digits()
+    for number, (pixels, label) in enumerate(zip(bunch.images[:30], bunch.target[:30], strict=True)):
+        of_class = folder / "photos" / f"digit {label}"
+        of_class.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 15.9).astype(np.uint8)).save(of_class / f"{number:03}.png")
+    (folder / "photos" / "digit 3" / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture
+def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)
+    return place
+
+
+def arguments(out: Path, *more: str) -> list[str]:
+    given = ["evaluate", "--model", "mine:factory", "--data", "photos", "--layer", "3", "--batch-size", "4"]
+    return [*given, *CPU, "--out", str(out), *more]
+
+
+def command(out: Path, *more: str, **settings: object) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "torchmetrics_cam", *arguments(out), *more]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+
+
+def results(out: Path) -> dict:
+    return json.loads((out / "results.json").read_text())
+
+
+def numbers(out: Path) -> dict:
+    """All that must not depend on how the run was done."""
+    found = results(out)
+    return {name: found[name] for name in ("comparison", "paired", "win_rates", "per_class", "methods")}
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.syspath_prepend(place)
+        assert main(arguments(out)) == 0
+    return out
+
+
+def test_it_writes_its_files_and_nothing_else(whole):
+    assert {path.name for path in whole.iterdir()} == FILES
+
+
+def test_its_numbers_are_those_of_the_metric(whole, inside):
+    import mine
+
+    model, transform = mine.factory()
+    metric = AverageDrop(GradCAM(model.eval(), "3"))
+    files = sorted(path for path in Path("photos").rglob("*.png") if path.name != "broken.png")
+    metric.update(torch.stack([transform(Image.open(path).convert("RGB")) for path in files]))
+    row = next(row for row in results(whole)["comparison"]["rows"] if row["method"] == "Grad-CAM")
+    assert row["average_drop"]["value"] == pytest.approx(float(metric.compute()), abs=1e-6)
+    assert row["average_drop"]["value"] > 0.02
+    assert row["n"] == 30
+
+
+def test_what_cannot_be_read_is_named_and_counted(whole):
+    (unreadable,) = results(whole)["data"]["unreadable"]
+    assert unreadable["file"].endswith("broken.png")
+    assert "PIL" in unreadable["reason"]
+    assert results(whole)["data"]["images"] == 31
+
+
+def test_samples_have_a_row_an_image_whose_mean_is_the_value(whole):
+    with (whole / "samples.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 30
+    mean = sum(float(row["Layer-CAM/average_drop"]) for row in rows) / 30
+    layer_cam = next(row for row in results(whole)["comparison"]["rows"] if row["method"] == "Layer-CAM")
+    assert mean == pytest.approx(layer_cam["average_drop"]["value"], abs=1e-9)
+
+
+def test_the_report_shows_best_and_worst_and_the_broken_file(whole):
+    page = (whole / "report.html").read_text()
+    assert page.count("data:image/") >= 8 * (1 + 2 * 5)
+    assert "broken.png" in page
+    assert "mine:factory" in page
+
+
+def test_a_yaml_file_says_the_same(whole, inside, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "model: mine:factory\ndata: photos\nlayer: '3'\nbatch_size: 4\naccelerator: cpu\ndevices: '1'\n"
+    )
+    out = tmp_path / "out"
+    assert main(["evaluate", "--config", str(tmp_path / "run.yaml"), "--out", str(out)]) == 0
+    assert numbers(out) == numbers(whole)
+
+
+def test_the_protocol_and_its_fields(inside, tmp_path):
+    fields = ["--protocol", "score_cam", "--mask-fraction", "0.3", "--baseline", "mean"]
+    assert main(arguments(tmp_path / "out", *fields, "--measures", "average_drop,deletion_auc")) == 0
+    protocol = results(tmp_path / "out")["comparison"]["protocol"]
+    assert (protocol["name"], protocol["mask"], protocol["mask_fraction"]) == (
+        "modified score_cam",
+        "top",
+        0.3,
+    )
+    assert protocol["baseline"] == "ImageMean()"
+
+
+def test_two_processes_give_the_numbers_of_one(whole, place, tmp_path):
+    done = command(tmp_path / "out", "--devices", "2", "--strategy", "ddp", cwd=place)
+    printed, said = done.communicate(timeout=180)
+    assert done.returncode == 0, said
+    assert printed.count("| Grad-CAM |") == 1
+    assert results(tmp_path / "out")["hardware"]["processes"] == 2
+    one, two = numbers(whole), numbers(tmp_path / "out")
+    assert one["win_rates"] == two["win_rates"]
+    for first, second in zip(one["comparison"]["rows"], two["comparison"]["rows"], strict=True):
+        assert first["method"] == second["method"]
+        assert first["average_drop"]["value"] == pytest.approx(second["average_drop"]["value"], abs=1e-6)
+        assert (first["n"], first["excluded"]) == (second["n"], second["excluded"])
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill"])
+def test_interrupted_three_times_it_ends_with_the_same_numbers(place, tmp_path, whole, how):
+    more = ("--model", "mine:slow", "--layer", "model.3", "--batch-size", "1", "--save-every", "2")
+    expected = tmp_path / "expected"
+    done = command(expected, *more, cwd=place)
+    assert done.communicate(timeout=180)[0]
+    out = tmp_path / "out"
+    seen = []
+    for _ in range(3):
+        running = command(out, *more, cwd=place)
+        kept, before = out / "partial" / "rank-0.pt", seen[-1] if seen else 0
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and running.poll() is None:
+            if kept.exists() and kept.stat().st_mtime_ns > before:
+                break
+            time.sleep(0.01)
+        running.send_signal(how)
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said
+        if how == signal.SIGINT:
+            assert "interrupted; what was done is kept, and the same command goes on" in said
+            assert "Traceback" not in said
+        seen.append(kept.stat().st_mtime_ns)
+    places = torch.load(out / "partial" / "rank-0.pt", weights_only=True)["done"]
+    assert 4 <= places < 31
+    done = command(out, *more, cwd=place)
+    assert done.communicate(timeout=180)[0]
+    assert numbers(out) == numbers(expected)
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_a_partial_result_of_another_command_is_refused(inside, tmp_path, capsys):
+    partial = tmp_path / "out" / "partial"
+    partial.mkdir(parents=True)
+    (partial / "settings.json").write_text(json.dumps({"model": "torchvision:resnet18"}))
+    assert main(arguments(tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    assert "has the partial result of another command, with another model," in said
+    assert "--fresh" in said
+    assert main(arguments(tmp_path / "out", "--fresh")) == 0
+
+
+def test_when_memory_runs_out_it_says_what_to_try_or_halves(inside, tmp_path, capsys, whole):
+    more = ("--model", "mine:hungry", "--layer", "model.3", "--batch-size", "16")
+    assert main(arguments(tmp_path / "out", *more)) == 2
+    assert (
+        "memory ran out with 16 images in a batch; try --batch-size 8, or --halve-on-oom"
+        in capsys.readouterr().err
+    )
+    assert main(arguments(tmp_path / "out", *more, "--halve-on-oom")) == 0
+    ours, theirs = (results(out)["comparison"]["rows"] for out in (tmp_path / "out", whole))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["average_drop"]["value"] == pytest.approx(other["average_drop"]["value"], abs=1e-6)
+
+
+def test_compare_pairs_the_same_images(inside, whole, tmp_path, capsys):
+    assert main(arguments(tmp_path / "other", "--model", "mine:other", "--limit", "12")) == 0
+    capsys.readouterr()
+    assert main(["compare", str(whole / "results.json"), str(tmp_path / "other" / "results.json")]) == 0
+    printed = capsys.readouterr().out
+    tables = []
+    for out in (whole, tmp_path / "other"):
+        with (out / "samples.csv").open(newline="") as file:
+            tables.append({row["file"]: row for row in csv.DictReader(file)})
+    shared = [name for name in tables[0] if name in tables[1]]
+    assert f"{len(shared)} images are the same." in printed
+    gaps = np.array(
+        [
+            float(tables[0][n]["Grad-CAM/average_drop"]) - float(tables[1][n]["Grad-CAM/average_drop"])
+            for n in shared
+        ]
+    )
+    reach = 1.959964 * gaps.std(ddof=1) / len(gaps) ** 0.5
+    assert f"| {gaps.mean():+.3f} ({gaps.mean() - reach:+.3f} to {gaps.mean() + reach:+.3f}) |" in printed
+
+
+def test_the_command_is_a_module_too():
+    done = subprocess.run(
+        [sys.executable, "-m", "torchmetrics_cam", "--version"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("torchmetrics-cam ")
