@@ -1,7 +1,11 @@
 import pytest
+import torch
+from torch import nn
 
-from torchmetrics_cam import EvaluationProtocol
-from torchmetrics_cam.protocol import as_protocol
+from torchmetrics_cam import CAMComparison, EvaluationProtocol
+from torchmetrics_cam.cams import GradCAM
+from torchmetrics_cam.metrics.measures import MEASURES
+from torchmetrics_cam.protocol import as_protocol, reads
 
 
 def test_presets_are_what_the_tables_say():
@@ -60,3 +64,50 @@ def test_unknown_presets_are_refused():
         as_protocol("papers")
     with pytest.raises(TypeError, match="protocol is a int; pass an EvaluationProtocol"):
         as_protocol(3)
+
+
+def test_a_caption_has_only_what_the_measures_read():
+    protocol = EvaluationProtocol(mask="top", mask_fraction=0.3, drop_eps=1e-7)
+    assert protocol.caption(["complexity", "pointing_game"]) == (
+        "modified paper: scores=softmax, cam_of=logit, rectify=relu, normalize=after_resize, normalize_eps=0.0,"
+        " mask=top, mask_fraction=0.3, baseline=0.0, pointing_tolerance=15.0, class_selection=argmax"
+    )
+    assert "drop_eps=1e-07" in protocol.caption(["average_drop"])
+    assert protocol.caption() == str(protocol)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("drop", "absolute"),
+        ("drop_eps", 0.5),
+        ("gain_eps", 0.5),
+        ("curve_steps", 3),
+        ("deletion_baseline", 0.7),
+        ("insertion_baseline", 0.7),
+        ("road_fractions", (0.3,)),
+        ("road_noise", 0.5),
+        ("pointing_tolerance", 0.0),
+        ("iou_threshold", 0.9),
+    ],
+)
+def test_a_setting_is_left_out_where_it_changes_nothing(setting, value):
+    """Every measure with the setting as it is and another: those that differ, and no others, read it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
+    nn.init.normal_(model[3].weight)
+    images, masks = torch.rand(24, 1, 8, 8), torch.zeros(24, 8, 8, dtype=torch.bool)
+    masks[:, :3, :3] = True
+
+    def values(protocol):
+        source = GradCAM(model, "0")
+        settings = {"measures": list(MEASURES), "protocol": protocol, "controls": False}
+        comparison = CAMComparison({"Grad-CAM": source}, **settings)
+        comparison.update(images, masks=masks)
+        return {name: comparison.compute()[f"Grad-CAM/{name}"].item() for name in MEASURES}
+
+    protocol = EvaluationProtocol(pointing_tolerance=2.0)
+    one, other = values(protocol), values(protocol.but(**{setting: value}))
+    changed = {name for name in MEASURES if one[name] != other[name]}
+    assert changed
+    assert changed <= {name for name in MEASURES if reads([name], setting)}

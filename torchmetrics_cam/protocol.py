@@ -1,5 +1,6 @@
 """EvaluationProtocol: every choice that changes a number, in one object that prints itself."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -137,10 +138,50 @@ class EvaluationProtocol:
         base = self.name.removeprefix("modified ")
         return replace(self, **{"name": f"modified {base}", **changes})  # type: ignore[arg-type]
 
-    def __str__(self) -> str:
-        values = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-        values |= {name: described(values[name]) for name in BASELINES}
+    def caption(self, measures: Iterable[str] = ()) -> str:
+        """The protocol in one line, for the caption of a table or figure.
+
+        Args:
+            measures: names of measures. Settings that none of them reads are left out; without names, none.
+
+        Example:
+            >>> from torchmetrics_cam import EvaluationProtocol
+            >>> EvaluationProtocol().caption(["complexity"])
+            'paper: scores=softmax, cam_of=logit, rectify=relu, normalize=after_resize, normalize_eps=0.0, \
+mask=soft, baseline=0.0, class_selection=argmax'
+
+        """
+        names = [field.name for field in fields(self)[1:]]
+        if measures := set(measures):
+            other_masks = {name for name, mask in _OF_MASK.items() if mask != self.mask}
+            names = [name for name in names if reads(measures, name) and name not in other_masks]
+        values = {name: getattr(self, name) for name in names}
+        values |= {name: described(values[name]) for name in BASELINES if name in values}
         return f"{self.name}: {', '.join(f'{name}={value}' for name, value in values.items())}"
+
+    def __str__(self) -> str:
+        return self.caption()
+
+
+# Settings that some measures read alone, and settings of one kind of mask. All others change every number.
+_OF_MEASURES = {
+    "drop": {"average_drop"},
+    "drop_eps": {"average_drop"},
+    "gain_eps": {"average_gain"},
+    "curve_steps": {"deletion_auc", "insertion_auc"},
+    "deletion_baseline": {"deletion_auc"},
+    "insertion_baseline": {"insertion_auc"},
+    "road_fractions": {"road"},
+    "road_noise": {"road"},
+    "pointing_tolerance": {"pointing_game"},
+    "iou_threshold": {"mask_iou"},
+}
+_OF_MASK = {"mask_fraction": "top", "mask_threshold": "threshold"}
+
+
+def reads(measures: Iterable[str], setting: str) -> bool:
+    """Whether a setting of a protocol changes the value of one of the measures."""
+    return setting not in _OF_MEASURES or not _OF_MEASURES[setting].isdisjoint(measures)
 
 
 PRESETS = {

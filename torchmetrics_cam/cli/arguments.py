@@ -1,5 +1,6 @@
 """What can be asked of the command, on the command line or in a YAML file."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,10 +86,21 @@ def _evaluate() -> "ArgumentParser":
     add("--fresh", action="store_true", help="begin anew where a partial result is left")
     add("--out", type=Path, default=Path("torchmetrics-cam-results"), help="the folder of what is written")
     add("--protocol", type=str, default="paper", help=f"a preset, {', '.join(PRESETS)}; its fields follow")
+    explained = _explained_fields()
     for name in PROTOCOL_FIELDS:
         flags = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
-        add(*flags, type=Any, default=None, help="a field of the protocol")
+        add(*flags, type=Any, default=None, help=f"of the protocol: {explained.get(name, name)}")
     return made
+
+
+def _explained_fields() -> dict[str, str]:
+    """What the docstring of `EvaluationProtocol` says of each field, without its markup."""
+    section = (EvaluationProtocol.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+    entries = re.split(r"^ {8}(\w+): ", section, flags=re.MULTILINE)[1:]
+    return {
+        name: " ".join(text.replace("`", "").split()).rstrip(".").replace("%", "%%")
+        for name, text in zip(entries[::2], entries[1::2], strict=True)
+    }
 
 
 def _compare() -> "ArgumentParser":

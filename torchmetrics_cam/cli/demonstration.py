@@ -76,12 +76,13 @@ def run(arguments: Any) -> None:
         )
         write_files(comparison, results, pictures, out, lambda index: names[index])
 
+    protocol = demo.PROTOCOL.caption(measure.name for measure in comparison.measures)
     console = Console(highlight=False, markup=False)
     console.print(_table(results["comparison"]["rows"]))
     for paragraph in (
         "Fractions from 0 to 1. N: photos counted. Excluded: photos with a score or a map that is not finite."
         " Degenerate: counted photos with a constant map.",
-        f"EfficientNet-Lite0, layer {demo.TARGET_LAYER}. Protocol {demo.PROTOCOL}",
+        f"EfficientNet-Lite0, layer {demo.TARGET_LAYER}. Protocol {protocol}",
         "Eleven photos are a demonstration, not a sample: these numbers say nothing about the methods in"
         " general.",
         "The controls look at no network and show what a number is worth: the uniform map hides nothing,"

@@ -81,7 +81,8 @@ class ComparisonTable:
             values = [_shown(row[one["name"]]) for one in self.measures]
             lines.append([name, *values, *(str(row[key]) for key in ("n", "excluded", "degenerate"))])
         made = [f"Scores by logits_fn={self.logits_fn}, not the protocol's."] if self.logits_fn else []
-        notes = [f"Protocol {self.protocol}", *made, *self.notes, *_agreement_note(self)]
+        caption = self.protocol.caption(measure["name"] for measure in self.measures)
+        notes = [f"Protocol {caption}", *made, *self.notes, *_agreement_note(self)]
         return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *notes])
 
 
@@ -239,14 +240,14 @@ def _notes(
 def _agreement_note(table: ComparisonTable) -> list[str]:
     """Where people must see that measures disagree: with more than two of them."""
     found = agreement(table)
-    if len(found) <= 2:
-        return []
     titles = {measure["name"]: measure["title"] for measure in table.measures}
     pairs = [
         f"{titles[first]} and {titles[second]} {correlation:.2f}"
         for first, second in combinations(found, 2)
         if (correlation := found[first][second]) is not None
     ]
+    if len(found) <= 2 or not pairs:
+        return []
     return [f"Agreement of the measures on the methods (Spearman's rank correlation): {', '.join(pairs)}."]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torchmetrics_cam.protocol import reads
 from torchmetrics_cam.report.citations import bibtex
 from torchmetrics_cam.report.picture import Picture
 from torchmetrics_cam.report.words import protocol_in_words, verdict
@@ -88,6 +89,7 @@ def _content(results: Mapping[str, Any], gallery: Sequence[Picture]) -> dict[str
         for name in ("deletion", "insertion")
         if curves.get(name)
     ]
+    protocol = {name: value for name, value in comparison["protocol"].items() if reads(titles, name)}
     return {
         "r": results,
         "comparison": comparison,
@@ -105,7 +107,7 @@ def _content(results: Mapping[str, Any], gallery: Sequence[Picture]) -> dict[str
             for kind in ("best", "worst")
             if any(one.kind == kind for one in gallery)
         ],
-        "protocol": protocol_in_words(comparison["protocol"]),
+        "protocol": protocol_in_words(protocol),
         "bibtex": bibtex(list(titles), (results.get("versions") or {}).get("torchmetrics-cam")),
     }
 
