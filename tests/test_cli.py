@@ -98,7 +98,7 @@ def test_demo_prints_what_the_metric_gives(run: Run, lite0: nn.Module, photos: T
 @pytest.mark.parametrize(
     "sentence",
     [
-        str(demo.PROTOCOL),
+        demo.PROTOCOL.caption(["average_drop", "increase_in_confidence", "average_gain"]),
         "Eleven photos are a demonstration, not a sample: these numbers say nothing about the methods in"
         " general.",
         "the uniform map hides nothing, explains nothing, and has a perfect Average Drop.",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torchmetrics_cam
 
 _SOFTWARE = """@software{{torchmetrics_cam,
+  author  = {{{{The torchmetrics-cam developers}}}},
   title   = {{torchmetrics-cam: faithfulness of class activation maps, as TorchMetrics metrics}},
   version = {{{version}}}
 }}"""
