@@ -195,6 +195,10 @@ def test_the_protocol_and_its_fields(inside, tmp_path):
         0.3,
     )
     assert protocol["baseline"] == "ImageMean()"
+    curves = results(tmp_path / "out")["curves"]
+    assert (len(curves["fractions"]), len(curves["deletion"]["Grad-CAM"])) == (21, 21)
+    assert "insertion" not in curves
+    assert 'id="curves"' in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_two_processes_give_the_numbers_of_one(whole, place, tmp_path):

@@ -291,6 +291,41 @@ def test_ranks_give_the_curve_of_one_process(tmp_path, net, images):
         torch.testing.assert_close(curve, expected.curve(), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("average", ["micro", "macro"])
+def test_a_comparison_has_the_curves_of_the_single_metrics(average, net, images):
+    """Also with an image that does not count."""
+    images = images.clone()
+    images[1, 0, 0, 0] = torch.nan
+    settings = {"protocol": PAPER.but(curve_steps=4), "average": average, "num_classes": 5}
+    sources = {"Grad-CAM": GradCAM(net, "body"), "Layer-CAM": LayerCAM(net, "body")}
+    measures = ["average_drop", "insertion_auc", "deletion_auc"]
+    comparison = CAMComparison(sources, measures=measures, controls=False, **settings)
+    singles = {
+        (name, measure): metric(source, **settings)
+        for name, source in sources.items()
+        for measure, metric in (("deletion_auc", DeletionAUC), ("insertion_auc", InsertionAUC))
+    }
+    for batch in images.split(2):
+        for metric in (comparison, *singles.values()):
+            metric.update(batch)
+    for (name, measure), single in singles.items():
+        shares, scores = comparison.curve(measure)
+        assert torch.equal(shares, single.curve()[0])
+        torch.testing.assert_close(
+            scores[comparison.methods.index(name)], single.curve()[1], rtol=0, atol=1e-6
+        )
+
+
+def test_a_comparison_without_curves_says_which_it_has(net):
+    source = {"Grad-CAM": GradCAM(net, "body")}
+    with pytest.raises(
+        ValueError, match="'average_drop' is no measure with a curve of this comparison; it has"
+    ):
+        CAMComparison(source, measures=["average_drop", "deletion_auc"]).curve("average_drop")
+    with pytest.raises(ValueError, match=r"it has \[\]"):
+        CAMComparison(source).curve("deletion_auc")
+
+
 def test_it_never_merges_with_the_drop(net, images):
     collection = MetricCollection([AverageDrop(GradCAM(net, "body")), DeletionAUC(GradCAM(net, "body"))])
     collection.update(images)

@@ -52,7 +52,7 @@ def results_of(comparison: CAMComparison, class_names: Sequence[str] | None) -> 
             for first, second in combinations(comparison.methods, 2)
         ],
         "per_class": _per_class(comparison, class_names),
-        "curves": {},
+        "curves": _curves(comparison),
     }
 
 
@@ -95,6 +95,20 @@ def write_samples(comparison: CAMComparison, name_of: Callable[[int], str], path
         writer.writerow(["index", "file", "class_idx", "score", *header])
         for row in order:
             writer.writerow([index[row], name_of(index[row]), classes[row], scores[row], *values[row]])
+
+
+def _curves(comparison: CAMComparison) -> dict[str, Any]:
+    """Mean deletion and insertion curves of every method, if the comparison has any."""
+    found: dict[str, Any] = {}
+    for measure, title in (("deletion_auc", "deletion"), ("insertion_auc", "insertion")):
+        if measure in [one.name for one in comparison.measures]:
+            shares, scores = comparison.curve(measure)
+            found["fractions"] = shares.tolist()
+            found[title] = {
+                method: [_number(score) for score in curve]
+                for method, curve in zip(comparison.methods, scores, strict=True)
+            }
+    return found
 
 
 def _per_class(comparison: CAMComparison, class_names: Sequence[str] | None) -> list[dict[str, Any]]:

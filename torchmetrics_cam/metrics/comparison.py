@@ -1,13 +1,15 @@
 """CAMComparison: many CAM methods of one model in one pass, with intervals and controls."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from torchmetrics_cam.cams.source import CAMSource
-from torchmetrics_cam.metrics.base import CAMMetric, warn_scores_outside_unit_interval
+from torchmetrics_cam.metrics.base import warn_scores_outside_unit_interval
+from torchmetrics_cam.metrics.batch_values import BatchValues
 from torchmetrics_cam.metrics.comparison_input import (
     CONTROLS,
     check_index,
@@ -17,16 +19,18 @@ from torchmetrics_cam.metrics.comparison_input import (
     named_sources,
 )
 from torchmetrics_cam.metrics.comparison_statistics import ComparisonStatistics
+from torchmetrics_cam.metrics.curve_sums import CURVES, both_curves, curve_contributions, curve_shares
 from torchmetrics_cam.metrics.measures import DEFAULT_MEASURES
-from torchmetrics_cam.metrics.records import as_list, packed, record_length, unpacked
+from torchmetrics_cam.metrics.records import RecordingMetric
 from torchmetrics_cam.metrics.table import ComparisonTable, PairedDifference, comparison_table
+from torchmetrics_cam.readings import Readings
 from torchmetrics_cam.scoring import ClassIndex, Target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class CAMComparison(CAMMetric):
+class CAMComparison(RecordingMetric):
     r"""Several CAM methods of one model on the same images, with 95 % intervals and paired comparisons.
 
     One clean forward pass serves all methods, gradient CAMs of a layer share its activation and gradient, and
@@ -51,6 +55,7 @@ class CAMComparison(CAMMetric):
         wins: on how many images method k is better than l; differences up to 1e-6 are ties.
         nan_count, degenerate_count, outside_count: as of `AverageDrop`, ``(K,)``.
         apart: on how many images the model says something else to the two methods, ``(K, K)``.
+        curves: sums of deletion and insertion curves and of their squares, ``(P, 2, K, 2)``, if one is asked.
 
     Args:
         sources: the methods by name: whatever `AverageDrop` takes, all of one model.
@@ -94,7 +99,7 @@ class CAMComparison(CAMMetric):
     degenerate_count: Tensor
     outside_count: Tensor
     apart: Tensor
-    records: list[Tensor]
+    curves: Tensor
 
     def __init__(
         self,
@@ -108,11 +113,9 @@ class CAMComparison(CAMMetric):
     ) -> None:
         check_measures(measures)
         named = named_sources(sources, with_controls=controls)
+        settings |= {"per_sample": per_sample, "methods": list(named)}
         super().__init__(list(named.values()), measures, logits_fn, **settings)
-        self.methods = tuple(named)
         self.controls = tuple(CONTROLS) if controls else ()
-        self.per_sample = per_sample
-        self._seen = 0
         pairs = (len(self.measures), len(named), len(named))
         self._add_sum("count", torch.int64, *pairs[1:])
         self._add_sum("apart", torch.int64, *pairs[1:])
@@ -121,8 +124,8 @@ class CAMComparison(CAMMetric):
         self._add_sum("wins", torch.int64, *pairs)
         for name in ("nan_count", "degenerate_count", "outside_count"):
             self._add_sum(name, torch.int64, len(named))
-        if per_sample:
-            self.add_state("records", [], dist_reduce_fx="cat")
+        if any(measure in CURVES for measure in measures):
+            self._add_sum("curves", torch.float64, len(curve_shares(self.protocol)), 2, len(named), 2)
 
     @property
     def sources(self) -> dict[str, CAMSource]:
@@ -159,12 +162,9 @@ class CAMComparison(CAMMetric):
         batch = self._evaluated(input_tensor, class_idx, targets, handed, masks)
         for name, contribution in batch.contributions(self.measures).items():
             self._add(name, contribution, batch.selection)
-        if self.per_sample:
-            count = len(batch.scores)
-            seen = torch.arange(self._seen, self._seen + count, device=batch.scores.device)
-            numbers = seen if index is None else torch.as_tensor(index)
-            self._seen += count
-            self.records = [*as_list(self.records), packed(numbers, batch).to(self.sums)]
+        if batch.curves is not None:
+            self._add("curves", curve_contributions(batch), batch.selection)
+        self._record(batch, index)
 
     def compute(self) -> dict[str, Tensor]:
         """The mean of every method and measure, and the bounds of its 95 % interval."""
@@ -239,21 +239,26 @@ class CAMComparison(CAMMetric):
             mean, lower, upper, p_value, count.sum() if self.average == "macro" else count
         )
 
-    def samples(self) -> dict[str, Tensor]:
-        """What ``per_sample=True`` kept of every image, over all ranks; every rank must call it.
+    def curve(self, measure: str) -> tuple[Tensor, Tensor]:
+        """The mean deletion or insertion curve of every method; every rank must call it.
+
+        Args:
+            measure: ``"deletion_auc"`` or ``"insertion_auc"``, if it is one of the measures.
 
         Returns:
-            ``"index"``, ``"class_idx"`` (-1 for a target) and ``"score"``, ``(N,)``; ``"masked_score"``,
-            ``"valid"`` and each measure under its name, ``(N, K)`` in the order of ``methods``.
+            The share of positions that is perturbed, ``(curve_steps + 1,)``, and the mean score there of each
+            method, ``(K, curve_steps + 1)``. Classes are pooled.
 
         Raises:
-            ValueError: if nothing was kept.
+            ValueError: if the measure has no curve, or was not asked for.
         """
-        if not self.per_sample:
-            raise ValueError("no sample was kept; make the comparison with per_sample=True")
+        asked = [one.name for one in self.measures if one.name in CURVES]
+        which = CURVES[asked[known(measure, asked, "measure with a curve")]]
         with self._all_ranks():
-            records = torch.cat([self._no_record(), *as_list(self.records)])
-        return unpacked(records, len(self.methods), [measure.name for measure in self.measures])
+            total, count = self.curves[..., which, :, 0], self.count.diagonal(dim1=-2, dim2=-1)
+        if self.average != "micro":
+            total, count = total.sum(0), count.sum(0)
+        return torch.tensor(curve_shares(self.protocol), device=total.device), (total / count).T
 
     def plot(self, val: ComparisonTable | None = None, ax: Any = None) -> tuple["Figure", Any]:  # type: ignore[override]
         """Every method's value with its interval, a panel a measure; every rank must call it.
@@ -268,24 +273,13 @@ class CAMComparison(CAMMetric):
 
         return comparison_figure(self.table() if val is None else val, ax)
 
-    def reset(self) -> None:
-        """Begin anew."""
-        super().reset()
-        if not self._in_forward:
-            self._seen = 0
-
     def _statistics(self) -> ComparisonStatistics:
         states = (self.count, self.sums, self.squares, self.wins, self.apart)
         return ComparisonStatistics(self.measures, self.average, *states)
 
-    def _sync_dist(self, *arguments: Any, **settings: Any) -> None:
-        """A rank without an image takes part with no record, in the shape of the others'."""
-        if self.per_sample:
-            self.records = [self._no_record(), *as_list(self.records)]
-        super()._sync_dist(*arguments, **settings)
-
-    def _no_record(self) -> Tensor:
-        return self.sums.new_zeros(0, record_length(len(self.methods), len(self.measures)))
+    def _read(self, read: Readings) -> BatchValues:
+        batch = super()._read(read)
+        return replace(batch, curves=both_curves(read)) if "curves" in self._defaults else batch
 
     def _place(self, measure: str | None) -> int:
         return 0 if measure is None else known(measure, [one.name for one in self.measures], "measure")

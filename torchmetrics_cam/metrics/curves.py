@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.functional.curves import resampled_curve
 from torchmetrics_cam.functional.statistics import Estimate, estimate
 from torchmetrics_cam.metrics.batch_values import BatchValues
+from torchmetrics_cam.metrics.curve_sums import CURVES, both_curves, curve_contributions, curve_shares
 from torchmetrics_cam.metrics.source_metric import SourceMetric
 from torchmetrics_cam.readings import Readings
 
@@ -66,10 +66,7 @@ class CurveMetric(SourceMetric):
 
     def _accumulate(self, batch: BatchValues) -> None:
         super()._accumulate(batch)
-        assert batch.curves is not None
-        curves = batch.curves[:, :, 0]
-        curves = torch.where(batch.valid[0], curves, torch.zeros_like(curves))
-        self._add("curves", torch.stack([curves, curves.square()], 2).movedim(-1, 0), batch.selection)
+        self._add("curves", curve_contributions(batch)[:, :, :, 0], batch.selection)
 
     def _mean_curves(self) -> Estimate:
         """The mean of both over the images of all ranks and classes, ``(P, 2)``."""
@@ -112,12 +109,10 @@ class DeletionOrInsertion(CurveMetric):
         return {self.which: type(self).__name__}
 
     def _shares(self) -> list[float]:
-        steps = self.protocol.curve_steps
-        return [place / steps for place in range(steps + 1)]
+        return curve_shares(self.protocol)
 
     def _curves_of(self, read: Readings) -> Tensor:
-        both = torch.stack([read.deletion, read.insertion], 1)
-        return resampled_curve(both, read.fractions, self.protocol.curve_steps + 1)
+        return both_curves(read)
 
 
 class DeletionAUC(DeletionOrInsertion):
@@ -148,7 +143,7 @@ class DeletionAUC(DeletionOrInsertion):
     """
 
     higher_is_better: bool = False
-    which: ClassVar[int] = 0
+    which: ClassVar[int] = CURVES["deletion_auc"]
 
 
 class InsertionAUC(DeletionOrInsertion):
@@ -172,4 +167,4 @@ class InsertionAUC(DeletionOrInsertion):
     """
 
     higher_is_better: bool = True
-    which: ClassVar[int] = 1
+    which: ClassVar[int] = CURVES["insertion_auc"]

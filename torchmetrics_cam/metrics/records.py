@@ -1,10 +1,12 @@
 """One row a sample: what a comparison keeps with ``per_sample=True``."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchmetrics_cam.metrics.base import CAMMetric
 from torchmetrics_cam.metrics.batch_values import BatchValues
 from torchmetrics_cam.metrics.settings import sum_dtype
 
@@ -44,3 +46,65 @@ def unpacked(records: Tensor, methods: int, measures: Sequence[str]) -> dict[str
         "valid": valid.bool(),
         **dict(zip(measures, values, strict=True)),
     }
+
+
+class RecordingMetric(CAMMetric):
+    """A metric of several methods that can keep a row a sample.
+
+    Args:
+        per_sample: whether it does.
+        methods: their names.
+        arguments: of `CAMMetric`.
+        settings: of `CAMMetric`.
+    """
+
+    sums: Tensor
+    records: list[Tensor]
+
+    def __init__(self, *arguments: Any, per_sample: bool, methods: Sequence[str], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.methods = tuple(methods)
+        self.per_sample = per_sample
+        self._seen = 0
+        if per_sample:
+            self.add_state("records", [], dist_reduce_fx="cat")
+
+    def samples(self) -> dict[str, Tensor]:
+        """What ``per_sample=True`` kept of every image, over all ranks; every rank must call it.
+
+        Returns:
+            ``"index"``, ``"class_idx"`` (-1 for a target) and ``"score"``, ``(N,)``; ``"masked_score"``,
+            ``"valid"`` and each measure under its name, ``(N, K)`` in the order of ``methods``.
+
+        Raises:
+            ValueError: if nothing was kept.
+        """
+        if not self.per_sample:
+            raise ValueError("no sample was kept; make the comparison with per_sample=True")
+        with self._all_ranks():
+            records = torch.cat([self._no_record(), *as_list(self.records)])
+        return unpacked(records, len(self.methods), [measure.name for measure in self.measures])
+
+    def reset(self) -> None:
+        """Begin anew."""
+        super().reset()
+        if not self._in_forward:
+            self._seen = 0
+
+    def _record(self, batch: BatchValues, index: Tensor | Sequence[int] | None) -> None:
+        """Keep a batch, whose samples have these numbers; None counts those that were seen."""
+        if not self.per_sample:
+            return
+        seen = torch.arange(self._seen, self._seen + len(batch.scores), device=batch.scores.device)
+        self._seen += len(batch.scores)
+        numbers = seen if index is None else torch.as_tensor(index)
+        self.records = [*as_list(self.records), packed(numbers, batch).to(self._no_record())]
+
+    def _sync_dist(self, *arguments: Any, **settings: Any) -> None:
+        """A rank without an image takes part with no record, in the shape of the others'."""
+        if self.per_sample:
+            self.records = [self._no_record(), *as_list(self.records)]
+        super()._sync_dist(*arguments, **settings)
+
+    def _no_record(self) -> Tensor:
+        return self.sums.new_zeros(0, record_length(len(self.methods), len(self.measures)))
