@@ -1,5 +1,7 @@
 """ROAD: the imputation against scipy's solver, the metric against pytorch-grad-cam's, and the signs."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -35,8 +37,7 @@ def most_relevant(maps: torch.Tensor, share: float) -> torch.Tensor:
     return ranks < round(share * ranks[0].numel())
 
 
-@pytest.mark.parametrize("side", [5, 16, 61])
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
+@pytest.mark.parametrize(("side", "share"), [*product([5, 16, 61], [0.02, 0.5, 0.95]), (224, 0.5)])
 def test_imputation_is_that_of_a_sparse_solver(side, share):
     """pytorch-grad-cam's imputer, which calls scipy's spsolve, without its noise."""
     images = torch.rand(3, 2, side, side, generator=torch.Generator().manual_seed(1))
@@ -46,10 +47,32 @@ def test_imputation_is_that_of_a_sparse_solver(side, share):
         NoisyLinearImputer(noise=0)(image, (~gone).float())
         for image, gone in zip(images, hidden, strict=True)
     ]
-    torch.testing.assert_close(imputed, torch.stack(expected), rtol=0, atol=1e-4)
+    torch.testing.assert_close(imputed, torch.stack(expected), rtol=0, atol=2e-5)
     assert torch.equal(
         imputed[~hidden.unsqueeze(1).expand_as(imputed)], images[~hidden.unsqueeze(1).expand_as(images)]
     )
+
+
+@pytest.mark.parametrize("shape", [(40,), (33, 18), (9, 14, 11)])
+def test_the_solution_is_the_weighted_mean_of_its_neighbours(shape):
+    """In one to three dimensions, at the border too, and whoever stands beside an image in the batch."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.rand(4, 2, *shape, generator=generator)
+    hidden = torch.rand(4, *shape, generator=generator) < torch.tensor([0.1, 0.5, 0.8, 0.95]).view(
+        -1, *(1,) * len(shape)
+    )
+    imputed = linear_imputation(images, hidden)
+    for place in torch.cartesian_prod(*map(torch.arange, shape)).view(-1, len(shape)).tolist():
+        total, weights = torch.zeros(4, 2), 0.0
+        for step in product((-1, 0, 1), repeat=len(shape)):
+            there = [at + one for at, one in zip(place, step, strict=True)]
+            if any(step) and all(0 <= at < side for at, side in zip(there, shape, strict=True)):
+                weight = 1 / sum(map(abs, step))
+                total, weights = total + weight * imputed[(..., *there)], weights + weight
+        here, gone = imputed[(..., *place)], hidden[(..., *place)]
+        torch.testing.assert_close(here[gone], (total / weights)[gone], rtol=0, atol=1e-5)
+    alone = torch.cat([linear_imputation(images[[one]], hidden[[one]]) for one in range(4)])
+    torch.testing.assert_close(imputed, alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
