@@ -11,6 +11,7 @@ It ends with status 1 if a number differs.
 
 import argparse
 import json
+import os
 import random
 import signal
 import subprocess
@@ -61,9 +62,10 @@ def start(out: Path, weights: Path, limit: int, *more: str) -> subprocess.Popen[
         str(out),
         *more,
     ]
-    return subprocess.Popen(
-        line, cwd=Path(__file__).parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    # One thread a process: two processes then have twice the cores, and one is compared with bare forwards of one.
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(line, cwd=Path(__file__).parent, env=environ, **streams)
 
 
 def finish(out: Path, weights: Path, limit: int, *more: str) -> tuple[dict[str, Any], float]:
@@ -101,6 +103,7 @@ def interrupted(
 
 def bare_seconds(model: nn.Module, pixels: Tensor) -> float:
     """The forward passes of the whole evaluation and nothing else."""
+    torch.set_num_threads(1)
     passes = CLEAN_PASSES + PASSES_OF_METHODS + PASSES_OF_SCORE_CAM
     started = time.perf_counter()
     with torch.inference_mode():
@@ -152,7 +155,8 @@ Largest difference of any number in `results.json` to that of one process: {resu
 two processes, {result["difference_when_interrupted"]:.1e} when interrupted by Ctrl-C after {INTERRUPTS} random times (exit codes
 {", ".join(map(str, result["exit_codes"]))}) and called again.
 
-One process took {seconds["one"]:.0f} s with its start, its report and the samples of each image; two took
+One process of one thread took {seconds["one"]:.0f} s with its start, its report and the samples of each
+image; two took
 {seconds["two"]:.0f} s. The forward passes alone take {seconds["bare"]:.0f} s: {CLEAN_PASSES} clean ones,
 {PASSES_OF_METHODS} masked ones and the {PASSES_OF_SCORE_CAM} of Score-CAM an image. The network is so small that a
 forward pass of an image takes {1e6 * seconds["bare"] / result["forward_passes"]:.0f} microseconds."""
