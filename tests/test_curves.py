@@ -9,6 +9,7 @@ import torchcam.methods
 import torchcam.metrics
 from conftest import Calls, HostSyncs, small_net
 from processes import results_of
+from scipy.integrate import trapezoid
 from torch import nn
 from torchmetrics import MetricCollection
 
@@ -80,7 +81,7 @@ def reference(model, images, maps, classes, steps, gone, shown):
                 with torch.no_grad():
                     logits = model(torch.tensor(mixed.reshape(1, *image.shape), dtype=torch.float32))
                 curve.append(logits.softmax(1)[0, index].item())
-        areas.append([np.trapezoid(curve, np.array(counts) / len(order)) for curve in curves])
+        areas.append([trapezoid(curve, np.array(counts) / len(order)) for curve in curves])
     return np.array(areas)
 
 
