@@ -47,7 +47,7 @@ def test_imputation_is_that_of_a_sparse_solver(side, share):
         NoisyLinearImputer(noise=0)(image, (~gone).float())
         for image, gone in zip(images, hidden, strict=True)
     ]
-    torch.testing.assert_close(imputed, torch.stack(expected), rtol=0, atol=2e-5)
+    torch.testing.assert_close(imputed, torch.stack(expected), rtol=0, atol=1e-5)
     assert torch.equal(
         imputed[~hidden.unsqueeze(1).expand_as(imputed)], images[~hidden.unsqueeze(1).expand_as(images)]
     )
