@@ -80,7 +80,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives):
 def test_the_source_archive_holds_what_a_packager_needs(archives):
     with tarfile.open(archives[1]) as source:
         tops = {Path(name).parts[1] for name in source.getnames() if len(Path(name).parts) > 1}
-    wanted = {"torchmetrics_cam", "tests", "notebooks", "pyproject.toml", "LICENSE"}
+    wanted = {".ci", "torchmetrics_cam", "tests", "notebooks", "pyproject.toml", "LICENSE"}
     wanted |= {"README.md", "GUIDE.md", "CHANGELOG.md", "CITATION.cff"}
     assert tops - {"PKG-INFO", ".gitignore"} == wanted
 
