@@ -135,13 +135,9 @@ def test_the_evaluation_of_the_readme_runs(place):
 
 def test_the_commands_of_the_guide_run(place):
     (place / "evaluation.yaml").write_text(block("yaml", GUIDE))
-    sys.path.insert(0, str(place))
-    try:
-        import mine
-
-        torch.save(mine.network()[0].state_dict(), place / "weights.pt")
-    finally:
-        sys.path.remove(str(place))
+    names: dict = {}
+    exec(NETWORK, names)
+    torch.save(names["network"]()[0].state_dict(), place / "weights.pt")
     command = block("command", GUIDE)
     assert "| torchcam:ScoreCAM |" in shell(command, place)
     shell(command.strip() + " --out results/other --layer 0", place)
