@@ -257,6 +257,12 @@ def test_a_partial_result_of_another_command_is_refused(inside, tmp_path, capsys
     assert main(arguments(tmp_path / "out", "--fresh")) == 0
 
 
+def test_what_is_refused_leaves_no_partial_result(inside, tmp_path, capsys):
+    assert main(arguments(tmp_path / "out", "--num-classes", "0")) == 2
+    assert "num_classes is 0; it must be a positive integer" in capsys.readouterr().err
+    assert main(arguments(tmp_path / "out", "--num-classes", "10")) == 0
+
+
 def test_when_memory_runs_out_it_says_what_to_try_or_halves(inside, tmp_path, capsys, whole):
     more = ("--model", "mine:hungry", "--layer", "model.3", "--batch-size", "16")
     assert main(arguments(tmp_path / "out", *more)) == 2

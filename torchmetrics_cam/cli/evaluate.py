@@ -51,18 +51,20 @@ def run(arguments: Any) -> None:
     )
 
     def comparison_of(batch_size: int) -> CAMComparison:
-        return CAMComparison(
-            sources,
-            protocol=protocol,
-            measures=measures,
-            per_sample=True,
-            num_classes=arguments.num_classes,
-            average=arguments.average,
-            batch_size=batch_size,
-        )
+        try:
+            return CAMComparison(
+                sources,
+                protocol=protocol,
+                measures=measures,
+                per_sample=True,
+                num_classes=arguments.num_classes,
+                average=arguments.average,
+                batch_size=batch_size,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
     partial = arguments.out / PARTIAL
-    go_on_or_begin(partial, arguments)
     comparison = _evaluated(comparison_of, images, arguments, partial)
     if comparison is None:
         return
@@ -224,11 +226,10 @@ def _evaluated(
         return {"input_tensor": batch["image"], "index": batch["index"], **classes}
 
     size = arguments.batch_size
+    # What it refuses, it refuses before anything is written.
+    comparison = comparison_of(size)
+    go_on_or_begin(partial, arguments)
     while True:
-        try:
-            comparison = comparison_of(size)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
         loader = DataLoader(images, size, num_workers=arguments.num_workers, collate_fn=collate)
         try:
             evaluate(
@@ -251,6 +252,7 @@ def _evaluated(
                 raise
             if arguments.halve_on_oom and size > 1:
                 size //= 2
+                comparison = comparison_of(size)
                 continue
             raise UsageError(
                 f"memory ran out with {size} images in a batch; try --batch-size {max(size // 2, 1)}, or"
