@@ -17,6 +17,7 @@ from torch import Tensor
 
 import torchmetrics_cam
 from torchmetrics_cam.metrics.comparison import CAMComparison
+from torchmetrics_cam.metrics.curve_sums import CURVES
 
 FORMAT = 1
 _PACKAGES = (
@@ -100,14 +101,13 @@ def write_samples(comparison: CAMComparison, name_of: Callable[[int], str], path
 def _curves(comparison: CAMComparison) -> dict[str, Any]:
     """Mean deletion and insertion curves of every method, if the comparison has any."""
     found: dict[str, Any] = {}
-    for measure, title in (("deletion_auc", "deletion"), ("insertion_auc", "insertion")):
-        if measure in [one.name for one in comparison.measures]:
-            shares, scores = comparison.curve(measure)
-            found["fractions"] = shares.tolist()
-            found[title] = {
-                method: [_number(score) for score in curve]
-                for method, curve in zip(comparison.methods, scores, strict=True)
-            }
+    for measure in [one.name for one in comparison.measures if one.name in CURVES]:
+        shares, scores = comparison.curve(measure)
+        found["fractions"] = shares.tolist()
+        found[measure.removesuffix("_auc")] = {
+            method: [_number(score) for score in curve]
+            for method, curve in zip(comparison.methods, scores, strict=True)
+        }
     return found
 
 

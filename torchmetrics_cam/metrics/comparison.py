@@ -55,7 +55,7 @@ class CAMComparison(RecordingMetric):
         wins: on how many images method k is better than l; differences up to 1e-6 are ties.
         nan_count, degenerate_count, outside_count: as of `AverageDrop`, ``(K,)``.
         apart: on how many images the model says something else to the two methods, ``(K, K)``.
-        curves: sums of deletion and insertion curves and of their squares, ``(P, 2, K, 2)``, if one is asked.
+        curves: sums of the deletion and the insertion curves, ``(P, 2, K)``, if one of them is asked for.
 
     Args:
         sources: the methods by name: whatever `AverageDrop` takes, all of one model.
@@ -125,7 +125,7 @@ class CAMComparison(RecordingMetric):
         for name in ("nan_count", "degenerate_count", "outside_count"):
             self._add_sum(name, torch.int64, len(named))
         if any(measure in CURVES for measure in measures):
-            self._add_sum("curves", torch.float64, len(curve_shares(self.protocol)), 2, len(named), 2)
+            self._add_sum("curves", torch.float64, len(curve_shares(self.protocol)), 2, len(named))
 
     @property
     def sources(self) -> dict[str, CAMSource]:
@@ -255,7 +255,7 @@ class CAMComparison(RecordingMetric):
         asked = [one.name for one in self.measures if one.name in CURVES]
         which = CURVES[asked[known(measure, asked, "measure with a curve")]]
         with self._all_ranks():
-            total, count = self.curves[..., which, :, 0], self.count.diagonal(dim1=-2, dim2=-1)
+            total, count = self.curves[..., which, :], self.count.diagonal(dim1=-2, dim2=-1)
         if self.average != "micro":
             total, count = total.sum(0), count.sum(0)
         return torch.tensor(curve_shares(self.protocol), device=total.device), (total / count).T

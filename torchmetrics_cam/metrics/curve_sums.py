@@ -24,7 +24,6 @@ def both_curves(read: Readings) -> Tensor:
 
 
 def curve_contributions(batch: BatchValues) -> Tensor:
-    """What each image adds to the sums of the curves and of their squares, ``(N, P, 2, K, 2)``."""
+    """What each image adds to the sums of the curves, ``(N, P, 2, K)``."""
     assert batch.curves is not None
-    curves = torch.where(batch.valid, batch.curves, torch.zeros_like(batch.curves))
-    return torch.stack([curves, curves.square()], -1).movedim(3, 0)
+    return torch.where(batch.valid, batch.curves, torch.zeros_like(batch.curves)).movedim(3, 0)

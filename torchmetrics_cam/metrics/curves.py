@@ -66,7 +66,8 @@ class CurveMetric(SourceMetric):
 
     def _accumulate(self, batch: BatchValues) -> None:
         super()._accumulate(batch)
-        self._add("curves", curve_contributions(batch)[:, :, :, 0], batch.selection)
+        curves = curve_contributions(batch)[..., 0]
+        self._add("curves", torch.stack([curves, curves.square()], -1), batch.selection)
 
     def _mean_curves(self) -> Estimate:
         """The mean of both over the images of all ranks and classes, ``(P, 2)``."""
