@@ -3,14 +3,14 @@
 A small network is trained, and then the command evaluates it as one process, as two, and as one that is interrupted
 three times at random and called again. The interrupted run must have the numbers of the whole one bit for bit, and
 the values, intervals, ranks and counts of two processes must be the same to 1e-6. Win rates may differ by single images,
-because two values that lie 1e-6 apart are a tie or a win by the last bit of a forward pass. Its time stands beside the forward passes that it cannot do without.
+because two values that lie 1e-6 apart are a tie or a win by the last bit of a forward pass. Its time stands beside the
+forward passes that it cannot do without.
 
     python tests/benchmarks/command.py [--limit 10000]
 
 It ends with status 1 if a number differs.
 """
 
-import argparse
 import json
 import os
 import random
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from fashion_mnist import DATA, TARGET_LAYER, SmallCNN, accuracy, load, trained
-from results import THREADS, environment, table, write
+from results import THREADS, environment, parser, table, write
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -53,17 +53,8 @@ def start(out: Path, weights: Path, limit: int, *more: str) -> subprocess.Popen[
     line = [sys.executable, "-m", "torchmetrics_cam", "evaluate"]
     line += ["--model", "command:network", "--checkpoint", str(weights), "--data", "command:images"]
     line += ["--methods", ",".join(METHODS), "--layer", TARGET_LAYER, "--limit", str(limit)]
-    line += [
-        "--batch-size",
-        str(BATCH),
-        "--save-every",
-        "2",
-        "--accelerator",
-        "cpu",
-        "--out",
-        str(out),
-        *more,
-    ]
+    line += ["--batch-size", str(BATCH), "--save-every", "2", "--accelerator", "cpu"]
+    line += ["--out", str(out), *more]
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     # One thread a process: two processes then have twice the cores, and one is compared with bare forwards of one.
     environ = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -165,12 +156,9 @@ forward pass of an image takes {1e6 * seconds["bare"] / result["forward_passes"]
 
 def main() -> int:
     """Train, run the command in three ways, write the results, and compare them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--limit", type=int, default=10_000, help="how many test images")
-    parser.add_argument("--out", type=Path, default=Path(__file__), help="where the .json and .md go")
-    arguments = parser.parse_args()
+    options = parser(__doc__, __file__)
+    options.add_argument("--limit", type=int, default=10_000, help="how many test images")
+    arguments = options.parse_args()
     torch.set_num_threads(THREADS)
     circumstances = environment()
     model = trained(*load(DATA, "train"), SEED)

@@ -30,7 +30,7 @@ import torchcam.metrics
 import torchvision
 from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
-from results import THREADS, environment, interleaved, summary, table, with_quartiles, write
+from results import THREADS, environment, interleaved, parser, summary, table, with_quartiles, write
 from torch import Tensor, nn
 
 from torchmetrics_cam import AverageDrop, CAMComparison
@@ -288,19 +288,16 @@ def _status(field: str) -> int:
 
 def main() -> int:
     """Measure the cells that are asked for, write all that are known, and compare with the targets."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--networks", nargs="+", choices=LAYERS, default=list(LAYERS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32], help="images in the batch")
-    parser.add_argument("--methods", nargs="+", type=int, default=[1, 4, 8], help="K, the number of methods")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each case is timed, at least 2")
-    parser.add_argument("--out", type=Path, default=Path(__file__), help="where the .json and .md go")
-    parser.add_argument("--render", action="store_true", help="only write the .md anew")
-    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options = parser(__doc__, __file__)
+    options.add_argument("--networks", nargs="+", choices=LAYERS, default=list(LAYERS))
+    options.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32], help="images in the batch")
+    options.add_argument("--methods", nargs="+", type=int, default=[1, 4, 8], help="K, the number of methods")
+    options.add_argument("--rounds", type=int, default=5, help="how often each case is timed, at least 2")
+    options.add_argument("--render", action="store_true", help="only write the .md anew")
+    options.add_argument("--peak-of", help=argparse.SUPPRESS)
+    arguments = options.parse_args()
     if not Path("/proc/self/clear_refs").exists():
-        parser.error("the peak of the memory is read from /proc, which only Linux has")
+        options.error("the peak of the memory is read from /proc, which only Linux has")
     torch.set_num_threads(THREADS)
     asked = [(n, b, k) for n in arguments.networks for b in arguments.batches for k in arguments.methods]
     if arguments.peak_of:

@@ -9,7 +9,6 @@ through the softmax and finds the opposite.
 It ends with status 1 if the claim fails for a seed.
 """
 
-import argparse
 import gzip
 import sys
 import time
@@ -23,7 +22,7 @@ import torch
 import torch.nn.functional as F
 import torchcam.methods
 import torchcam.metrics
-from results import THREADS, environment, table, write
+from results import THREADS, environment, parser, table, write
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -246,15 +245,12 @@ def _cells(values: Mapping[str, float]) -> tuple[str, ...]:
 
 def main() -> int:
     """Train and evaluate one network a seed, write the results, and check the claim."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the gzipped idx files")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one network for each")
-    parser.add_argument("--out", type=Path, default=Path(__file__), help="where the .json and .md go")
-    arguments = parser.parse_args()
+    options = parser(__doc__, __file__)
+    options.add_argument("--data", type=Path, default=DATA, help="folder of the gzipped idx files")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one network for each")
+    arguments = options.parse_args()
     if not (arguments.data / "train-images-idx3-ubyte.gz").exists():
-        parser.error(
+        options.error(
             f"{arguments.data} does not hold Fashion-MNIST; apt-get install dataset-fashion-mnist,"
             " or pass its folder as --data"
         )

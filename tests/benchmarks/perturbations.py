@@ -9,11 +9,9 @@ beside scipy's sparse solver and pytorch-grad-cam's imputer, without noise.
 It ends with status 1 if deletion and insertion take more than 1.05 of their bare forwards.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ import torchcam.methods
 import torchcam.metrics
 import torchvision
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
-from results import THREADS, environment, interleaved, summary, table, with_quartiles, write
+from results import THREADS, environment, interleaved, parser, summary, table, with_quartiles, write
 from torch import Tensor, nn
 
 from torchmetrics_cam import CAMComparison
@@ -185,14 +183,11 @@ time; pytorch-grad-cam's `NoisyLinearImputer` builds its own.
 
 def main() -> int:
     """Measure, write the results, and check the target."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"], help="of torchvision")
-    parser.add_argument("--rounds", type=int, default=5, help="every case once a round")
-    parser.add_argument("--out", type=Path, default=Path(__file__), help="where the .json and .md go")
-    parser.add_argument("--threads", type=int, default=THREADS, help="of the CPU")
-    arguments = parser.parse_args()
+    options = parser(__doc__, __file__)
+    options.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"], help="of torchvision")
+    options.add_argument("--rounds", type=int, default=5, help="every case once a round")
+    options.add_argument("--threads", type=int, default=THREADS, help="of the CPU")
+    arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     result = {
         "target": f"deletion and insertion take at most {TARGET} of their bare forwards",

@@ -6,14 +6,13 @@ protocol turns the same maps into an Average Drop.
     python tests/benchmarks/protocols.py [--data FOLDER] [--images N]
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import pytorch_grad_cam
 import torch
 from fashion_mnist import DATA, EVALUATION_BATCH, accuracy, load, trained
-from results import THREADS, environment, table, write
+from results import THREADS, environment, parser, table, write
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -129,15 +128,12 @@ Written by `protocols.py`; all figures are in `protocols.json`.
 
 def main() -> None:
     """Train a network, make the maps, and evaluate them under every protocol."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the gzipped idx files")
-    parser.add_argument("--images", type=int, default=10_000, help="so many test images")
-    parser.add_argument("--out", type=Path, default=Path(__file__), help="where the .json and .md go")
-    arguments = parser.parse_args()
+    options = parser(__doc__, __file__)
+    options.add_argument("--data", type=Path, default=DATA, help="folder of the gzipped idx files")
+    options.add_argument("--images", type=int, default=10_000, help="so many test images")
+    arguments = options.parse_args()
     if not (arguments.data / "train-images-idx3-ubyte.gz").exists():
-        parser.error(f"{arguments.data} does not hold Fashion-MNIST; apt-get install dataset-fashion-mnist")
+        options.error(f"{arguments.data} does not hold Fashion-MNIST; apt-get install dataset-fashion-mnist")
     torch.set_num_threads(THREADS)
     circumstances = environment()
     model = trained(*load(arguments.data, "train"), seed=0)

@@ -1,5 +1,6 @@
 """What the benchmarks share: the circumstances that a figure depends on, and how it is written down."""
 
+import argparse
 import gc
 import json
 import os
@@ -17,6 +18,15 @@ import torch
 import torchmetrics_cam
 
 THREADS = 2
+
+
+def parser(description: str | None, script: str) -> argparse.ArgumentParser:
+    """The options of a benchmark, with the one that all have: where its results go."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--out", type=Path, default=Path(script), help="where the .json and .md go")
+    return made
 
 
 def environment() -> dict[str, Any]:

@@ -6,7 +6,6 @@ A comparison of eight methods and three controls. Speed: ResNet-18 at 96 px on o
 each, in turn. Memory: a small network on 8 px images, resident after 1,000 images and after all of them.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from cost import OWN
-from results import environment, table, write
+from results import environment, parser, table, write
 from torch import nn
 from torchvision.models import resnet18
 
@@ -128,12 +127,9 @@ Memory of the process, a small network on 8 px images:
 
 def main() -> None:
     """Measure all three, and write them down."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=100_000, help="how many for the memory")
-    parser.add_argument("--out", type=Path, default=Path(__file__), help="where the .json and .md go")
-    arguments = parser.parse_args()
+    options = parser(__doc__, __file__)
+    options.add_argument("--images", type=int, default=100_000, help="how many for the memory")
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     circumstances = environment()
     seconds: dict[str, list[float]] = {"one": [], "two": []}
