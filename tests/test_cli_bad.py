@@ -14,9 +14,6 @@ from test_cli_evaluate import NETWORK
 from torchmetrics_cam.cli import main
 
 BROKEN_NETWORKS = """
-raise_at_import = None
-
-
 def no_model():
     return 3
 
@@ -61,6 +58,8 @@ def not_finite():
 
     return [(torch.full((3, 16, 16), float("nan")), 0)] * 3
 """
+# The folder two levels up may have pictures.
+MAY_BE_RIGHT = "../.."
 WORDS = (
     "",
     " ",
@@ -70,7 +69,7 @@ WORDS = (
     "1e400",
     "0",
     "résumé",
-    "../..",
+    MAY_BE_RIGHT,
     "a:b",
     "a.b:c",
     "os:getcwd",
@@ -277,10 +276,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-# Values that are right after all: a name with a blank around it, a number where one is taken, an empty list.
-ALLOWED_TO_SUCCEED = 40
-
-
 def test_300_bad_invocations_end_with_a_sentence(place, capsys):
     failed, succeeded = [], []
     for arguments in invocations(place):
@@ -299,4 +294,4 @@ def test_300_bad_invocations_end_with_a_sentence(place, capsys):
         if len(failed) == 300:
             break
     assert len(failed) == 300
-    assert len(succeeded) < ALLOWED_TO_SUCCEED, succeeded
+    assert all(MAY_BE_RIGHT in arguments for arguments in succeeded), succeeded
