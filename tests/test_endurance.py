@@ -126,7 +126,7 @@ def test_failures_at_random_points_lose_no_successful_update(make, call):
 
 def live_tensors():
     gc.collect()
-    return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
+    return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
 
 
 def resident_bytes():
@@ -155,18 +155,19 @@ def test_two_thousand_updates_leave_nothing_that_grows(name):
     images = torch.rand(2, 3, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     hooks_before = hooks(net)
     counts, memory = [], []
+    held = live_tensors()  # What an earlier test left may not be freed between the two counts.
     for number in range(2001):
         metric.update(images, class_idx=number % 5)
         if number in (400, 2000):
-            counts.append(live_tensors())
+            counts.append(len(live_tensors()))
             memory.append(resident_bytes())
-    assert counts[0] == counts[1]
+    assert counts[0] == counts[1] >= len(held)
     assert hooks(net) == hooks_before
     # A leak of one activation or graph an update would be several times this.
     assert memory[1] - memory[0] < 2**21
 
 
 def test_growth_would_be_noticed(images):
-    kept, before = [], live_tensors()
+    kept, before = [], len(live_tensors())
     kept.append(nn.Flatten()(images))
-    assert live_tensors() == before + 1
+    assert len(live_tensors()) == before + 1
