@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,6 +262,42 @@ def test_what_is_refused_leaves_no_partial_result(inside, tmp_path, capsys):
     assert main(arguments(tmp_path / "out", "--num-classes", "0")) == 2
     assert "num_classes is 0; it must be a positive integer" in capsys.readouterr().err
     assert main(arguments(tmp_path / "out", "--num-classes", "10")) == 0
+
+
+@pytest.fixture
+def left_over(inside, tmp_path, capsys) -> list[str]:
+    """A command whose run broke off and left a partial result, on photos of its own."""
+    shutil.copytree(inside / "photos", tmp_path / "photos")
+    more = ("--model", "mine:hungry", "--layer", "model.3", "--batch-size", "16")
+    given = [*arguments(tmp_path / "out", *more), "--data", str(tmp_path / "photos")]
+    assert main(given) == 2
+    assert main(given) == 2
+    assert "memory ran out" in capsys.readouterr().err.splitlines()[-1]
+    return given
+
+
+@pytest.mark.parametrize("change", ["renamed", "rewritten", "removed"])
+def test_it_does_not_go_on_with_other_images_of_the_same_folder(left_over, tmp_path, capsys, change):
+    photo = tmp_path / "photos" / "digit 4" / "004.png"
+    if change == "renamed":
+        photo.rename(photo.with_name("999.png"))
+    elif change == "rewritten":
+        Image.new("L", (8, 8), 77).save(photo)
+    else:
+        photo.unlink()
+    assert main(left_over) == 2
+    assert "another command, with another state of the images; run" in capsys.readouterr().err
+
+
+def test_it_does_not_go_on_with_other_weights_of_the_same_name(left_over, monkeypatch, capsys):
+    import mine
+
+    model, transform = mine.hungry()
+    with torch.no_grad():
+        model.model[0].bias[0] += 1e-3
+    monkeypatch.setattr(mine, "hungry", lambda: (model, transform))
+    assert main(left_over) == 2
+    assert "another command, with another state of the weights; run" in capsys.readouterr().err
 
 
 def test_when_memory_runs_out_it_says_what_to_try_or_halves(inside, tmp_path, capsys, whole):

@@ -71,6 +71,10 @@ class Images(Dataset[Item | None]):
             return None
         return {"image": image, "index": index, "label": label}
 
+    def fingerprint(self) -> str:
+        """What differs where the images do, as far as that is known without reading them."""
+        return self._origin.fingerprint()
+
     def file(self, index: int) -> str:
         """The file of an image, or what names it where it has none."""
         return self._origin.name(self._order[index])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torchmetrics_cam.cli.arguments import ASKED, names_in, protocol_of
+from torchmetrics_cam.cli.checkpoint import fingerprint
 from torchmetrics_cam.cli.data import Images, collate, load_data
 from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.gallery import gallery
@@ -65,7 +66,9 @@ def run(arguments: Any) -> None:
             raise UsageError(str(error)) from error
 
     partial = arguments.out / PARTIAL
-    comparison = _evaluated(comparison_of, images, arguments, partial)
+    # The same names may stand for something else by now: a network that was trained on, a photo that moved.
+    states = {"weights": fingerprint(loaded.model), "images": images.fingerprint()}
+    comparison = _evaluated(comparison_of, images, arguments, partial, states)
     if comparison is None:
         return
     # This process has the sums of all, and the others are at their end.
@@ -208,7 +211,11 @@ def _layer(asked: str, loaded: LoadedModel, image: Tensor) -> tuple[tuple[str, .
 
 
 def _evaluated(
-    comparison_of: Callable[[int], CAMComparison], images: Images, arguments: Any, partial: Path
+    comparison_of: Callable[[int], CAMComparison],
+    images: Images,
+    arguments: Any,
+    partial: Path,
+    states: dict[str, str],
 ) -> CAMComparison | None:
     """The comparison after the loop, in the process that has the numbers of all."""
     try:
@@ -228,7 +235,7 @@ def _evaluated(
     size = arguments.batch_size
     # What it refuses, it refuses before anything is written.
     comparison = comparison_of(size)
-    go_on_or_begin(partial, arguments)
+    go_on_or_begin(partial, arguments, states)
     while True:
         loader = DataLoader(images, size, num_workers=arguments.num_workers, collate_fn=collate)
         try:

@@ -1,6 +1,7 @@
 """Where images come from: a folder, a saved dataset, or a dataset of the user's."""
 
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,9 @@ class Origin(Protocol):
 
     def name(self, position: int) -> str:
         """The file, or what names the image where it has none."""
+
+    def fingerprint(self) -> str:
+        """What differs where the images do, as far as that is known without reading them."""
 
     def read(self, position: int) -> tuple[Any, int]:
         """The picture of PIL or the tensor, and the label; raises UnreadableError."""
@@ -84,6 +88,17 @@ class _Folder:
 
     def name(self, position: int) -> str:
         return str(self._files[position])
+
+    def fingerprint(self) -> str:
+        found = 0
+        for file in self._files:
+            try:
+                written = file.stat()
+                state = f"{written.st_size} {written.st_mtime_ns}"
+            except OSError:
+                state = "unreadable"
+            found = zlib.crc32(os.fsencode(file) + state.encode(), found)
+        return f"{found:08x}"
 
     def read(self, position: int) -> tuple[Any, int]:
         return read_picture(self._files[position]), self._labels[position]
@@ -145,6 +160,9 @@ class _SavedDataset:
     def name(self, position: int) -> str:
         return f"{self._folder}[{position}]"
 
+    def fingerprint(self) -> str:
+        return str(self._data._fingerprint)
+
     def read(self, position: int) -> tuple[Any, int]:
         row = self._data[position]
         stored = row[self._image] or {}
@@ -176,6 +194,9 @@ class _Made:
 
     def name(self, position: int) -> str:
         return f"{self._name}[{position}]"
+
+    def fingerprint(self) -> str:
+        return str(len(self))
 
     def read(self, position: int) -> tuple[Any, int]:
         try:

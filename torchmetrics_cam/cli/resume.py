@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,19 @@ def settings_of(arguments: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
 
 
-def go_on_or_begin(partial: Path, arguments: Any) -> None:
-    """Let a run go on with its own partial result only.
+def go_on_or_begin(partial: Path, arguments: Any, states: Mapping[str, str]) -> None:
+    """Let a run go on with its own partial result only: of the same command, weights and images.
+
+    Args:
+        partial: the folder of the partial result.
+        arguments: of the command.
+        states: fingerprints of what the arguments name, such as the weights.
 
     Raises:
         UsageError: if the folder holds that of another run.
     """
     wanted = {name: value for name, value in settings_of(arguments).items() if name not in _MAY_DIFFER}
-    if arguments.checkpoint not in (None, "random"):
-        written = Path(arguments.checkpoint).stat()
-        wanted["checkpoint_written"] = [written.st_size, written.st_mtime_ns]
+    wanted |= {f"state of the {name}": fingerprint for name, fingerprint in states.items()}
     # As it comes back from the file, where a tuple is a list.
     wanted = json.loads(json.dumps(wanted, default=str))
     file = partial / "settings.json"
