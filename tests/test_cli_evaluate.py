@@ -1,12 +1,16 @@
 """``torchmetrics-cam evaluate`` and ``compare``, as a person runs them: a network, a folder, files, errors."""
 
 import csv
+import errno
+import io
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -298,6 +302,58 @@ def test_it_does_not_go_on_with_other_weights_of_the_same_name(left_over, monkey
     monkeypatch.setattr(mine, "hungry", lambda: (model, transform))
     assert main(left_over) == 2
     assert "another command, with another state of the weights; run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("full_after", ["nothing", "partial", "results.json", "report.html"])
+def test_a_full_disk_is_said_and_leaves_the_results_before_as_they_were(
+    inside, tmp_path, capsys, monkeypatch, full_after
+):
+    out = tmp_path / "out"
+    assert main(arguments(out)) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for write in ("write_text", "write_bytes"):
+        monkeypatch.setattr(Path, write, until_full(getattr(Path, write), full_after, full))
+    capsys.readouterr()
+    assert main(arguments(out, "--seed", "1")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        f"torchmetrics-cam: --out {out} cannot be written: No space left on device; choose another directory"
+    )
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert {path.name for path in out.rglob("*")} <= {*before, "partial", "settings.json", "rank-0.pt"}
+
+
+def until_full(write, name, full):
+    """Writing that leaves half a file behind where the disk is full."""
+    names = {"nothing": "settings", "partial": "rank-0", "results.json": "results", "report.html": "report"}
+
+    def writing(path, content, *more, **settings):
+        if path.name.startswith(names[name]):
+            write(path, content[: len(content) // 2], *more, **settings)
+            raise full
+        return write(path, content, *more, **settings)
+
+    return writing
+
+
+def test_names_that_are_not_in_utf8_are_written_and_printed(inside, tmp_path, capsys):
+    folder = os.fsencode(tmp_path / "photos")
+    os.mkdir(folder)
+    for number in range(3):
+        Image.new("L", (8, 8), 80 * number).save(tmp_path / "photo.png")
+        os.rename(tmp_path / "photo.png", os.path.join(folder, b"caf\xe9 %d.png" % number))
+    Path(os.fsdecode(os.path.join(folder, b"\xff.png"))).write_bytes(b"no picture")
+    out = tmp_path / "out"
+    with redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")) as printed:
+        assert main([*arguments(out), "--data", str(tmp_path / "photos")]) == 0, capsys.readouterr().err
+    printed.seek(0)
+    assert r"Not read: " in (text := printed.read())
+    assert r"\udcff.png" in text
+    assert results(out)["data"]["unreadable"][0]["file"].endswith("\udcff.png")
+    assert r"caf\udce9 1.png" in (out / "report.html").read_text()
+    assert main(["compare", *[str(out / "results.json")] * 2]) == 0
+    assert "3 images are the same" in capsys.readouterr().out
 
 
 def test_when_memory_runs_out_it_says_what_to_try_or_halves(inside, tmp_path, capsys, whole):

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from torchmetrics_cam.cli.arguments import PROG, parser
 from torchmetrics_cam.cli.errors import UsageError
@@ -20,6 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         after an interrupt. What went wrong is said on stderr.
     """
     given = sys.argv[1:] if argv is None else list(argv)
+    # Names of files and classes have letters that a terminal may not have.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             # Advice of libraries to programmers; what a person must know is in the table and the report.

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchmetrics_cam import demo
-from torchmetrics_cam.cli.errors import UsageError
-from torchmetrics_cam.cli.evaluate import prepare_folder, write_files
+from torchmetrics_cam.cli.folder import prepare_folder, write_files, written_to
 from torchmetrics_cam.cli.gallery import gallery
 from torchmetrics_cam.cli.results import circumstances, results_of
 
@@ -55,12 +54,8 @@ def run(arguments: Any) -> None:
         progress.update(steps, description="picture", advance=1)
         sources = {**demo.methods(model), "Random map\n(control)": comparison.sources["random map"]}
         figure = demo.picture(sources, torch.stack([photos[name] for name in demo.PICTURED]))
-        try:
+        with written_to(out):
             figure.savefig(out / "explanations.png")
-        except OSError as error:
-            raise UsageError(
-                f"--out {out} cannot be written: {error.strerror}; choose another directory"
-            ) from error
         progress.update(steps, description="report", advance=1)
         names = list(photos)
         results = results_of(comparison, demo.class_names())

@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -16,12 +15,13 @@ from torchmetrics_cam.cli.arguments import ASKED, names_in, protocol_of
 from torchmetrics_cam.cli.checkpoint import fingerprint
 from torchmetrics_cam.cli.data import Images, collate, load_data
 from torchmetrics_cam.cli.errors import UsageError
+from torchmetrics_cam.cli.folder import prepare_folder, write_files, written_to
 from torchmetrics_cam.cli.gallery import gallery
 from torchmetrics_cam.cli.layers import check_layer, choose_layer
 from torchmetrics_cam.cli.methods import make_sources
 from torchmetrics_cam.cli.models import LoadedModel, load_model
 from torchmetrics_cam.cli.names import nearest, short
-from torchmetrics_cam.cli.results import circumstances, results_of, write_json, write_samples
+from torchmetrics_cam.cli.results import circumstances, results_of
 from torchmetrics_cam.cli.resume import go_on_or_begin, settings_of
 from torchmetrics_cam.metrics.comparison import CAMComparison
 
@@ -68,7 +68,8 @@ def run(arguments: Any) -> None:
     partial = arguments.out / PARTIAL
     # The same names may stand for something else by now: a network that was trained on, a photo that moved.
     states = {"weights": fingerprint(loaded.model), "images": images.fingerprint()}
-    comparison = _evaluated(comparison_of, images, arguments, partial, states)
+    with written_to(arguments.out, among_others=True):
+        comparison = _evaluated(comparison_of, images, arguments, partial, states)
     if comparison is None:
         return
     # This process has the sums of all, and the others are at their end.
@@ -118,46 +119,6 @@ def run(arguments: Any) -> None:
     for one in results["data"]["unreadable"][:5]:
         print(f"Not read: {one['file']}: {one['reason']}")
     print(f"Layer {', '.join(layers)}: {reason}\nReport: {arguments.out / 'report.html'}")
-
-
-def prepare_folder(out: Path) -> None:
-    """Make the folder of what is written, before anybody waits for what has no place.
-
-    Raises:
-        UsageError: if nothing can be written there.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise UsageError(
-            f"--out {out} cannot be written: {error.strerror}; choose another directory"
-        ) from error
-
-
-def write_files(
-    comparison: CAMComparison,
-    results: dict[str, Any],
-    pictures: Any,
-    out: Path,
-    name_of: Callable[[int], str],
-) -> None:
-    """Write ``results.json``, ``results.csv``, ``samples.csv`` and ``report.html``.
-
-    Raises:
-        UsageError: if one of them cannot be written.
-    """
-    from torchmetrics_cam.report import write_csv, write_report
-
-    try:
-        write_json(results, out / "results.json")
-        write_csv(results, out / "results.csv")
-        write_samples(comparison, name_of, out / "samples.csv")
-        write_report(results, out / "report.html", gallery=pictures)
-    except OSError as error:
-        raise UsageError(
-            f"--out {out} cannot be written: {error.strerror}; choose another directory"
-        ) from error
 
 
 def _check(arguments: Any) -> None:

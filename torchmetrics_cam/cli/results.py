@@ -76,10 +76,17 @@ def circumstances(*, processes: int) -> dict[str, Any]:
 
 
 def write_json(results: dict[str, Any], path: Path) -> None:
-    """Write a file that is whole or not there."""
+    """Write a file that is whole or not there.
+
+    File names that are not in UTF-8 are written with the escapes that JSON has for them.
+    """
     unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-    unfinished.replace(path)
+    try:
+        text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        unfinished.write_text(text, "utf-8", errors="backslashreplace")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_samples(comparison: CAMComparison, name_of: Callable[[int], str], path: Path) -> None:
@@ -91,7 +98,7 @@ def write_samples(comparison: CAMComparison, name_of: Callable[[int], str], path
     order = samples["index"].argsort().tolist()
     values = torch.stack([samples[column].double() for column in columns], 2).flatten(1).tolist()
     index, classes, scores = (samples[name].tolist() for name in ("index", "class_idx", "score"))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "file", "class_idx", "score", *header])
         for row in order:

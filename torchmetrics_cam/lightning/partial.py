@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,14 @@ class PartialResult:
         states = {name: (metric._update_count, metric._copy_state_dict()) for name, metric in members}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.file.with_suffix(f".{os.getpid()}")
-        torch.save({"key": self.key, "done": done, "states": states}, unfinished)
-        unfinished.replace(self.file)
+        # torch.save into a file says nothing of use when the disk is full.
+        content = BytesIO()
+        torch.save({"key": self.key, "done": done, "states": states}, content)
+        try:
+            unfinished.write_bytes(content.getbuffer())
+            unfinished.replace(self.file)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def load(self) -> tuple[int, States]:
         """How many places are done, and the states; 0 and nothing where there is no file.

@@ -53,7 +53,7 @@ def write_report(results: Mapping[str, Any], path: str | Path, *, gallery: Seque
     environment.filters["number"] = _number
     environment.filters["setting"] = _setting
     page = environment.get_template("template.html").render(**_content(results, gallery))
-    Path(path).write_text(page, encoding="utf-8")
+    Path(path).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def write_csv(results: Mapping[str, Any], path: str | Path) -> None:
@@ -64,7 +64,7 @@ def write_csv(results: Mapping[str, Any], path: str | Path) -> None:
         path: the file to write.
     """
     comparison = results["comparison"]
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
+    with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
         writer.writeheader()
         for measure in comparison["measures"]:
