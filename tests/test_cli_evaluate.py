@@ -86,6 +86,29 @@ class Hungry(nn.Module):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return self.model(images)
 """
+NETWORK += """
+
+def half():
+    model, transform = factory()
+    return model.half(), transform
+
+
+def scripted():
+    model, transform = factory()
+    return torch.jit.script(model), transform
+
+
+def segmenting():
+    return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU()), transform
+
+
+def ragged():
+    return [(torch.rand(3, 16, 16 + number % 2), 0) for number in range(4)]
+
+
+def half_labelled():
+    return [(torch.rand(3, 16, 16), number if number < 6 else -1) for number in range(8)]
+"""
 FILES = {"results.json", "results.csv", "samples.csv", "report.html"}
 CPU = ["--accelerator", "cpu", "--devices", "1"]
 
@@ -188,6 +211,68 @@ def test_a_yaml_file_says_the_same(whole, inside, tmp_path):
     out = tmp_path / "out"
     assert main(["evaluate", "--config", str(tmp_path / "run.yaml"), "--out", str(out)]) == 0
     assert numbers(out) == numbers(whole)
+
+
+def test_a_yaml_file_has_lists_and_numbers(inside, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "model: mine:factory\ndata: photos\nmethods: [grad_cam, hires_cam]\nmeasures: [average_drop]\n"
+        "layer: [1, 3]\naccelerator: cpu\ndevices: 1\nprecision: 32\nlimit: 3\n"
+    )
+    out = tmp_path / "out"
+    assert main(["evaluate", "--config", str(tmp_path / "run.yaml"), "--out", str(out)]) == 0
+    found = results(out)
+    assert found["methods"][:2] == ["Grad-CAM", "HiRes-CAM"]
+    assert found["model"]["layer"] == ["1", "3"]
+
+
+def test_half_precision_weights_run_in_the_precision_that_is_asked(inside, tmp_path, whole):
+    assert main(arguments(tmp_path / "out", "--model", "mine:half")) == 0
+    ours, theirs = (results(out)["comparison"]["rows"] for out in (tmp_path / "out", whole))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["average_drop"]["value"] == pytest.approx(other["average_drop"]["value"], abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (
+            ["--model", "mine:scripted"],
+            "--model 'mine:scripted' returned a TorchScript module, whose layers cannot be looked into",
+        ),
+        (
+            ["--image-size", "64"],
+            "--image-size has no effect on 'mine:factory', which brings a transform of its own; leave it out",
+        ),
+        (
+            ["--model", "mine:segmenting", "--layer", "1"],
+            "The command takes no logits_fn: let a function of your own return the network with that inside",
+        ),
+        (
+            ["--data", "mine:ragged", "--num-workers", "1"],
+            "torchmetrics-cam: images of one batch have shapes (3, 16, 16) and (3, 16, 17); let the transform",
+        ),
+        (
+            ["--data", "mine:half_labelled", "--explain", "label"],
+            "--explain label: mine:half_labelled[6] has no label; leave it out, or use --explain top",
+        ),
+    ],
+    ids=["TorchScript", "image size", "no class scores", "in a worker", "unlabelled"],
+)
+def test_what_cannot_be_used_is_a_sentence_with_a_way_out(inside, tmp_path, capsys, more, sentence):
+    assert main(arguments(tmp_path / "out", *more)) == 2
+    said = capsys.readouterr().err
+    assert sentence in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_many_unreadable_files_are_counted(inside, tmp_path, capsys):
+    shutil.copytree(inside / "photos" / "digit 1", tmp_path / "photos")
+    for number in range(7):
+        (tmp_path / "photos" / f"broken {number}.png").write_bytes(b"no picture")
+    count = len(list((tmp_path / "photos").iterdir()))
+    assert main([*arguments(tmp_path / "out"), "--data", str(tmp_path / "photos")]) == 0
+    printed = capsys.readouterr().out
+    assert f"Not read: 2 more, 7 of {count}; see the report" in printed
 
 
 def test_the_protocol_and_its_fields(inside, tmp_path):

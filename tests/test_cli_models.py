@@ -11,6 +11,7 @@ from PIL import Image
 
 from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.models import load_model
+from torchmetrics_cam.cli.transforms import ProcessorTransform, processor_settings
 
 PICTURE = Image.new("RGB", (300, 280), (255, 128, 0))
 
@@ -162,6 +163,39 @@ def test_a_folder_of_transformers(tmp_path: Path) -> None:
     (tmp_path / "vit" / "config.json").write_text("{")
     with pytest.raises(UsageError, match=r"its config.json cannot be used"):
         load_model(f"hf:{tmp_path / 'vit'}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "resized", "cropped"),
+    [
+        ("ViTImageProcessor", {"size": {"height": 64, "width": 64}}, {"height": 32, "width": 32}, None),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 96}}, {"shortest_edge": 32}, None),
+        ("BitImageProcessor", {}, {"shortest_edge": 32}, 32),
+        ("MobileNetV2ImageProcessor", {}, {"shortest_edge": 37}, 32),
+        ("DeiTImageProcessor", {}, {"height": 37, "width": 37}, 32),
+        ("PerceiverImageProcessor", {}, {"height": 32, "width": 32}, 32),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_another_image_size_is_made_in_the_way_of_the_processor(kind, settings, resized, cropped) -> None:
+    import transformers
+
+    processor = getattr(transformers, kind)(**settings)
+    found = processor_settings(processor, 32)
+    assert found["size"] == resized
+    assert found.get("crop_size") == (cropped and {"height": cropped, "width": cropped})
+    image = ProcessorTransform(processor, found)(Image.new("RGB", (300, 200)))
+    assert image.shape == (3, 32, 32)
+
+
+def test_a_model_of_transformers_that_classifies_no_images(tmp_path: Path) -> None:
+    import transformers
+
+    transformers.BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(
+        UsageError, match="is of the kind 'bert', which transformers has no image classifier of"
+    ):
+        load_model(f"hf:{tmp_path}")
 
 
 def test_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

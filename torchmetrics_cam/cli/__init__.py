@@ -7,7 +7,7 @@ from io import TextIOWrapper
 
 from torchmetrics_cam.cli.arguments import PROG, parser
 from torchmetrics_cam.cli.errors import UsageError
-from torchmetrics_cam.cli.names import short
+from torchmetrics_cam.cli.names import plain, short
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _said("interrupted; what was done is kept, and the same command goes on from there", 130)
     except UsageError as error:
-        return _said(str(error), 2)
+        return _said(plain(error), 2)
     except ModuleNotFoundError as error:
         return _said(str(error), 1)
     except Exception as error:

@@ -64,9 +64,9 @@ def _evaluate() -> "ArgumentParser":
     add("--model", type=str, help=f"the network: {FORMS}")
     add("--checkpoint", type=str, default=None, help="a file of weights, or `random`; else pretrained ones")
     add("--data", type=str, help="a folder of images, a saved dataset, or package.module:factory")
-    add("--methods", type=str, default="grad_cam,layer_cam", help=f"of {', '.join(METHODS)}")
-    add("--layer", type=str, default="auto", help="the target layer, several with commas, or `auto`")
-    add("--measures", type=str, default=",".join(DEFAULT_MEASURES), help=f"of {', '.join(ASKED)}")
+    add("--methods", type=_Names(), default="grad_cam,layer_cam", help=f"of {', '.join(METHODS)}")
+    add("--layer", type=_Names(), default="auto", help="the target layer, several with commas, or `auto`")
+    add("--measures", type=_Names(), default=",".join(DEFAULT_MEASURES), help=f"of {', '.join(ASKED)}")
     add("--explain", type=str, default="top", help="the model's `top` class, or the `label` of the image")
     add("--limit", type=int, default=None, help="so many images, a random sample, always the same")
     add("--image_size", "--image-size", type=int, default=None, help="the side of the images in pixels")
@@ -76,10 +76,10 @@ def _evaluate() -> "ArgumentParser":
     add("--num_classes", "--num-classes", type=int, default=None, help="needed for the average over classes")
     add("--average", type=str, default="micro", help="over images (`micro`) or classes (`macro`)")
     add("--accelerator", type=str, default="auto", help="as of lightning.Trainer")
-    add("--devices", type=str, default="auto", help="as of lightning.Trainer")
+    add("--devices", type=_Names(), default="auto", help="as of lightning.Trainer")
     add("--strategy", type=str, default="auto", help="as of lightning.Trainer, such as ddp")
     add("--num_nodes", "--num-nodes", type=int, default=1, help="as of lightning.Trainer")
-    add("--precision", type=str, default="32-true", help="as of lightning.Trainer")
+    add("--precision", type=_Names(), default="32-true", help="as of lightning.Trainer")
     add("--seed", type=int, default=0, help="of random weights and methods")
     add("--pictures", type=int, default=4, help="how many best and worst explained images the report shows")
     add("--save_every", "--save-every", type=int, default=20, help="keep a partial result after N batches")
@@ -101,6 +101,19 @@ def _explained_fields() -> dict[str, str]:
         name: " ".join(text.replace("`", "").split()).rstrip(".").replace("%", "%%")
         for name, text in zip(entries[::2], entries[1::2], strict=True)
     }
+
+
+class _Names:
+    """A type of an option: names with commas between them, or a list in a YAML file, with numbers as well."""
+
+    def __call__(self, value: Any) -> str:
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, str | int) and not isinstance(part, bool) for part in parts):
+            raise ValueError(f"give names, with commas between them or as a list, not {value!r}")
+        return ",".join(map(str, parts))
+
+    def __repr__(self) -> str:
+        return "names"
 
 
 def _compare() -> "ArgumentParser":

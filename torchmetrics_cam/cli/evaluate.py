@@ -26,6 +26,8 @@ from torchmetrics_cam.cli.resume import go_on_or_begin, settings_of
 from torchmetrics_cam.metrics.comparison import CAMComparison
 
 PARTIAL = "partial"
+# How many files that cannot be read are named on the terminal.
+_SHOWN = 5
 
 
 def run(arguments: Any) -> None:
@@ -116,8 +118,13 @@ def run(arguments: Any) -> None:
     write_files(comparison, results, pictures, arguments.out, images.file)
     shutil.rmtree(partial, ignore_errors=True)
     print(comparison.table())
-    for one in results["data"]["unreadable"][:5]:
+    unreadable = results["data"]["unreadable"]
+    for one in unreadable[:_SHOWN]:
         print(f"Not read: {one['file']}: {one['reason']}")
+    if len(unreadable) > _SHOWN:
+        print(
+            f"Not read: {len(unreadable) - _SHOWN} more, {len(unreadable)} of {len(images)}; see the report"
+        )
     print(f"Layer {', '.join(layers)}: {reason}\nReport: {arguments.out / 'report.html'}")
 
 
@@ -190,7 +197,13 @@ def _evaluated(
     from torchmetrics_cam.lightning import evaluate
 
     def inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
-        classes = {"class_idx": batch["label"]} if arguments.explain == "label" else {}
+        labels = arguments.explain == "label"
+        if labels and (without := batch["index"][batch["label"] < 0]).numel():
+            raise UsageError(
+                f"--explain label: {images.file(int(without[0]))} has no label; leave it out, or use"
+                " --explain top"
+            )
+        classes = {"class_idx": batch["label"]} if labels else {}
         return {"input_tensor": batch["image"], "index": batch["index"], **classes}
 
     size = arguments.batch_size
@@ -215,6 +228,13 @@ def _evaluated(
         except SystemExit as error:
             # Lightning ends the process after Ctrl-C.
             raise KeyboardInterrupt from error
+        except ValueError as error:
+            if "logits_fn" not in str(error):
+                raise
+            raise UsageError(
+                f"{error}. The command takes no logits_fn: let a function of your own return the network with"
+                " that inside, and name it with --model package.module:factory"
+            ) from error
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise

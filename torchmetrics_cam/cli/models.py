@@ -19,6 +19,7 @@ from torchmetrics_cam.cli.transforms import (
     check_image_size,
     imagenet_transform,
     normalisation_of,
+    processor_settings,
     torchvision_transforms,
 )
 
@@ -71,7 +72,8 @@ def load_model(name: str, checkpoint: str | None = None, *, image_size: int | No
             loaded = loaders[kind](rest, checkpoint, state, image_size)
         else:
             loaded = _factory(name, checkpoint, state, image_size)
-    loaded.model.eval()
+    # Some come in half precision; --precision says what they run in, and starts from this.
+    loaded.model.float().eval()
     return loaded
 
 
@@ -210,6 +212,11 @@ def _hf(name: str, checkpoint: str | None, state: dict[str, Tensor] | None, size
             f"{'' if folder else ' and it cannot be had from the Hugging Face Hub'} ({short(error)}); give a"
             " folder that save_pretrained has written, or a name of the Hub while it can be reached"
         ) from error
+    if type(config) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise UsageError(
+            f"--model hf:{name} is of the kind {config.model_type!r}, which transformers has no image"
+            " classifier of; give another"
+        )
     default = config.num_labels
 
     def build(classes: int | None) -> nn.Module:
@@ -234,7 +241,7 @@ def _hf(name: str, checkpoint: str | None, state: dict[str, Tensor] | None, size
     mean, std = (
         (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
     )
-    settings = {"size": {"height": size, "width": size}, "do_center_crop": False} if size else {}
+    settings = processor_settings(processor, size) if size else {}
     return LoadedModel(model, ProcessorTransform(processor, settings), ToColours(mean, std), names, side)
 
 
@@ -249,6 +256,16 @@ def _factory(
             f"--model {name!r} returned ({', '.join(type(part).__name__ for part in parts)}); it must return"
             " a torch.nn.Module, (model, transform) or (model, transform, class_names)"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UsageError(
+            f"--model {name!r} returned a TorchScript module, whose layers cannot be looked into; return the"
+            " network as it was before torch.jit"
+        )
+    if size and transform is not None:
+        raise UsageError(
+            f"--image-size has no effect on {name!r}, which brings a transform of its own; leave it out, or"
+            " set the size there"
+        )
     if checkpoint == "random":
         raise UsageError(
             f"--checkpoint random is for networks of a library; {name!r} decides itself what weights it"
@@ -257,6 +274,6 @@ def _factory(
     if state is not None:
         load_state(model, without_prefix(state, model), str(checkpoint))
     chosen = imagenet_transform(size) if transform is None else transform
-    side = size if transform is not None else size or 224
+    side = None if transform is not None else size or 224
     class_names = None if names is None else [str(item) for item in names]
     return LoadedModel(model, chosen, normalisation_of(chosen), class_names, side)

@@ -19,9 +19,19 @@ def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
 
 def short(error: BaseException, *, limit: int = 200) -> str:
     """The first line of an error with its kind, cut at `limit` characters."""
-    lines = str(error).strip().splitlines()
+    lines = plain(error).splitlines()
     text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def plain(error: BaseException) -> str:
+    """What an error says, without the traceback that torch puts before that of a process that loads data."""
+    text = str(error).strip()
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        # The traceback ends with a line that begins with the kind of the error, and no blank before it.
+        last = [line for line in text.splitlines() if line and not line.startswith(" ")][-1]
+        return last.partition(": ")[2] or last
+    return text
 
 
 def load_factory(name: str, option: str) -> Callable[..., Any]:

@@ -101,6 +101,28 @@ class ProcessorTransform:
         return pixels
 
 
+def processor_settings(processor: Any, side: int) -> dict[str, Any]:
+    """How an image processor makes images of another side, resized and cropped in its own way and proportion.
+
+    Args:
+        processor: of transformers.
+        side: of the images in pixels.
+    """
+    own = processor.size
+    named = own if isinstance(own, dict) else {key: value for key, value in vars(own).items() if value}
+    crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
+    resized = side
+    if crop:
+        height = crop["height"] if isinstance(crop, dict) else crop.height
+        resized = max(side, round(side * max(named.values()) / height))
+    return {
+        "size": {"shortest_edge": resized}
+        if "shortest_edge" in named
+        else {"height": resized, "width": resized},
+        **({"crop_size": {"height": side, "width": side}} if crop else {}),
+    }
+
+
 def check_image_size(size: int | None) -> None:
     """Refuse a side that no image has.
 
