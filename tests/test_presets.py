@@ -185,3 +185,19 @@ def test_a_constant_map_hides_everything_whatever_its_value(case, preset):
         values.view(60, 1, 1).expand(60, 5, 7),
     ):
         assert measured(case, protocol, maps, class_idx=classes) == expected
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"normalize": "after_resize"}, {"normalize": "before_and_after_resize"}, {"mask": "top"}],
+    ids=lambda fields: "-".join(fields.values()),
+)
+def test_a_map_that_its_resize_averages_out_hides_everything(case, fields):
+    """The same four values in every 2 x 2 block, in any order: half the size is their mean, but for rounding."""
+    protocol = EvaluationProtocol().but(**fields)
+    expected = measured(case, protocol, torch.zeros(60, 16, 16))
+    generator = torch.Generator().manual_seed(0)
+    orders = torch.rand(60, 64, 4, generator=generator).argsort(-1)
+    blocks = torch.rand(60, 1, 4, generator=generator).expand(60, 64, 4).gather(2, orders)
+    maps = blocks.view(60, 8, 8, 2, 2).transpose(2, 3).reshape(60, 16, 16)
+    assert measured(case, protocol, maps) == expected

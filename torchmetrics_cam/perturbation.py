@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from operator import gt
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
     """The maps as masks in [0, 1] of the images' size, ``(N, *spatial)``; 1 keeps, 0 hides.
 
     An image that is not valid gets a mask of 0, and so does one whose map is constant, unless the map is not
-    normalised.
+    normalised. A map whose differences the resize to a smaller image averages out counts as constant where it
+    is normalised afterwards, or its top is kept.
     """
     maps, normalize = explanation.maps, protocol.normalize
     constant, valid = (
@@ -38,8 +40,13 @@ def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
         maps = torch.where(constant, torch.zeros_like(maps), maps)
     if normalize in ("before_resize", "before_and_after_resize"):
         maps = min_max(maps, eps=protocol.normalize_eps)
-    maps = resize_maps(maps, explanation.images.shape[2:])
-    if normalize in ("after_resize", "before_and_after_resize"):
+    after = normalize in ("after_resize", "before_and_after_resize")
+    own, maps = maps, resize_maps(maps, explanation.images.shape[2:])
+    if (after or protocol.mask == "top") and any(map(gt, own.shape, maps.shape)):
+        averaged_out = _is_averaged_out(own, maps) & ~constant
+        maps = torch.where(averaged_out, torch.zeros_like(maps), maps)
+        constant = constant | averaged_out
+    if after:
         maps = min_max(maps, eps=protocol.normalize_eps)
     if protocol.mask == "top":
         # A constant map has no top: it stays as it is, all hidden, or for the uniform control all kept.
@@ -47,6 +54,13 @@ def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
     if protocol.mask == "threshold":
         maps = (maps >= protocol.mask_threshold).to(maps.dtype)
     return torch.where(valid, maps, torch.zeros_like(maps))
+
+
+def _is_averaged_out(maps: Tensor, resized: Tensor) -> Tensor:
+    """Which maps have only rounding errors left in their smaller size, as a column of two in a row of two."""
+    dims = tuple(range(1, maps.ndim))
+    rounding = 4 * torch.finfo(maps.dtype).eps * maps.abs().amax(dims, keepdim=True)
+    return resized.amax(dims, keepdim=True) - resized.amin(dims, keepdim=True) <= rounding
 
 
 def apply_mask(images: Tensor, mask: Tensor, protocol: EvaluationProtocol) -> Tensor:
