@@ -1,6 +1,7 @@
 """Real processes that talk over gloo, in which a hang is a failure within a minute."""
 
 import datetime
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,4 +28,6 @@ def _run(rank: int, function: Callable[[int, int], Any], world_size: int, folder
     try:
         torch.save(function(rank, world_size), f"{folder}/{rank}")
     finally:
+        # As in leave_process_group: before torch 2.8 the group's threads may need the interpreter first.
+        time.sleep(0.05)
         torch.distributed.destroy_process_group()

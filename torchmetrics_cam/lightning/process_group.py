@@ -1,5 +1,7 @@
 """The processes that an evaluation runs on."""
 
+import time
+
 import torch
 from lightning.pytorch import Trainer
 
@@ -22,4 +24,7 @@ def check_process_group(trainer: Trainer) -> None:
 def leave_process_group() -> None:
     """End the group of this process, if it is in one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Before torch 2.8 the end of a gloo group waits for the group's threads and keeps the interpreter from
+        # them; one that has yet to let go of a tensor gets the interpreter here.
+        time.sleep(0.05)
         torch.distributed.destroy_process_group()
