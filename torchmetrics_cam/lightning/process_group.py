@@ -24,7 +24,7 @@ def check_process_group(trainer: Trainer) -> None:
 def leave_process_group() -> None:
     """End the group of this process, if it is in one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # Before torch 2.8 the end of a gloo group waits for the group's threads and keeps the interpreter from
+        # Before torch 2.8 the end of a gloo group waits for its threads and keeps the interpreter from
         # them; one that has yet to let go of a tensor gets the interpreter here.
         time.sleep(0.05)
         torch.distributed.destroy_process_group()
