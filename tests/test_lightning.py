@@ -149,6 +149,7 @@ class Compiled(MeasuredDigits):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own
+@pytest.mark.filterwarnings("ignore:Graph break due to unsupported builtin")  # that of torch 2.6
 @pytest.mark.parametrize("whole", [False, True], ids=["a compiled network", "a compiled module"])
 def test_compiled_models(tmp_path, whole):
     module = torch.compile(MeasuredDigits(), backend="aot_eager") if whole else Compiled()
