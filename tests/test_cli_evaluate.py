@@ -391,22 +391,27 @@ def test_it_does_not_go_on_with_other_weights_of_the_same_name(left_over, monkey
 
 @pytest.mark.parametrize("full_after", ["nothing", "partial", "results.json", "report.html"])
 def test_a_full_disk_is_said_and_leaves_the_results_before_as_they_were(
-    inside, tmp_path, capsys, monkeypatch, full_after
+    inside, tmp_path, capsys, request, full_after
 ):
     out = tmp_path / "out"
     assert main(arguments(out)) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     full = OSError(errno.ENOSPC, "No space left on device")
+    disk = pytest.MonkeyPatch()
+    request.addfinalizer(disk.undo)
     for write in ("write_text", "write_bytes"):
-        monkeypatch.setattr(Path, write, until_full(getattr(Path, write), full_after, full))
+        disk.setattr(Path, write, until_full(getattr(Path, write), full_after, full))
     capsys.readouterr()
     assert main(arguments(out, "--seed", "1")) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == (
-        f"torchmetrics-cam: --out {out} cannot be written: No space left on device; choose another directory"
+        f"torchmetrics-cam: --out {out} cannot be written: No space left on device; make room, and the same"
+        " command goes on with what is kept, or choose another directory"
     )
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
     assert {path.name for path in out.rglob("*")} <= {*before, "partial", "settings.json", "rank-0.pt"}
+    disk.undo()
+    assert main(arguments(out, "--seed", "1")) == 0
 
 
 def until_full(write, name, full):

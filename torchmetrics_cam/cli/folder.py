@@ -68,6 +68,8 @@ def written_to(out: Path, *, among_others: bool = False) -> Iterator[None]:
     except OSError as error:
         if among_others and error.errno not in _OF_WRITING:
             raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "make room, and the same command goes on with what is kept, or " if full else ""
         raise UsageError(
-            f"--out {out} cannot be written: {error.strerror}; choose another directory"
+            f"--out {out} cannot be written: {error.strerror}; {way_out}choose another directory"
         ) from error
