@@ -265,7 +265,7 @@ def test_what_cannot_be_used_is_a_sentence_with_a_way_out(inside, tmp_path, caps
     assert "Traceback" not in said
 
 
-def test_many_unreadable_files_are_counted(inside, tmp_path, capsys):
+def test_it_says_who_leads_and_how_many_files_it_could_not_read(inside, tmp_path, capsys):
     shutil.copytree(inside / "photos" / "digit 1", tmp_path / "photos")
     for number in range(7):
         (tmp_path / "photos" / f"broken {number}.png").write_bytes(b"no picture")
@@ -273,6 +273,7 @@ def test_many_unreadable_files_are_counted(inside, tmp_path, capsys):
     assert main([*arguments(tmp_path / "out"), "--data", str(tmp_path / "photos")]) == 0
     printed = capsys.readouterr().out
     assert f"Not read: 2 more, 7 of {count}; see the report" in printed
+    assert "has the best Average Drop" in printed
 
 
 def test_the_protocol_and_its_fields(inside, tmp_path):

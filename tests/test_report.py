@@ -166,11 +166,12 @@ def cell(value, rank, indistinct=()):
     }
 
 
-def row(method, value, rank, *, control=False, indistinct=(), coincides=(), n=100):
+def row(method, value, rank, *, control=False, indistinct=(), coincides=(), n=100, degenerate=1):
     return {
         "method": method,
         "control": control,
         "n": n,
+        "degenerate": degenerate,
         "coincides_with": coincides,
         "m": cell(value, rank, indistinct),
     }
@@ -188,7 +189,17 @@ MEASURE = {"name": "m", "title": "M", "higher_is_better": False}
                 "A has the best M, 0.200 (95 % interval 0.100 to 0.300). It differs from every other",
                 "better than every control",
             ],
-            ["Warning", "few"],
+            ["Warning", "few", "constant"],
+        ),
+        (
+            [
+                row("A", 0.2, 1, degenerate=100),
+                row("B", 0.4, 2, degenerate=100),
+                row("C", 0.4, 2),
+                row("U", 0.9, 4, control=True, degenerate=100),
+            ],
+            ["Warning: every map of A and B is constant", "choose an earlier layer"],
+            ["U"],
         ),
         (
             [row("R", 0.1, 1, control=True), row("A", 0.2, 2), row("B", 0.4, 3)],
@@ -211,7 +222,7 @@ MEASURE = {"name": "m", "title": "M", "higher_is_better": False}
             ["beats"],
         ),
     ],
-    ids=["clear", "control wins", "indistinct"],
+    ids=["clear", "blank", "control wins", "indistinct"],
 )
 def test_the_verdict_follows_from_the_numbers(rows, said, unsaid):
     text = " ".join(verdict({"measures": [MEASURE], "rows": rows}))

@@ -24,6 +24,7 @@ from torchmetrics_cam.cli.names import nearest, short
 from torchmetrics_cam.cli.results import circumstances, results_of
 from torchmetrics_cam.cli.resume import go_on_or_begin, settings_of
 from torchmetrics_cam.metrics.comparison import CAMComparison
+from torchmetrics_cam.report.words import verdict
 
 PARTIAL = "partial"
 # How many files that cannot be read are named on the terminal.
@@ -118,6 +119,7 @@ def run(arguments: Any) -> None:
     write_files(comparison, results, pictures, arguments.out, images.file)
     shutil.rmtree(partial, ignore_errors=True)
     print(comparison.table())
+    print(*verdict(results["comparison"]))
     unreadable = results["data"]["unreadable"]
     for one in unreadable[:_SHOWN]:
         print(f"Not read: {one['file']}: {one['reason']}")

@@ -51,6 +51,12 @@ def verdict(comparison: Mapping[str, Any]) -> list[str]:
     best = methods[0]
     others = [row for row in methods if row is not best]
     sentences = [_leader(best, others, name, title), *_against_controls(best, controls, name)]
+    blank = [row["method"] for row in methods if row["n"] and row["degenerate"] == row["n"]]
+    if blank:
+        sentences.append(
+            f"Warning: every map of {listed(blank)} is constant, as where the class scores do not depend on"
+            " the positions of the layer; choose an earlier layer."
+        )
     fewest = min(row["n"] for row in known)
     if fewest < _FEW:
         images = "1 image is" if fewest == 1 else f"{fewest} images are"
