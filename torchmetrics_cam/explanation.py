@@ -103,6 +103,7 @@ def explain_all(
 
     with gradients_on():
         images = images.detach().to(model_dtype(model, images))
+    finite = _all_finite(images)
     made: dict[CAMSource, Explanation] = {}
     first: CleanPass | None = None
     for group in _groups(sources):
@@ -131,7 +132,7 @@ def explain_all(
                 first = replace(clean, scores=clean.scores.detached(), activations={})
                 scores = first.selection.of(first.scores.scores).detach()
             for source in group:
-                made[source] = _explanation(source, clean, first.selection, scores)
+                made[source] = _explanation(source, clean, first.selection, scores, finite)
             # Its graph goes before the next pass makes another.
             del clean
     return [made[source] for source in sources]
@@ -150,7 +151,9 @@ def _groups(sources: Sequence[CAMSource]) -> list[list[CAMSource]]:
     return [group for group in (together, *([source] for source in alone)) if group]
 
 
-def _explanation(source: CAMSource, clean: CleanPass, selection: Selection, scores: Tensor) -> Explanation:
+def _explanation(
+    source: CAMSource, clean: CleanPass, selection: Selection, scores: Tensor, finite: Tensor
+) -> Explanation:
     """The maps of a source, and what does not depend on the source."""
     made = source.maps(clean)
     for layer in made.layers:
@@ -169,7 +172,7 @@ def _explanation(source: CAMSource, clean: CleanPass, selection: Selection, scor
         selection=selection,
         maps=maps,
         normalized=made.normalized,
-        valid=_all_finite(clean.images) & _all_finite(maps) & scores.isfinite(),
+        valid=finite & _all_finite(maps) & scores.isfinite(),
         degenerate=maps.flatten(1).amax(1) == maps.flatten(1).amin(1),
     )
 
@@ -203,5 +206,6 @@ def _check_images(images: Tensor, source: CAMSource) -> None:
 
 def _all_finite(tensor: Tensor) -> Tensor:
     """Whether every value of a sample is finite, ``(N,)``, without a mask of the tensor's size."""
-    low, high = tensor.flatten(1).aminmax(dim=1)
-    return low.isfinite() & high.isfinite()
+    # Both are many times faster than torch.aminmax, and need no copy of images in channels-last layout.
+    dims = tuple(range(1, tensor.ndim))
+    return tensor.amin(dims).isfinite() & tensor.amax(dims).isfinite()

@@ -35,9 +35,9 @@ def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
     )
     if explanation.normalized:
         normalize = "none"
-    if normalize != "none":
-        # Resized, a constant map has rounding errors, which its normalisation would make as large as a map.
-        maps = torch.where(constant, torch.zeros_like(maps), maps)
+    # Resized, a constant map has rounding errors, which its normalisation would make as large as a map.
+    blank = ~valid if normalize == "none" else constant | ~valid
+    maps = torch.where(blank, torch.zeros_like(maps), maps)
     if normalize in ("before_resize", "before_and_after_resize"):
         maps = min_max(maps, eps=protocol.normalize_eps)
     after = normalize in ("after_resize", "before_and_after_resize")
@@ -50,10 +50,10 @@ def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
         maps = min_max(maps, eps=protocol.normalize_eps)
     if protocol.mask == "top":
         # A constant map has no top: it stays as it is, all hidden, or for the uniform control all kept.
-        maps = torch.where(constant, maps, top_fraction(maps, protocol.mask_fraction))
+        maps = torch.where(constant | blank, maps, top_fraction(maps, protocol.mask_fraction))
     if protocol.mask == "threshold":
-        maps = (maps >= protocol.mask_threshold).to(maps.dtype)
-    return torch.where(valid, maps, torch.zeros_like(maps))
+        maps = ((maps >= protocol.mask_threshold) & valid).to(maps.dtype)
+    return maps
 
 
 def _is_averaged_out(maps: Tensor, resized: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def min_max(maps: Tensor, *, eps: float = 0.0) -> Tensor:
     dims = tuple(range(1, maps.ndim))
     low = maps.amin(dims, keepdim=True)
     span = maps.amax(dims, keepdim=True) - low
-    return (maps - low) / torch.where(span == 0, torch.ones_like(span), span + eps)
+    return (maps - low).div_(torch.where(span == 0, torch.ones_like(span), span + eps))
 
 
 def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
