@@ -201,3 +201,18 @@ def test_a_map_that_its_resize_averages_out_hides_everything(case, fields):
     blocks = torch.rand(60, 1, 4, generator=generator).expand(60, 64, 4).gather(2, orders)
     maps = blocks.view(60, 8, 8, 2, 2).transpose(2, 3).reshape(60, 16, 16)
     assert measured(case, protocol, maps) == expected
+
+
+@pytest.mark.parametrize("measure", [AverageDrop, IncreaseInConfidence])
+@pytest.mark.parametrize("mask", ["soft", "threshold"])
+def test_a_small_map_of_ones_hides_nothing(mask, measure):
+    """Of 14 positions to 50, and not only there, the interpolation of ones is a little off 1."""
+    images = torch.rand(60, 1, 50, 51, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    protocol = EvaluationProtocol().but(normalize="none", mask=mask, mask_threshold=1.0)
+    ones = torch.ones(60, 14, 14, dtype=torch.float64)
+    assert (resize_maps(ones, (50, 51)) != 1).any()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(50 * 51, 10)).double()
+    metric = measure(PrecomputedMaps(model), protocol=protocol)
+    metric.update(images, cams=ones)
+    assert metric.compute() == 0

@@ -35,13 +35,16 @@ def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
     )
     if explanation.normalized:
         normalize = "none"
-    # Resized, a constant map has rounding errors, which its normalisation would make as large as a map.
+    # Resized, a constant map has rounding errors. Its normalisation would make them as large as a map.
     blank = ~valid if normalize == "none" else constant | ~valid
     maps = torch.where(blank, torch.zeros_like(maps), maps)
     if normalize in ("before_resize", "before_and_after_resize"):
         maps = min_max(maps, eps=protocol.normalize_eps)
     after = normalize in ("after_resize", "before_and_after_resize")
     own, maps = maps, resize_maps(maps, explanation.images.shape[2:])
+    if normalize == "none":
+        # Without one, a map of ones would hide a little, and below a threshold of 1 everything.
+        maps = torch.where(constant, own.amax(tuple(range(1, own.ndim)), keepdim=True), maps)
     if (after or protocol.mask == "top") and any(map(gt, own.shape, maps.shape)):
         averaged_out = _is_averaged_out(own, maps) & ~constant
         maps = torch.where(averaged_out, torch.zeros_like(maps), maps)
