@@ -26,44 +26,42 @@ def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
     """The maps as masks in [0, 1] of the images' size, ``(N, *spatial)``; 1 keeps, 0 hides.
 
     An image that is not valid gets a mask of 0, and so does one whose map is constant, unless the map is not
-    normalised. A map whose differences the resize to a smaller image averages out counts as constant where it
-    is normalised afterwards, or its top is kept.
+    normalised.
     """
-    maps, normalize = explanation.maps, protocol.normalize
+    maps, normalize = explanation.maps, "none" if explanation.normalized else protocol.normalize
     constant, valid = (
         which.view(-1, *(1,) * (maps.ndim - 1)) for which in (explanation.degenerate, explanation.valid)
     )
-    if explanation.normalized:
-        normalize = "none"
-    # Resized, a constant map has rounding errors. Its normalisation would make them as large as a map.
-    blank = ~valid if normalize == "none" else constant | ~valid
-    maps = torch.where(blank, torch.zeros_like(maps), maps)
+    maps, constant = torch.where(valid, maps, torch.zeros_like(maps)), constant | ~valid
     if normalize in ("before_resize", "before_and_after_resize"):
         maps = min_max(maps, eps=protocol.normalize_eps)
-    after = normalize in ("after_resize", "before_and_after_resize")
-    own, maps = maps, resize_maps(maps, explanation.images.shape[2:])
-    if normalize == "none":
-        # Without one, a map of ones would hide a little, and below a threshold of 1 everything.
-        maps = torch.where(constant, own.amax(tuple(range(1, own.ndim)), keepdim=True), maps)
-    if (after or protocol.mask == "top") and any(map(gt, own.shape, maps.shape)):
-        averaged_out = _is_averaged_out(own, maps) & ~constant
-        maps = torch.where(averaged_out, torch.zeros_like(maps), maps)
-        constant = constant | averaged_out
-    if after:
+    maps, constant = _resized(maps, explanation.images.shape[2:], constant)
+    if normalize in ("after_resize", "before_and_after_resize"):
         maps = min_max(maps, eps=protocol.normalize_eps)
     if protocol.mask == "top":
         # A constant map has no top: it stays as it is, all hidden, or for the uniform control all kept.
-        maps = torch.where(constant | blank, maps, top_fraction(maps, protocol.mask_fraction))
+        maps = torch.where(constant, maps, top_fraction(maps, protocol.mask_fraction))
     if protocol.mask == "threshold":
         maps = ((maps >= protocol.mask_threshold) & valid).to(maps.dtype)
     return maps
 
 
-def _is_averaged_out(maps: Tensor, resized: Tensor) -> Tensor:
-    """Which maps have only rounding errors left in their smaller size, as a column of two in a row of two."""
+def _resized(maps: Tensor, size: Sequence[int], constant: Tensor) -> tuple[Tensor, Tensor]:
+    """The maps at the images' size, and which are constant there, without the rounding errors of the resize.
+
+    Normalised, the errors would be as large as a map; and a map of ones that they make smaller than 1 would
+    hide a little. What a smaller size averages out, such as a column of two in a row of two, is constant too.
+    """
+    resized = resize_maps(maps, size)
+    if resized is maps:
+        return maps, constant
     dims = tuple(range(1, maps.ndim))
-    rounding = 4 * torch.finfo(maps.dtype).eps * maps.abs().amax(dims, keepdim=True)
-    return resized.amax(dims, keepdim=True) - resized.amin(dims, keepdim=True) <= rounding
+    low, high = maps.amin(dims, keepdim=True), maps.amax(dims, keepdim=True)
+    if any(map(gt, maps.shape, resized.shape)):
+        span = resized.amax(dims, keepdim=True) - resized.amin(dims, keepdim=True)
+        constant = constant | (span <= 4 * torch.finfo(maps.dtype).eps * torch.maximum(high, -low))
+    value = resized.flatten(1)[:, 0].view_as(low).clamp(low, high)
+    return torch.where(constant, value, resized), constant
 
 
 def apply_mask(images: Tensor, mask: Tensor, protocol: EvaluationProtocol) -> Tensor:
