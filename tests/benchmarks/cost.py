@@ -11,58 +11,34 @@ A run replaces its own cells of cost.json and leaves the others. It ends with st
 """
 
 import argparse
-import copy
 import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import pytorch_grad_cam
 import torch
-import torchcam.methods
-import torchcam.metrics
-import torchvision
-from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
-from results import THREADS, environment, interleaved, parser, summary, table, with_quartiles, write
-from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
-
-from torchmetrics_cam import AverageDrop, CAMComparison
-from torchmetrics_cam.cams import (
-    GradCAM,
-    GradCAMPlusPlus,
-    HiResCAM,
-    LayerCAM,
-    PytorchGradCAMSource,
-    XGradCAM,
-    vit_grid,
+from cases import (
+    BASELINE,
+    COMPILED,
+    FOLDED,
+    GRAD_CAM,
+    LAYERS,
+    ON_GRAD_CAM,
+    OURS,
+    SIDE,
+    TORCHCAM,
+    Setting,
+    case_of,
 )
-from torchmetrics_cam.demo import load_model
+from results import THREADS, environment, parser, summary, table, with_quartiles, write
+from workers import ALLOCATOR as ALLOCATOR_OF_TIME
+from workers import in_processes
 
-SIDE = 224
 WARM_UP_BATCH, MEMORY_REPEATS, MEMORY_BATCH = 2, 3, 32
-LAYERS = {
-    "resnet18": "layer4",
-    "resnet50": "layer4",
-    "mobilenet_v3_large": "features",
-    "convnext_tiny": "features",
-    "vit_b_16": "encoder.layers.encoder_layer_11.ln_1",
-    "efficientnet_lite0": "_blocks.15",
-}
-OWN = (GradCAM, GradCAMPlusPlus, XGradCAM, LayerCAM, HiResCAM)
-THEIRS = ("GradCAM", "GradCAMPlusPlus", "XGradCAM", "LayerCAM")
-TORCHCAMS = ("GradCAM", "GradCAMpp", "XGradCAM", "LayerCAM")
-BASELINE, OURS, COMPILED = "bare forwards", "ours", "ours, channels last and compiled scorer"
-FOLDED = "the same, batch norms folded"
-TORCHCAM, GRAD_CAM, ON_GRAD_CAM = "torchcam", "pytorch-grad-cam", "ours on pytorch-grad-cam's object"
-
 # The most that may be taken: (case, network, methods) -> share of the bare forwards.
 TARGETS = {
     (OURS, "resnet50", 1): 1.05,
@@ -81,119 +57,6 @@ MEMORY_TARGET = 1.15
 # 32 MiB: every case, the bare forwards too, then peaks anywhere between 400 and 640 MiB. A threshold that is
 # set, here to its own initial value, stays, and what is resident is what is alive.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
-
-
-class Setting:
-    """A network with a batch of images, and what is compared on it."""
-
-    def __init__(self, network: str, batch: int, methods: int) -> None:
-        torch.manual_seed(0)
-        self.layer = LAYERS[network]
-        if network == "efficientnet_lite0":
-            self.model = load_model()
-        else:
-            self.model = torchvision.models.get_model(network, weights=None).eval()
-        self.reshape = vit_grid if network.startswith("vit") else None
-        self.images = torch.randn(batch, 3, SIDE, SIDE)
-        self.methods = methods
-        self.fast: dict[str, tuple[nn.Module, Callable[[Tensor], Any]]] = {}
-        with torch.inference_mode():
-            self.classes = self.model(self.images).argmax(1).tolist()
-
-    def cases(self) -> dict[str, Callable[[Tensor], Any]]:
-        """What is timed, by name, as functions of the images."""
-        cases: dict[str, Callable[[Tensor], Any]] = {BASELINE: self.bare, OURS: self.ours}
-        if self.reshape is None:
-            cases[TORCHCAM] = self.torchcam
-        if self.methods == 1:
-            cases |= {GRAD_CAM: self.grad_cam, ON_GRAD_CAM: self.on_grad_cam}
-        if self.methods == 4:
-            cases[COMPILED] = self.compiled
-            # torch.fx folds into plain convolutions, and those of EfficientNet-Lite are a class of their own.
-            if {nn.Conv2d, nn.BatchNorm2d} <= {type(module) for module in self.model.modules()}:
-                cases[FOLDED] = self.folded
-        return cases
-
-    def bare(self, images: Tensor) -> None:
-        """The floor: the model once for the images and once for each method's, in inference mode."""
-        with torch.inference_mode():
-            for _ in range(1 + self.methods):
-                self.model(images)
-
-    def ours(
-        self,
-        images: Tensor,
-        model: nn.Module | None = None,
-        scorer: Callable[[Tensor], Any] | None = None,
-    ) -> None:
-        """Ours, in the default protocol: for one method the single metric, for more a comparison."""
-        model = model or self.model
-        made = [
-            method(model, self.layer, reshape_transform=self.reshape)
-            for method in islice(cycle(OWN), self.methods)
-        ]
-        if self.methods == 1:
-            AverageDrop(made[0]).update(images)
-        else:
-            sources = {f"{place} {source!r}": source for place, source in enumerate(made)}
-            # What the scorer says is compared with the model once an evaluation, and not once a batch.
-            comparison = CAMComparison(sources, controls=False, scorer=scorer, validate_args=scorer is None)
-            comparison.update(images)
-
-    def compiled(self, images: Tensor) -> None:
-        """The same with a network in channels-last layout, and the masked images through it compiled and frozen."""
-        self._with_scorer(images, COMPILED, copy.deepcopy)
-
-    def folded(self, images: Tensor) -> None:
-        """The same once more, with batch norms folded into the convolutions before them in the clean pass too."""
-        self._with_scorer(images, FOLDED, folded)
-
-    def _with_scorer(self, images: Tensor, case: str, copied: Callable[[nn.Module], nn.Module]) -> None:
-        if case not in self.fast:
-            torch._inductor.config.freezing = True
-            model = copied(self.model).to(memory_format=torch.channels_last)
-            frozen = torch.compile(model)
-            self.fast[case] = (
-                model,
-                lambda masked: frozen(masked.contiguous(memory_format=torch.channels_last)),
-            )
-        self.ours(images.contiguous(memory_format=torch.channels_last), *self.fast[case])
-
-    def torchcam(self, images: Tensor) -> None:
-        """torchcam's metric as its documentation shows it, one method after the other."""
-        for name in islice(cycle(TORCHCAMS), self.methods):
-            with getattr(torchcam.methods, name)(self.model, self.layer) as extractor:
-                softmax = partial(torch.softmax, dim=-1)
-                torchcam.metrics.ClassificationMetric(extractor, softmax).update(images)
-
-    def grad_cam(self, images: Tensor) -> None:
-        """pytorch-grad-cam's own metric as its tutorial shows it, the classes known."""
-        classes = self.classes[: len(images)]
-        with self._object() as cam:
-            maps = cam(images, targets=[ClassifierOutputTarget(index) for index in classes])
-            softmax = [ClassifierOutputSoftmaxTarget(index) for index in classes]
-            DropInConfidence()(images, maps, softmax, self.model)
-
-    def on_grad_cam(self, images: Tensor) -> None:
-        """Our metric on its object."""
-        with self._object() as cam:
-            metric = AverageDrop(PytorchGradCAMSource(cam), protocol="grad_cam")
-            metric.update(images, class_idx=self.classes[: len(images)])
-
-    def _object(self) -> Any:
-        layers = [self.model.get_submodule(self.layer)]
-        return pytorch_grad_cam.GradCAM(self.model, layers, reshape_transform=self.reshape)
-
-
-def folded(model: nn.Module) -> nn.Module:
-    """A copy whose convolutions do what the batch norms behind them did; its modules keep their names."""
-    copied, fused = copy.deepcopy(model), dict(fuse(model).named_modules())
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            copied.set_submodule(name, fused[name])
-        elif isinstance(module, nn.BatchNorm2d) and name not in fused:
-            copied.set_submodule(name, nn.Identity())
-    return copied
 
 
 def peak_extra_bytes(case: str, setting: Setting) -> int:
@@ -225,26 +88,29 @@ def memory(network: str, batch: int, methods: int, cases: list[str]) -> dict[str
     return peaks
 
 
-def measured(network: str, batch: int, methods: int, rounds: int) -> dict[str, Any]:
-    """One cell of the table: time, and for large batches memory."""
+def measured(
+    network: str, batch: int, methods: int, rounds: int, peaks: dict[str, Any] | None
+) -> dict[str, Any]:
+    """One cell of the table: time, and for large batches memory, unless its peaks are known."""
     print(f"{network}, batch {batch}, {methods} methods", flush=True)
     circumstances = environment()
-    setting = Setting(network, batch, methods)
-    cases = setting.cases()
-    seconds = interleaved({name: partial(run, setting.images) for name, run in cases.items()}, rounds)
+    names = list(Setting(network, batch, methods).cases())
+    cases = {name: partial(case_of, name, network, batch, methods) for name in names}
     cell = {
         "network": network,
         "batch": batch,
         "methods": methods,
         "rounds": rounds,
         "environment": circumstances | {"load_average_at_end": environment()["load_average"]},
-        "seconds": summary(seconds, BASELINE),
+        "a_process_a_case": True,
+        "seconds": summary(in_processes(cases, rounds), BASELINE),
     }
-    if batch >= MEMORY_BATCH:
+    if peaks:
+        cell["bytes"] = peaks
+    elif batch >= MEMORY_BATCH:
         # Compiling takes memory once, which is not what a run takes.
-        names = [name for name in cases if name not in (COMPILED, FOLDED)]
-        del setting, cases
-        cell["bytes"] = summary(memory(network, batch, methods, names), BASELINE)
+        resident = [name for name in names if name not in (COMPILED, FOLDED)]
+        cell["bytes"] = summary(memory(network, batch, methods, resident), BASELINE)
     return cell
 
 
@@ -283,8 +149,10 @@ def report(cells: list[dict[str, Any]]) -> str:
 K methods on one layer, as a multiple of 1 + K bare forward passes in inference mode: median and quartiles of
 interleaved rounds, {SIDE} px, {THREADS} threads of a CPU, random weights (EfficientNet-Lite0: ImageNet's). torchcam
 and pytorch-grad-cam run with their own metrics, and `ours on pytorch-grad-cam's object` is our metric on the same
-object. The load average at the start of a cell was between {min(loads)} and {max(loads)}. Written by `cost.py`;
-all figures are in `cost.json`.
+object. Each case runs in a process of its own, whose allocator keeps what it has; where the name of a row ends with
+*, all ran in one, with glibc's own settings, by which bare passes of a large batch take up to twice as long and
+compiled ones do not. The load average at the start of a cell was between {min(loads)} and {max(loads)}. Written by
+`cost.py`; all figures are in `cost.json`.
 
 ## Time
 
@@ -300,7 +168,8 @@ Median of {MEMORY_REPEATS} fresh processes, as a multiple of that of the bare fo
 
 
 def _named(cell: dict[str, Any]) -> str:
-    return f"{cell['network']}, batch {cell['batch']}, K = {cell['methods']}"
+    shared = "" if cell.get("a_process_a_case") else " *"
+    return f"{cell['network']}, batch {cell['batch']}, K = {cell['methods']}{shared}"
 
 
 def _order(cell: dict[str, Any]) -> tuple[int, int, int]:
@@ -320,6 +189,7 @@ def main() -> int:
     options.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32], help="images in the batch")
     options.add_argument("--methods", nargs="+", type=int, default=[1, 4, 8], help="K, the number of methods")
     options.add_argument("--rounds", type=int, default=5, help="how often each case is timed, at least 2")
+    options.add_argument("--time-only", action="store_true", help="leave the memory that is known")
     options.add_argument("--render", action="store_true", help="only write the .md anew")
     options.add_argument("--peak-of", help=argparse.SUPPRESS)
     arguments = options.parse_args()
@@ -333,12 +203,17 @@ def main() -> int:
 
     stored = arguments.out.with_suffix(".json")
     cells = json.loads(stored.read_text())["cells"] if stored.exists() else []
+    known = {(cell["network"], cell["batch"], cell["methods"]): cell for cell in cells}
     for key in [] if arguments.render else asked:
-        new = measured(*key, arguments.rounds)
-        cells = [cell for cell in cells if (cell["network"], cell["batch"], cell["methods"]) != key]
-        cells = sorted([*cells, new], key=_order)
+        peaks = known.get(key, {}).get("bytes") if arguments.time_only else None
+        known[key] = measured(*key, arguments.rounds, peaks)
+        cells = sorted(known.values(), key=_order)
         # After every cell: a table of hours is not lost in its last minute.
-        write(arguments.out, {"allocator_of_memory": ALLOCATOR, "cells": cells}, report(cells))
+        write(
+            arguments.out,
+            {"allocators": {"time": ALLOCATOR_OF_TIME, "memory": ALLOCATOR}, "cells": cells},
+            report(cells),
+        )
     if arguments.render:
         write(arguments.out, json.loads(stored.read_text()), report(cells))
     for one in missed(cells):

@@ -60,7 +60,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
-def interleaved(cases: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def seconds_of(case: Callable[[], Any]) -> float:
+    """How long a call takes."""
+    gc.collect()
+    started = time.perf_counter()
+    case()
+    return time.perf_counter() - started
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    clock: Callable[[Callable[[], Any]], float] = seconds_of,
+) -> dict[str, list[float]]:
     """Seconds of every case in every round; a round runs them all, each round starting with another."""
     for case in cases.values():
         case()
@@ -69,11 +81,8 @@ def interleaved(cases: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
     for turn in range(rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            gc.collect()
-            started = time.perf_counter()
-            cases[name]()
-            seconds[name].append(time.perf_counter() - started)
-        print(f"round {turn + 1}:", ", ".join(f"{seconds[name][-1]:.2f} s" for name in names))
+            seconds[name].append(clock(cases[name]))
+        print(f"round {turn + 1}:", ", ".join(f"{seconds[name][-1]:.2f} s" for name in names), flush=True)
     return seconds
 
 
