@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -61,8 +61,12 @@ class Setting:
         self.methods = methods
         # Of one case: each runs in a process of its own.
         self.fast: tuple[nn.Module, Callable[[Tensor], Any]] | None = None
+
+    @cached_property
+    def classes(self) -> list[int]:
+        """The top class of each image, for the libraries that are told it; known before they are timed."""
         with torch.inference_mode():
-            self.classes = self.model(self.images).argmax(1).tolist()
+            return self.model(self.images).argmax(1).tolist()
 
     def cases(self) -> dict[str, Callable[[Tensor], Any]]:
         """What is timed, by name, as functions of the images."""

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import platform
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from torch import Tensor
 import torchmetrics_cam
 from torchmetrics_cam.metrics.comparison import CAMComparison
 from torchmetrics_cam.metrics.curve_sums import CURVES
+from torchmetrics_cam.whole_file import write_whole
 
 FORMAT = 1
 _PACKAGES = (
@@ -80,13 +80,8 @@ def write_json(results: dict[str, Any], path: Path) -> None:
 
     File names that are not in UTF-8 are written with the escapes that JSON has for them.
     """
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    try:
-        text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        unfinished.write_text(text, "utf-8", errors="backslashreplace")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_samples(comparison: CAMComparison, name_of: Callable[[int], str], path: Path) -> None:

@@ -1,6 +1,5 @@
 """What a rank has so far of an evaluation, in a file, so that an interrupted run goes on from there."""
 
-import os
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import torch
 from torchmetrics import Metric
+
+from torchmetrics_cam.whole_file import write_whole
 
 States = dict[str, tuple[int, dict[str, Any]]]
 
@@ -29,15 +30,10 @@ class PartialResult:
         """Write the file anew; a run that is killed meanwhile leaves the old one."""
         states = {name: (metric._update_count, metric._copy_state_dict()) for name, metric in members}
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.file.with_suffix(f".{os.getpid()}")
         # torch.save into a file says nothing of use when the disk is full.
         content = BytesIO()
         torch.save({"key": self.key, "done": done, "states": states}, content)
-        try:
-            unfinished.write_bytes(content.getbuffer())
-            unfinished.replace(self.file)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(self.file, content.getbuffer())
 
     def load(self) -> tuple[int, States]:
         """How many places are done, and the states; 0 and nothing where there is no file.
