@@ -49,6 +49,19 @@ def test_first_level_folders_are_classes(tmp_path: Path) -> None:
     assert named.class_names == ["bird", "Dog", "cat"]
 
 
+def test_labels_that_are_needed_are_there_and_are_the_models(tmp_path: Path) -> None:
+    for name in ("classes/dog/1.png", "classes/cat/1.png", "flat/1.png"):
+        save(tmp_path / name)
+    labelled = load_data(
+        str(tmp_path / "classes"), as_tensor, class_names=["bird", "dog", "cat"], labelled=True
+    )
+    assert [labelled[i]["label"] for i in range(2)] == [2, 1]
+    with pytest.raises(UsageError, match=r"flat/1\.png has no label; sort images into subfolders"):
+        load_data(str(tmp_path / "flat"), as_tensor, labelled=True)
+    with pytest.raises(UsageError, match="nobody knows which of its outputs a label is"):
+        load_data(str(tmp_path / "classes"), as_tensor, labelled=True)
+
+
 def test_a_limit_is_the_same_sample_every_time(tmp_path: Path) -> None:
     for number in range(20):
         save(tmp_path / f"{'a' if number < 10 else 'b'}/{number:02}.png")

@@ -106,6 +106,11 @@ def ragged():
     return [(torch.rand(3, 16, 16 + number % 2), 0) for number in range(4)]
 
 
+def labelled():
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.rand(3, 16, 16, generator=generator), number % 3) for number in range(8)]
+
+
 def half_labelled():
     return [(torch.rand(3, 16, 16), number if number < 6 else -1) for number in range(8)]
 """
@@ -181,6 +186,23 @@ def test_its_numbers_are_those_of_the_metric(whole, inside):
     assert row["n"] == 30
 
 
+def test_labels_are_explained_where_they_are_asked_for(inside, tmp_path):
+    import mine
+
+    given = ["--data", "mine:labelled", "--explain", "label", "--num-workers", "1"]
+    assert main(arguments(tmp_path / "out", *given)) == 0
+    images, labels = zip(*mine.labelled(), strict=True)
+    metric = AverageDrop(GradCAM(mine.factory()[0].eval(), "3"))
+    metric.update(torch.stack(images), class_idx=list(labels))
+    found = results(tmp_path / "out")
+    row = next(row for row in found["comparison"]["rows"] if row["method"] == "Grad-CAM")
+    assert row["average_drop"]["value"] == pytest.approx(float(metric.compute()), abs=1e-6)
+    assert found["data"]["explained"] == "label"
+    metric.reset()
+    metric.update(torch.stack(images))
+    assert row["average_drop"]["value"] != pytest.approx(float(metric.compute()), abs=1e-3)
+
+
 def test_what_cannot_be_read_is_named_and_counted(whole):
     (unreadable,) = results(whole)["data"]["unreadable"]
     assert unreadable["file"].endswith("broken.png")
@@ -253,7 +275,7 @@ def test_half_precision_weights_run_in_the_precision_that_is_asked(inside, tmp_p
         ),
         (
             ["--data", "mine:half_labelled", "--explain", "label"],
-            "--explain label: mine:half_labelled[6] has no label; leave it out, or use --explain top",
+            "--explain label needs a label for every image, and mine:half_labelled[6] has no label; sort images",
         ),
     ],
     ids=["TorchScript", "image size", "no class scores", "in a worker", "unlabelled"],
@@ -455,9 +477,13 @@ def test_when_memory_runs_out_it_says_what_to_try_or_halves(inside, tmp_path, ca
         in capsys.readouterr().err
     )
     assert main(arguments(tmp_path / "out", *more, "--halve-on-oom")) == 0
-    ours, theirs = (results(out)["comparison"]["rows"] for out in (tmp_path / "out", whole))
-    for one, other in zip(ours, theirs, strict=True):
-        assert one["average_drop"]["value"] == pytest.approx(other["average_drop"]["value"], abs=1e-6)
+    assert main(arguments(tmp_path / "smaller", *more)) == 2
+    assert (tmp_path / "smaller" / "partial" / "settings.json").exists()
+    assert main(arguments(tmp_path / "smaller", *more, "--batch-size", "4")) == 0
+    theirs = results(whole)["comparison"]["rows"]
+    for out in (tmp_path / "out", tmp_path / "smaller"):
+        for one, other in zip(results(out)["comparison"]["rows"], theirs, strict=True):
+            assert one["average_drop"]["value"] == pytest.approx(other["average_drop"]["value"], abs=1e-6)
 
 
 def test_compare_pairs_the_same_images(inside, whole, tmp_path, capsys):

@@ -29,6 +29,7 @@ class Images(Dataset[Item | None]):
             sample of all, and the same ones every time.
         class_names: the names of the model's classes. Where all names of the data are among them, labels are
             the numbers of the model's classes.
+        labelled: whether an image without a label is an error.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class Images(Dataset[Item | None]):
         *,
         limit: int | None = None,
         class_names: Sequence[str] | None = None,
+        labelled: bool = False,
     ) -> None:
         self._origin = origin
+        self._labelled = labelled
         self._transform = transform
         self._order = list(range(len(origin)))
         if limit is not None:
@@ -64,11 +67,22 @@ class Images(Dataset[Item | None]):
         return len(self._order)
 
     def __getitem__(self, index: int) -> Item | None:
-        """An image, or None where it cannot be read."""
+        """An image, or None where it cannot be read.
+
+        Raises:
+            UsageError: if it has no label and needs one. This is the place to look, where labels are numbers
+                of Python: to look at a batch of them on a GPU is to wait for it.
+        """
         try:
             image, label = self._read(index)
         except UnreadableError:
             return None
+        if self._labelled and label < 0:
+            raise UsageError(
+                f"--explain label needs a label for every image, and {self.file(index)} has no label; sort"
+                " images into subfolders named as the classes, or leave it out, or explain the top class"
+                " with --explain top"
+            )
         return {"image": image, "index": index, "label": label}
 
     def fingerprint(self) -> str:
@@ -108,6 +122,7 @@ def load_data(
     *,
     limit: int | None = None,
     class_names: Sequence[str] | None = None,
+    labelled: bool = False,
 ) -> Images:
     """The images of a name.
 
@@ -118,20 +133,28 @@ def load_data(
         transform: from an RGB picture of PIL to a tensor.
         limit: how many; see `Images`.
         class_names: the names of the model's classes; see `Images`.
+        labelled: whether every image needs a label that is the number of one of the model's outputs.
 
     Raises:
-        UsageError: if there is no such folder or function, or no image in it can be read.
+        UsageError: if there is no such folder or function, no image in it can be read, or labels are needed
+            and not there.
         ModuleNotFoundError: if a library is not installed; the message is the pip line.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} leaves no image; give at least 1, or leave it out for all")
-    images = Images(find_origin(name), transform, limit=limit, class_names=class_names)
+    images = Images(find_origin(name), transform, limit=limit, class_names=class_names, labelled=labelled)
     if len(images) == 0:
         raise UsageError(f"--data {name} holds no image")
     if all(images[index] is None for index in range(len(images))):
         raise UsageError(
             f"--data {name}: none of {len(images)} images can be read; the first, {images.file(0)}: "
             f"{images.reason(0)}"
+        )
+    if labelled and images.class_names is not None and not images.labels_are_classes:
+        raise UsageError(
+            "--explain label: the names of the data's classes are not those of the model, so nobody knows"
+            " which of its outputs a label is; use a dataset of your own (package.module:factory), whose"
+            " labels are numbers of outputs, or --explain top"
         )
     return images
 

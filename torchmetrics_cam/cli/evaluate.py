@@ -44,11 +44,15 @@ def run(arguments: Any) -> None:
     prepare_folder(arguments.out)
     torch.manual_seed(arguments.seed)
     loaded = load_model(arguments.model, arguments.checkpoint, image_size=arguments.image_size)
+    explain_labels = arguments.explain == "label"
     images = load_data(
-        arguments.data, loaded.transform, limit=arguments.limit, class_names=loaded.class_names
+        arguments.data,
+        loaded.transform,
+        limit=arguments.limit,
+        class_names=loaded.class_names,
+        labelled=explain_labels,
     )
     first = next(item for item in (images[index] for index in range(len(images))) if item is not None)
-    _check_labels(arguments.explain, images, first)
     layers, reason, reshape = _layer(arguments.layer, loaded, first["image"])
     sources = make_sources(
         names_in(arguments.methods, "--methods"), loaded.model, layers, reshape_transform=reshape
@@ -79,7 +83,7 @@ def run(arguments: Any) -> None:
     comparison.sync_on_compute = False
     if not int(comparison.count.sum()):
         raise UsageError(f"no image of {len(images)} could be counted: {_excluded(comparison)}")
-    names = images.class_names if arguments.explain == "label" else loaded.class_names
+    names = images.class_names if explain_labels else loaded.class_names
     results = results_of(comparison, names)
     results |= circumstances(processes=len(list(partial.glob("rank-*.pt"))))
     results |= {
@@ -96,7 +100,7 @@ def run(arguments: Any) -> None:
             "images": len(images),
             "unreadable": _unreadable(comparison, images),
             "class_names": None if names is None else list(names),
-            "explained": "label" if arguments.explain == "label" else "top class",
+            "explained": "label" if explain_labels else "top class",
         },
         "seed": arguments.seed,
         "settings": settings_of(arguments),
@@ -157,20 +161,6 @@ def _measures(value: str) -> list[str]:
     return names
 
 
-def _check_labels(explain: str, images: Images, first: dict[str, Any]) -> None:
-    if explain == "label" and first["label"] < 0:
-        raise UsageError(
-            "--explain label needs a label for every image: subfolders named as the classes, or a dataset"
-            " with labels; or explain the model's top class with --explain top"
-        )
-    if explain == "label" and images.class_names is not None and not images.labels_are_classes:
-        raise UsageError(
-            "--explain label: the names of the data's classes are not those of the model, so nobody knows"
-            " which of its outputs a label is; use a dataset of your own (package.module:factory), whose"
-            " labels are numbers of outputs, or --explain top"
-        )
-
-
 def _layer(asked: str, loaded: LoadedModel, image: Tensor) -> tuple[tuple[str, ...], str, Any]:
     images = image.unsqueeze(0)
     if asked == "auto":
@@ -199,13 +189,7 @@ def _evaluated(
     from torchmetrics_cam.lightning import evaluate
 
     def inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
-        labels = arguments.explain == "label"
-        if labels and (without := batch["index"][batch["label"] < 0]).numel():
-            raise UsageError(
-                f"--explain label: {images.file(int(without[0]))} has no label; leave it out, or use"
-                " --explain top"
-            )
-        classes = {"class_idx": batch["label"]} if labels else {}
+        classes = {"class_idx": batch["label"]} if arguments.explain == "label" else {}
         return {"input_tensor": batch["image"], "index": batch["index"], **classes}
 
     size = arguments.batch_size

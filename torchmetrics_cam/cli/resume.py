@@ -9,8 +9,19 @@ from typing import Any
 from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.results import write_json
 
-# What may differ between a run and the one that goes on with it.
-_MAY_DIFFER = ("config", "traceback", "fresh", "out", "pictures", "save_every", "num_workers", "halve_on_oom")
+# What may differ between a run and the one that goes on with it: nothing that a number depends on. The size
+# of a batch may have been too large for the memory.
+_MAY_DIFFER = (
+    "config",
+    "traceback",
+    "fresh",
+    "out",
+    "pictures",
+    "save_every",
+    "num_workers",
+    "batch_size",
+    "halve_on_oom",
+)
 
 
 def settings_of(arguments: Any) -> dict[str, Any]:
