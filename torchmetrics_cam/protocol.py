@@ -142,7 +142,7 @@ class EvaluationProtocol:
         """The protocol in one line, for the caption of a table or figure.
 
         Args:
-            measures: names of measures. Settings that none of them reads are left out; without names, none.
+            measures: names of measures. Settings of other measures are left out; without names, none.
 
         Example:
             >>> from torchmetrics_cam import EvaluationProtocol

@@ -16,6 +16,9 @@ def complexity(masks: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     Returns:
         A scalar, or a tensor of shape ``(N,)``.
 
+    Raises:
+        ValueError: if the reduction is unknown.
+
     Source: Poppi et al., ADCC, https://arxiv.org/abs/2104.10252
 
     Example:

@@ -27,6 +27,9 @@ def energy_pointing_game(maps: Tensor, objects: Tensor, *, reduction: Reduction 
     Returns:
         A scalar, or a tensor of shape ``(N,)``.
 
+    Raises:
+        ValueError: if the reduction is unknown.
+
     Source: Wang et al., Score-CAM, https://arxiv.org/abs/1910.01279
 
     Example:
@@ -54,6 +57,9 @@ def pointing_game(
 
     Returns:
         A scalar, or a tensor of shape ``(N,)``.
+
+    Raises:
+        ValueError: if the reduction is unknown.
 
     Source: Zhang et al., Excitation Backprop, https://arxiv.org/abs/1608.00507
 
@@ -85,6 +91,9 @@ def mask_iou(
 
     Returns:
         A scalar, or a tensor of shape ``(N,)``.
+
+    Raises:
+        ValueError: if the reduction is unknown.
 
     Example:
         >>> import torch

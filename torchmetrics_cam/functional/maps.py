@@ -13,7 +13,21 @@ _LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def rectify(maps: Tensor, how: Rectification) -> Tensor:
-    """Negative evidence set to zero (``"relu"``), counted as evidence (``"abs"``), or kept (``"none"``)."""
+    """Negative evidence set to zero, counted as evidence, or kept.
+
+    Args:
+        maps: of any shape, in any unit.
+        how: ``"relu"``, ``"abs"`` or ``"none"``.
+
+    Returns:
+        Maps of the same shape.
+
+    Example:
+        >>> import torch
+        >>> rectify(torch.tensor([-1.0, 2.0]), "abs")
+        tensor([1., 2.])
+
+    """
     if how == "relu":
         return maps.clamp(min=0)
     if how == "abs":
@@ -56,6 +70,11 @@ def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
     Returns:
         Maps of shape ``(N, *size)``.
 
+    Example:
+        >>> import torch
+        >>> resize_maps(torch.tensor([[0.0, 1.0]]), (4,))
+        tensor([[0.0000, 0.2500, 0.7500, 1.0000]])
+
     """
     if maps.shape[1:] == tuple(size):
         return maps
@@ -72,6 +91,11 @@ def fuse_maps(maps: Sequence[Tensor]) -> Tensor:
 
     Returns:
         Maps of shape ``(N, *largest spatial)``.
+
+    Example:
+        >>> import torch
+        >>> fuse_maps([torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, 1.0]])])
+        tensor([[1., 1.]])
 
     """
     if len(maps) == 1:

@@ -42,11 +42,17 @@ class AverageDrop(ConfidenceMetric):
     scores are probabilities; NaN if no image was counted. With ``average="none"`` it is ``(num_classes,)``,
     NaN for a class that was not explained.
 
+    Attributes:
+        total: how many images were counted.
+        nan_count: how many were left out, because a pixel, a score or a value of the map is not finite.
+        degenerate_count: how many of those that count had a constant map.
+        outside_count: how many of them had a score outside of [0, 1], of which a share means nothing.
+
     Args:
         cam_extractor: where the maps come from: ``GradCAM(model, "layer4")`` and the other sources of
             `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
         logits_fn: turns the model's raw output into scores ``(N, K)``. None takes the protocol's: a softmax,
-            or the raw output in the ``"torchcam"`` preset.
+            or the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
         scorer: scores the masked images in place of the model, from images to the model's raw output, such as
@@ -55,13 +61,16 @@ class AverageDrop(ConfidenceMetric):
         num_classes: how many classes the model scores; ``average`` needs it.
         average: ``"micro"`` is the mean over the images, ``"macro"`` the mean over the classes that were
             explained of the mean of each, ``"none"`` one mean a class.
-        validate_args: False skips the checks that read values off the device.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
-        TypeError: if the extractor is none.
-        ValueError: if the protocol is unknown, or an average over classes lacks ``num_classes``; in
-            ``update``, if scorer and model disagree.
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` cannot be called, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if scorer and model
+            disagree.
 
     Source: Chattopadhyay et al., Grad-CAM++, https://arxiv.org/abs/1710.11063
 

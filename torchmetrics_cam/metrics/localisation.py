@@ -79,7 +79,7 @@ class PointingGame(LocalisationMetric):
     The protocol's ``pointing_tolerance`` is how many pixels beside the object still count. Of several highest
     positions the share counts that lies there.
 
-    Input and output are those of `EnergyPointingGame`.
+    Input, output, arguments and errors are those of `EnergyPointingGame`.
 
     Source: Zhang et al., Excitation Backprop, https://arxiv.org/abs/1608.00507
 
@@ -103,7 +103,7 @@ class MaskIoU(LocalisationMetric):
 
     High is what is at least the protocol's ``iou_threshold``.
 
-    Input and output are those of `EnergyPointingGame`.
+    Input, output, arguments and errors are those of `EnergyPointingGame`.
 
     Example:
         >>> import torch
