@@ -111,11 +111,12 @@ class _Calls(TorchFunctionMode):
 
 
 class HostSyncs(TorchDispatchMode):
-    """Counts the operations that make a GPU wait for the host."""
+    """Counts the operations that make a GPU wait for the host, and apart from them copies of its numbers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[str] = []
+        self.copies = 0
         self.calls = _Calls(self.seen)
 
     def __enter__(self) -> "HostSyncs":
@@ -132,6 +133,9 @@ class HostSyncs(TorchDispatchMode):
         by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
         if by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"):
             self.seen.append(name)
+        # So torch.tensor and torch.as_tensor bring numbers of the host to a device.
+        if name == "lift_fresh":
+            self.copies += 1
         return func(*args, **(kwargs or {}))
 
 

@@ -390,6 +390,8 @@ def test_host_syncs_would_be_noticed(images):
         (images > 0.5).nonzero()
         images.cpu()
         images.tolist()
+        torch.tensor([0.1, 0.2])
+    assert syncs.copies == 1
     assert syncs.seen == ["_local_scalar_dense", "index", "nonzero", "cpu", "tolist"]
 
 

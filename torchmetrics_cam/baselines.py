@@ -140,8 +140,11 @@ def baseline_of(images: Tensor, baseline: Any) -> Tensor:
         ValueError: if what it returns does not broadcast to the images.
     """
     if not callable(baseline):
-        values = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
-        return values.view(-1, *(1,) * (images.ndim - 2)) if values.ndim else values
+        # Filled in on the device: a copy from the host would wait for it.
+        if not isinstance(baseline, tuple):
+            return images.new_full((), baseline)
+        values = torch.stack([images.new_full((), value) for value in baseline])
+        return values.view(-1, *(1,) * (images.ndim - 2))
     # A function of the user's may work in place.
     hidden = baseline(images if isinstance(baseline, _OWN) else images.clone())
     if not isinstance(hidden, Tensor):

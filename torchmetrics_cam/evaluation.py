@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.explanation import Explanation, explain_all
-from torchmetrics_cam.guard import untouched
-from torchmetrics_cam.perturbation import check_baselines
+from torchmetrics_cam.perturbation import Perturbed, check_baselines, perturbed_scores
 from torchmetrics_cam.random_numbers import OwnRandomNumbers
 from torchmetrics_cam.readings import Readings
 from torchmetrics_cam.scoring import ClassIndex, Scoring, Selection, Target
 
-# How far the scores of a scorer may be from the model's, as a share of the model's. Compiled float32 models
-# are within 1e-5; half precision is not.
+# How far the scores of a scorer may be from the model's, as a share of the model's, or of the largest one in
+# the batch where they are no probabilities. Compiled float32 models are within 1e-5; half precision is not.
 SCORER_TOLERANCE = 1e-3
 
 T = TypeVar("T")
@@ -125,14 +124,21 @@ class Evaluation:
         """
         if self._compared or self.scorer is None:
             return
-        with torch.no_grad(), untouched(self.model, compiled=True):
-            output = self.scorer(explanation.images.clone())
-        scoring = self.scoring.explaining(explanation.selection.targets)
-        scores = explanation.selection.of(scoring(output).scores)
-        expected = explanation.scores.to(scores.dtype)
-        apart = ((scores - expected).abs() / expected.abs().clamp(min=1e-6))[explanation.valid]
-        if not apart.numel():
+        images, valid = explanation.images, explanation.valid
+
+        def whole(chunk: slice) -> Perturbed:
+            part = images[chunk].clone()
+            return part, torch.zeros(len(part), dtype=torch.bool, device=part.device)
+
+        said = perturbed_scores([whole], explanation.scores, explanation.selection, **self.scored_by())[0]
+        said, expected = said[valid], explanation.scores[valid]
+        if not valid.any():
             return
+        scale = expected.abs()
+        if ((expected < 0) | (expected > 1)).any():
+            # Of a raw output near 0 any rounding is a large share.
+            scale = scale.amax()
+        apart = (said - expected).abs() / scale.clamp(min=1e-6)
         if not (apart <= SCORER_TOLERANCE).all():
             raise ValueError(
                 f"scorer and model disagree: on the same images their scores differ by up to"

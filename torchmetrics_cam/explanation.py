@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchmetrics_cam.cams.callables import check_maps
@@ -14,7 +13,7 @@ from torchmetrics_cam.clean_pass import clean_pass, model_dtype
 from torchmetrics_cam.functional.maps import fuse_maps, rectify
 from torchmetrics_cam.graph import gradients_on, refuse_inference_tensors
 from torchmetrics_cam.guard import refuse_lazy_modules, untouched
-from torchmetrics_cam.scoring import ClassIndex, Scoring, Selection, Target, check_selection
+from torchmetrics_cam.scoring import ClassIndex, Scoring, Selection, Target, check_selection, in_float32
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ def explain_all(
     class_idx: ClassIndex | None = None,
     targets: Target | list[Target] | None = None,
     cams: Mapping[CAMSource, Tensor] | None = None,
+    silent: Sequence[CAMSource] = (),
     validate_args: bool = True,
 ) -> list[Explanation]:
     """Scores and maps of one batch; nothing is left on the model.
@@ -74,6 +74,7 @@ def explain_all(
         class_idx: the class to explain: one for all, one an image, or None for the top class of each.
         targets: instead of a class, one callable for all or one an image, from a sample's output to a scalar.
         cams: maps computed beforehand, by their `PrecomputedMaps`.
+        silent: more sources of the model, whose hooks must not notice.
         validate_args: False skips the checks that read values off the device.
 
     Returns:
@@ -110,7 +111,7 @@ def explain_all(
         with gradients_on(), untouched(model), ExitStack() as stack:
             for source in group:
                 stack.callback(source.release)
-            for source in sources:
+            for source in dict.fromkeys([*sources, *silent]):
                 if not any(source is one or source.shares_hooks(one) for one in group):
                     stack.enter_context(source.muted())
             if first is not None and group[0].sharing == "scores":
@@ -130,7 +131,7 @@ def explain_all(
                 clean = stack.enter_context(one_pass)
             if first is None:
                 first = replace(clean, scores=clean.scores.detached(), activations={})
-                scores = first.selection.of(first.scores.scores).detach()
+                scores = in_float32(first.selection.of(first.scores.scores).detach())
             for source in group:
                 made[source] = _explanation(source, clean, first.selection, scores, finite)
             # Its graph goes before the next pass makes another.
@@ -158,11 +159,7 @@ def _explanation(
     made = source.maps(clean)
     for layer in made.layers:
         check_maps(layer, clean.images)
-    # In at least float32, and on the device of the images.
-    layers = [
-        layer.detach().to(clean.images.device, torch.promote_types(layer.dtype, torch.float32))
-        for layer in made.layers
-    ]
+    layers = [in_float32(layer.detach().to(clean.images.device)) for layer in made.layers]
     if not made.rectified and clean.protocol.rectify != "source":
         layers = [rectify(layer, clean.protocol.rectify) for layer in layers]
     maps = fuse_maps(layers)

@@ -16,7 +16,7 @@ from torchmetrics_cam.functional.noise import normal_noise
 from torchmetrics_cam.functional.road import linear_imputation
 from torchmetrics_cam.guard import untouched
 from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
-from torchmetrics_cam.scoring import Scoring, Selection
+from torchmetrics_cam.scoring import Scoring, Selection, in_float32
 
 # Images ``(n, C, *spatial)``, and which of them are what they were, ``(n,)``.
 Perturbed = tuple[Tensor, Tensor]
@@ -193,7 +193,8 @@ def perturbed_scores(
             # An image of which nothing is hidden keeps its score. In a chunk of another size, or by a
             # compiled scorer, it would come out a rounding error higher or lower.
             clean = torch.cat([scores[chunk] for _, chunk in chunks])
-            found.append(torch.where(torch.cat(same), clean, selected.of(scoring(output).scores)))
+            said = in_float32(selected.of(scoring(output).scores))
+            found.append(torch.where(torch.cat(same), clean, said))
     return torch.cat(found).view(len(perturbed), count)
 
 

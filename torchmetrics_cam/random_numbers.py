@@ -19,40 +19,40 @@ class OwnRandomNumbers:
     """
 
     def __init__(self) -> None:
-        self._states: list[Any] | None = None
+        self._states: dict[str, Any] = {}
 
     @contextmanager
     def drawn(self, device: torch.device) -> Iterator[None]:
         """Inside, the global generators give this stream; afterwards they stand where they stood."""
         generators = _generators(device)
-        before = [get() for get, _ in generators]
-        own = before if self._states is None else self._states
+        before = {name: get() for name, (get, _) in generators.items()}
         try:
-            _put(generators, own)
+            _put(generators, before | self._states)
             yield
         finally:
-            self._states = [get() for get, _ in generators]
+            self._states |= {name: get() for name, (get, _) in generators.items()}
             _put(generators, before)
 
 
-def _put(generators: list[_Generator], states: list[Any]) -> None:
-    for (_, put), state in zip(generators, states, strict=False):
-        put(state)
+def _put(generators: dict[str, _Generator], states: dict[str, Any]) -> None:
+    for name, (_, put) in generators.items():
+        put(states[name])
 
 
-def _generators(device: torch.device) -> list[_Generator]:
-    """The global generators, those that are always there first."""
-    generators: list[_Generator] = [
-        (random.getstate, random.setstate),
-        (torch.get_rng_state, torch.set_rng_state),
-    ]
+def _generators(device: torch.device) -> dict[str, _Generator]:
+    """The global generators by name: Python's, torch's, that of the device, and NumPy's if it is in use."""
+    generators: dict[str, _Generator] = {
+        "python": (random.getstate, random.setstate),
+        "torch": (torch.get_rng_state, torch.set_rng_state),
+    }
     if device.type in ("cuda", "mps", "xpu"):
         module = torch.get_device_module(device)
         place = () if device.type == "mps" else (device,)
-        generators.append(
-            (lambda: module.get_rng_state(*place), lambda state: module.set_rng_state(state, *place))
+        generators[str(device)] = (
+            lambda: module.get_rng_state(*place),
+            lambda state: module.set_rng_state(state, *place),
         )
     numpy = sys.modules.get("numpy")
     if numpy is not None:
-        generators.append((numpy.random.get_state, numpy.random.set_state))
+        generators["numpy"] = (numpy.random.get_state, numpy.random.set_state)
     return generators

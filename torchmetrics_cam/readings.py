@@ -106,11 +106,13 @@ class Readings:
     @cached_property
     def deletion(self) -> Tensor:
         """The score while the most relevant positions go, first to last point of the curve, ``(P, K, N)``."""
+        self._asked += [*self._curves[0]]
         return self._curves[0]
 
     @cached_property
     def insertion(self) -> Tensor:
         """The score while the most relevant positions come, ``(P, K, N)``."""
+        self._asked += [*self._curves[1]]
         return self._curves[1]
 
     @cached_property
@@ -118,14 +120,15 @@ class Readings:
         """The share of positions that is perturbed at each point of the curves, ``(P,)``."""
         positions = self.explanations[0].images[0, 0].numel()
         counts = perturbed_counts(positions, self.protocol.curve_steps)
-        return torch.tensor(counts, dtype=torch.float32, device=self.scores.device) / positions
+        # Made on the device: a copy from the host would wait for it.
+        points = torch.arange(len(counts), dtype=torch.float32, device=self.scores.device)
+        return (points * counts[1]).clamp(max=positions) / positions
 
     @cached_property
     def _curves(self) -> tuple[Tensor, Tensor]:
         """Both, because their end points are the image itself and, on one baseline, the same hidden image."""
         curves = [self._curves_of(one) for one in self.explanations]
         deletion, insertion = (torch.stack(parts, 1) for parts in zip(*curves, strict=True))
-        self._asked += [*deletion, *insertion]
         return deletion, insertion
 
     def _curves_of(self, explanation: Explanation) -> tuple[Tensor, Tensor]:
@@ -202,6 +205,7 @@ class Readings:
             scoring=self._evaluation.scoring,
             class_idx=self.selection.class_idx,
             targets=None if self.selection.targets is None else list(self.selection.targets),
+            silent=self._evaluation.sources,
             validate_args=False,
         )
         correlation = map_correlation(self._map(explanation), self._map(again))

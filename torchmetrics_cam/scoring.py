@@ -229,6 +229,11 @@ def samples(output: Any) -> Sequence[Any]:
     )
 
 
+def in_float32(values: Tensor) -> Tensor:
+    """The values in at least float32, whatever the model computes in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _detached(output: Any) -> Any:
     if isinstance(output, Tensor):
         return output.detach()

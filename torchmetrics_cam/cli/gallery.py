@@ -66,7 +66,8 @@ def _rows(
     scoring = Scoring(None, comparison.protocol)
     rows = []
     for method, source in comparison.sources.items():
-        explanation = explain(source, image, scoring=scoring, class_idx=class_idx)
+        silent = list(comparison.sources.values())
+        explanation = explain(source, image, scoring=scoring, class_idx=class_idx, silent=silent)
         mask = to_mask(explanation, comparison.protocol)
         masked = apply_mask(image, mask, comparison.protocol)
         score = float(masked_scores(source.model, explanation, scoring=scoring))

@@ -216,7 +216,7 @@ class CAMMetric(Metric):
                 raise ValueError(
                     f"average={self.average!r} is over classes, and targets have none; pass class_idx instead"
                 )
-            if any(measure.needs_objects for measure in self.measures):
+            if masks is not None or any(measure.needs_objects for measure in self.measures):
                 check_masks(masks, images)
             arguments = (images, class_idx, targets, cams)
             return self._evaluation.run(*arguments, check=self._check_classes, read=self._read, objects=masks)

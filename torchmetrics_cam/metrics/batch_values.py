@@ -47,10 +47,8 @@ class BatchValues:
         values = torch.stack([measure.of(read) for measure in measures])
         valid = read.valid & values.isfinite().all(0)
         values = torch.where(valid, values, torch.zeros_like(values))
-        # Of measures that ask the model nothing, such as Complexity, the values themselves.
-        asked = read.asked if len(read.asked) else values
         masked = read.masked if "masked" in vars(read) else torch.full_like(read.scores, torch.nan)
-        return cls(read.selection, read.scores[0], asked, masked, valid, read.degenerate, values)
+        return cls(read.selection, read.scores[0], read.asked, masked, valid, read.degenerate, values)
 
     def counts(self) -> dict[str, Tensor]:
         """Which images are counted apart, for each method, by the names of the states, ``(N, K)``."""
@@ -76,25 +74,33 @@ class BatchValues:
         counted = both.unsqueeze(1)
         return {
             "count": both,
-            "apart": self._apart().permute(2, 0, 1) & both,
+            "apart": self._apart(measures).permute(2, 0, 1) & both,
             "sums": each * counted,
             "squares": torch.where(own, each, apart).square() * counted,
             "wins": torch.stack(better, 1) & counted,
             **self.counts(),
         }
 
-    def _apart(self) -> Tensor:
-        """Where the model says something else to the first method than to the second, ``(K, K, N)``.
+    def _apart(self, measures: Sequence[Measure]) -> Tensor:
+        """Where the model, or a measure of the map, says something else to two methods, ``(K, K, N)``."""
+        dtype = sum_dtype(self.asked.device)
+        found = _differ(self.asked.to(dtype), self.scores.to(dtype))
+        of_map = [values for measure, values in zip(measures, self.values, strict=True) if measure.of_map]
+        if of_map:
+            found = found | _differ(torch.stack(of_map).to(dtype), self.scores.new_zeros((), dtype=dtype))
+        return found
 
-        A difference is taken as a share of the score and of what it lacks to 1: on a sure model .9999 and
-        .99995 are far apart for a gain.
-        """
-        asked = self.asked.to(sum_dtype(self.asked.device))
-        scores = self.scores.to(asked.dtype)
-        first, second = asked.unsqueeze(2), asked.unsqueeze(1)
-        apart = (first - second).abs()
-        parts = torch.stack([scores.expand_as(apart), first.expand_as(apart), second.expand_as(apart)])
-        share = apart / parts.abs().amax(0).clamp(min=1e-12)
-        lacking = apart / (1 - parts).amax(0).clamp(min=LEAST_LACKING)
-        fractions = ((parts >= 0) & (parts <= 1)).all(0)
-        return (torch.where(fractions, torch.maximum(share, lacking), share) > SAME).any(0)
+
+def _differ(values: Tensor, beside: Tensor) -> Tensor:
+    """Where any of the values ``(A, K, N)`` differs between two methods, ``(K, K, N)``.
+
+    A difference is taken as a share of the values, of what stands beside them, and of what these lack to 1:
+    on a sure model .9999 and .99995 are far apart for a gain.
+    """
+    first, second = values.unsqueeze(2), values.unsqueeze(1)
+    apart = (first - second).abs()
+    parts = torch.stack([beside.expand_as(apart), first.expand_as(apart), second.expand_as(apart)])
+    share = apart / parts.abs().amax(0).clamp(min=1e-12)
+    lacking = apart / (1 - parts).amax(0).clamp(min=LEAST_LACKING)
+    fractions = ((parts >= 0) & (parts <= 1)).all(0)
+    return (torch.where(fractions, torch.maximum(share, lacking), share) > SAME).any(0)

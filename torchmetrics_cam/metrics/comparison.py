@@ -35,15 +35,16 @@ class CAMComparison(RecordingMetric):
 
     One clean forward pass serves all methods, gradient CAMs of a layer share its activation and gradient, and
     the masked images of all go through the model in chunks. Methods that run the model by themselves
-    (Score-CAM, objects of other libraries) take part and have a clean pass of their own.
+    (Score-CAM, objects of other libraries) take part with passes of their own.
 
     As input to ``forward`` and ``update`` the metric accepts images ``(N, C, *spatial)``, and a class as an
     int, a list or a LongTensor ``(N,)``.
 
     As output of ``forward`` and ``compute`` it returns a flat dict of scalar tensors: for every method and
     measure the mean as ``"{method}/{measure}"``, and the bounds of its interval as
-    ``"{method}/{measure}_lower"`` and ``"..._upper"``. A mean is that of the single metric. Intervals are
-    those of the normal distribution, of a proportion Wilson's; of one image there is none (NaN).
+    ``"{method}/{measure}_lower"`` and ``"..._upper"``. A mean is that of the single metric, over the images
+    of which every measure knows the method's value: one with a score that is not finite leaves them all.
+    Intervals are those of the normal distribution, of a proportion Wilson's, and of one image NaN.
 
     The states are sums whose size does not depend on the number of images. An entry ``[k, l]`` is over the
     images that are valid for both methods.
@@ -54,14 +55,18 @@ class CAMComparison(RecordingMetric):
         squares: of the squared differences of the two methods, and on the diagonal of the squared values.
         wins: on how many images method k is better than l; differences up to 1e-6 are ties.
         nan_count, degenerate_count, outside_count: as of `AverageDrop`, ``(K,)``.
-        apart: on how many images the model says something else to the two methods, ``(K, K)``.
+        apart: on how many images the model, or a measure of the map, says something else to the two,
+            ``(K, K)``.
         curves: sums of the deletion and the insertion curves, ``(P, 2, K)``, if one of them is asked for.
 
     Args:
         sources: the methods by name: whatever `AverageDrop` takes, all of one model.
         logits_fn: as for `AverageDrop`.
-        measures: the names of the measures, of ``"average_drop"``, ``"increase_in_confidence"`` and
-            ``"average_gain"``; the first one orders the table.
+        measures: the names of the measures; the first one orders the table. ``"average_drop"``,
+            ``"increase_in_confidence"`` and ``"average_gain"`` by default; ``"drop_in_deletion"``,
+            ``"deletion_auc"``, ``"insertion_auc"``, ``"road"``, ``"complexity"``, ``"coherency"``,
+            ``"adcc"``, ``"relative_drop"`` (ADCC's, whatever the protocol's is) and, with ``masks`` in
+            ``update``, ``"energy_pointing_game"``, ``"pointing_game"`` and ``"mask_iou"``.
         controls: whether `UniformMap`, `RandomMap` and `CenterMap` stand beside the methods.
         per_sample: keep a row an image, for `samples`. Memory then grows with the number of images.
         settings: ``protocol``, ``scorer``, ``batch_size`` (masked images of one method or of several),

@@ -25,7 +25,8 @@ class ComparisonStatistics:
         sums: the sum of the values of the first method, ``(*classes, M, K, K)``.
         squares: the sum of the squared differences; on the diagonal of the squared values.
         wins: on how many images the first method is better.
-        apart: on how many images the model says something else to the two methods, ``(*classes, K, K)``.
+        apart: on how many images the model, or a measure of the map, says something else to the two methods,
+            ``(*classes, K, K)``.
     """
 
     measures: tuple[Measure, ...]
@@ -69,8 +70,9 @@ class ComparisonStatistics:
         return (wins.nanmean(0), ties.nanmean(0)) if self.average == "macro" else (wins, ties)
 
     def coincide(self) -> Tensor:
-        """Which methods are one to the model, ``(K, K)``: on 99 of 100 images it says the same to them.
+        """Which methods are one, ``(K, K)``: on 99 of 100 images the model says the same to them.
 
+        Where measures of the map were asked for, such as Complexity, these have to say the same too.
         A method that is one with another is one with all that the other is one with.
         """
         classes = self.count.ndim > 2

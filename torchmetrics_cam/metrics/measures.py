@@ -32,6 +32,7 @@ class Measure:
         proportion: whether each value is 0 or 1, so that their mean is a proportion.
         relative: whether it is a share of the score, and means nothing where that lies outside of [0, 1];
             the drop is not where the protocol's is absolute.
+        of_map: whether it reads the map itself, and not only what the model says.
         needs_objects: whether it compares the map with masks of objects.
         explains_again: whether the source has to explain the masked images too.
     """
@@ -42,6 +43,7 @@ class Measure:
     higher_is_better: bool
     proportion: bool = False
     relative: bool = False
+    of_map: bool = False
     explains_again: bool = False
     needs_objects: bool = False
 
@@ -143,16 +145,21 @@ MEASURES = {
         Measure("deletion_auc", "Deletion AUC", _deletion_auc, higher_is_better=False),
         Measure("insertion_auc", "Insertion AUC", _insertion_auc, higher_is_better=True),
         Measure("road", "ROAD", _road, higher_is_better=True),
-        Measure("complexity", "Complexity", _complexity, higher_is_better=False),
-        Measure("coherency", "Coherency", _coherency, higher_is_better=True, explains_again=True),
+        Measure("complexity", "Complexity", _complexity, higher_is_better=False, of_map=True),
+        Measure("coherency", "Coherency", _coherency, True, of_map=True, explains_again=True),
         # The drop that ADCC takes, whatever the protocol's is.
         Measure("relative_drop", "Relative Drop", _relative_drop, higher_is_better=False, relative=True),
-        Measure("adcc", "ADCC", _adcc, higher_is_better=True, relative=True, explains_again=True),
+        Measure("adcc", "ADCC", _adcc, True, relative=True, of_map=True, explains_again=True),
         Measure(
-            "energy_pointing_game", "Energy Pointing Game", _energy_pointing_game, True, needs_objects=True
+            "energy_pointing_game",
+            "Energy Pointing Game",
+            _energy_pointing_game,
+            higher_is_better=True,
+            of_map=True,
+            needs_objects=True,
         ),
-        Measure("pointing_game", "Pointing Game", _pointing_game, True, needs_objects=True),
-        Measure("mask_iou", "Mask IoU", _mask_iou, True, needs_objects=True),
+        Measure("pointing_game", "Pointing Game", _pointing_game, True, of_map=True, needs_objects=True),
+        Measure("mask_iou", "Mask IoU", _mask_iou, True, of_map=True, needs_objects=True),
     )
 }
 DEFAULT_MEASURES = ("average_drop", "increase_in_confidence", "average_gain")

@@ -31,7 +31,9 @@ def packed(index: Tensor, batch: BatchValues) -> Tensor:
     classes = batch.selection.class_idx
     classes = torch.full_like(batch.scores, -1) if classes is None else classes
     shared = [index.to(classes.device), classes, batch.scores]
-    columns = [*shared, *batch.masked, *batch.valid, *batch.values.flatten(0, 1)]
+    # The sums have 0 where an image does not count; here it must not look like a perfect one.
+    values = torch.where(batch.valid, batch.values, torch.nan)
+    columns = [*shared, *batch.masked, *batch.valid, *values.flatten(0, 1)]
     return torch.stack([column.to(sum_dtype(column.device)) for column in columns], 1)
 
 
@@ -65,7 +67,7 @@ class RecordingMetric(CAMMetric):
         super().__init__(*arguments, **settings)
         self.methods = tuple(methods)
         self.per_sample = per_sample
-        self._seen = 0
+        self._seen = self._seen_before_forward = 0
         if per_sample:
             self.add_state("records", [], dist_reduce_fx="cat")
 
@@ -74,7 +76,8 @@ class RecordingMetric(CAMMetric):
 
         Returns:
             ``"index"``, ``"class_idx"`` (-1 for a target) and ``"score"``, ``(N,)``; ``"masked_score"``,
-            ``"valid"`` and each measure under its name, ``(N, K)`` in the order of ``methods``.
+            ``"valid"`` and each measure under its name, ``(N, K)`` in the order of ``methods``; NaN where an
+            image does not count.
 
         Raises:
             ValueError: if nothing was kept.
@@ -85,11 +88,21 @@ class RecordingMetric(CAMMetric):
             records = torch.cat([self._no_record(), *as_list(self.records)])
         return unpacked(records, len(self.methods), [measure.name for measure in self.measures])
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any metric of CAMs; a batch that is refused is not counted as seen."""
+        before = self._seen
+        self._seen_before_forward = before
+        try:
+            return super().forward(*args, **kwargs)
+        except BaseException:
+            self._seen = before
+            raise
+
     def reset(self) -> None:
         """Begin anew."""
         super().reset()
-        if not self._in_forward:
-            self._seen = 0
+        # Within forward the batch may be evaluated a second time, and its images have their numbers already.
+        self._seen = self._seen_before_forward if self._in_forward else 0
 
     def _record(self, batch: BatchValues, index: Tensor | Sequence[int] | None) -> None:
         """Keep a batch, whose samples have these numbers; None counts those that were seen."""
@@ -107,4 +120,7 @@ class RecordingMetric(CAMMetric):
         super()._sync_dist(*arguments, **settings)
 
     def _no_record(self) -> Tensor:
-        return self.sums.new_zeros(0, record_length(len(self.methods), len(self.measures)))
+        """On the device of those that are kept, which ``compute_on_cpu=True`` moves away from the sums."""
+        kept = as_list(self.records)
+        like = kept[0] if kept else self.sums
+        return like.new_zeros(0, record_length(len(self.methods), len(self.measures)))

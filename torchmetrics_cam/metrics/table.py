@@ -231,7 +231,7 @@ def _notes(
             f"{fewest} images are few: intervals of the normal distribution are too short below {_FEW}."
         )
     if statistics.average == "macro":
-        alone = int((statistics.count[:, 0, 0] == 1).sum())
+        alone = int((statistics.count.diagonal(dim1=1, dim2=2) == 1).any(1).sum())
         if alone:
             notes.append(f"{alone} classes have one image, so no interval is known of a mean over classes.")
     return notes
