@@ -99,7 +99,7 @@ def explain_all(
             )
         source.check(images, cams.get(source))
     refuse_lazy_modules(model)
-    if any(source.graph != "none" for source in sources):
+    if any(source.graph != "none" or source.freezes for source in sources):
         refuse_inference_tensors(model)
 
     with gradients_on():

@@ -68,10 +68,17 @@ def _uncompiled() -> Iterator[None]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
+    with modes_kept(model):
+        if any(module.training for module in model.modules()):
+            model.eval()
+        yield
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Training and evaluation modes of all modules are afterwards what they were."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        if any(training for _, training in modes):
-            model.eval()
         yield
     finally:
         # Through train(): some modules override it to change their weights with the mode, as adapters do.
@@ -104,7 +111,7 @@ def buffers_kept(model: nn.Module, *, but: type[nn.Module] | tuple[()] = ()) -> 
         for module in model.modules()
         if not isinstance(module, but)
         for name, buffer in module._buffers.items()
-        if buffer is not None and not buffer.is_inference()
+        if buffer is not None and not buffer.is_inference() and not _is_expanded(buffer)
     ]
     try:
         yield
@@ -113,6 +120,13 @@ def buffers_kept(model: nn.Module, *, but: type[nn.Module] | tuple[()] = ()) -> 
             module._buffers[name] = buffer
             # Through .data: a graph of the user may hold the buffer, and would see that it was written to.
             buffer.data.copy_(value)
+
+
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    """Whether values share memory: nobody can write to such a tensor in place, not even to put it back."""
+    return tensor.layout is torch.strided and any(
+        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
 
 
 @contextmanager
@@ -137,7 +151,8 @@ def _submodules_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, submodules in before:
-            if module._modules != submodules:
+            # A scripted module has a table of its own kind, which is equal to none.
+            if dict(module._modules) != submodules:
                 module._modules.clear()
                 module._modules.update(submodules)
 

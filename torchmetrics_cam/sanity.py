@@ -1,6 +1,7 @@
 """Sanity checks: a map that stays when the network forgets explains something else than the network."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,9 @@ from torchmetrics.functional.regression import spearman_corrcoef
 
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
-from torchmetrics_cam.explanation import explain
-from torchmetrics_cam.functional.maps import min_max, resize_maps
+from torchmetrics_cam.explanation import Explanation, explain
 from torchmetrics_cam.guard import unwrapped
+from torchmetrics_cam.perturbation import to_mask
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 from torchmetrics_cam.scoring import ClassIndex, Scoring
 
@@ -84,6 +85,9 @@ def parameter_randomization(
         TypeError: if the source is none.
         ValueError: if no layer can be randomised, which needs a ``reset_parameters``.
 
+    Warns:
+        UserWarning: of weights that no layer randomises, as a position embedding.
+
     Source: Adebayo et al., Sanity Checks for Saliency Maps, https://arxiv.org/abs/1810.03292
 
     Example:
@@ -99,22 +103,34 @@ def parameter_randomization(
     """
     model = unwrapped(model)
     copied, random_source = _copied(model, source)
-    names = [
-        name for name, module in copied.named_modules() if callable(getattr(module, "reset_parameters", None))
-    ]
+    names = [name for name, module in copied.named_modules() if _reset_of(module) is not None]
     if not names:
         raise ValueError(
             f"no layer of {type(model).__name__} has reset_parameters, so none can be randomised"
         )
+    kept = [
+        f"{name}.{weight}".lstrip(".")
+        for name, module in copied.named_modules()
+        if name not in names
+        for weight, _ in module.named_parameters(recurse=False)
+    ]
+    if kept:
+        warnings.warn(
+            f"nothing randomises {', '.join(kept)}: their modules have no reset_parameters, and keep what"
+            " they have learnt",
+            stacklevel=2,
+        )
     scoring = Scoring(None, as_protocol(protocol))
     first = explain(random_source, images, scoring=scoring, class_idx=class_idx)
-    maps = [_grid(first.maps, images)]
+    maps = [_grid(first)]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for name in reversed(names):
-            copied.get_submodule(name).reset_parameters()  # type: ignore[operator]
+            reset = _reset_of(copied.get_submodule(name))
+            assert reset is not None
+            reset()
             again = explain(random_source, images, scoring=scoring, class_idx=first.selection.class_idx)
-            maps.append(_grid(again.maps, images))
+            maps.append(_grid(again))
     random_source.remove_hooks()
     return RandomizationResult(
         layers=("none", *reversed(names)),
@@ -135,8 +151,15 @@ def _copied(model: nn.Module, source: Any) -> tuple[nn.Module, CAMSource]:
     return pair
 
 
-def _grid(maps: Tensor, images: Tensor) -> Tensor:
-    return min_max(resize_maps(maps, images.shape[2:]))
+def _reset_of(module: nn.Module) -> Callable[[], Any] | None:
+    """What gives a module new weights of its own; attention has it under another name."""
+    named = (getattr(module, name, None) for name in ("reset_parameters", "_reset_parameters"))
+    return next((reset for reset in named if callable(reset)), None)
+
+
+def _grid(explanation: Explanation) -> Tensor:
+    """The map at the images' size; 0 everywhere where it is constant or not finite."""
+    return to_mask(explanation, EvaluationProtocol())
 
 
 def _rank_correlation(maps: Tensor, others: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class CallableSource(CAMSource):
 
     sharing: Sharing = "scores"
     supports_targets = False
+    freezes: bool = True
 
     def __init__(self, model: nn.Module, fn: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
         if not callable(fn):

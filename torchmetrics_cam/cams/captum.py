@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchmetrics_cam.cams.source import CAMSource, CleanPass, Sharing, SourceMaps
-from torchmetrics_cam.guard import unwrapped
+from torchmetrics_cam.guard import attributes_kept, unwrapped
 
 _LIBRARY = "captum.attr"
 
@@ -22,7 +22,7 @@ class CaptumSource(CAMSource):
     A protocol with ``rectify="abs"`` takes the absolute values before the sum.
 
     Args:
-        attribution: the object; its ``forward_func`` must be the network, or a method of it.
+        attribution: the object; its ``forward_func`` must be the network, or its method ``forward``.
         reshape_transform: from the attribution of a layer to ``(N, channels, *spatial)``; `vit_grid` and
             `swin_grid` serve transformers.
         settings: what its ``attribute`` takes beside inputs and target, such as
@@ -44,6 +44,7 @@ class CaptumSource(CAMSource):
 
     sharing: Sharing = "scores"
     supports_targets = False
+    freezes: bool = True
 
     def __init__(
         self,
@@ -70,10 +71,15 @@ class CaptumSource(CAMSource):
         self.model.requires_grad_(False)
         # However captum calls the network, it gets what the protocol takes the CAM of.
         answer = self.model.register_forward_hook(lambda _m, _args, output: clean.explained_of(output))
-        try:
-            made = self.attribution.attribute(images, **target, **self.settings)
-        finally:
-            answer.remove()
+        callers = [self.attribution, getattr(self.attribution, "attribution_method", self.attribution)]
+        with attributes_kept(*callers):
+            # A hook sees no call of the method `forward`.
+            for caller in callers:
+                caller.forward_func = self.model
+            try:
+                made = self.attribution.attribute(images, **target, **self.settings)
+            finally:
+                answer.remove()
         if isinstance(made, tuple) and len(made) == 1:
             made = made[0]
         if not isinstance(made, Tensor):
@@ -104,7 +110,10 @@ def is_captum(candidate: Any) -> bool:
 
 def _network(attribution: Any) -> nn.Module:
     given = attribution.forward_func
-    found = given if isinstance(given, nn.Module) else getattr(given, "__self__", None)
+    is_forward = getattr(given, "__name__", None) == "forward"
+    found = (
+        given if isinstance(given, nn.Module) else getattr(given, "__self__", None) if is_forward else None
+    )
     if isinstance(found, nn.Module) and unwrapped(found) is found:
         return found
     if isinstance(found, nn.Module):

@@ -36,6 +36,7 @@ class MonaiSource(CAMSource):
     """
 
     sharing: Sharing = "scores"
+    freezes: bool = True
 
     def __init__(self, cam: Any, *, layer_idx: int = -1) -> None:
         self.cam = self.hooked = cam
@@ -51,11 +52,16 @@ class MonaiSource(CAMSource):
         """
         super().check(images, cams)
         for name in layer_names(self.model, self.cam.nn_module.target_layers):
-            if not any(map(_is_monais, self.model.get_submodule(name)._forward_hooks.values())):
+            if not any(map(self._has_hook, self.model.get_submodule(name)._forward_hooks.values())):
                 raise ValueError(
                     f"{self!r} has no hook on the layer {name!r}: it or the layer was removed, as"
-                    " SyncBatchNorm.convert_sync_batchnorm does; make a new one"
+                    " SyncBatchNorm.convert_sync_batchnorm does, or the network was copied, and the copied"
+                    " hooks are those of the first; make a new one"
                 )
+
+    def _has_hook(self, hook: Any) -> bool:
+        cells = getattr(hook, "__closure__", None) or ()
+        return _is_monais(hook) and any(cell.cell_contents is self.cam.nn_module for cell in cells)
 
     def maps(self, clean: CleanPass) -> SourceMaps:
         """MONAI's map of the layer, one channel."""

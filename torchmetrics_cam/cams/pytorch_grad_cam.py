@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -49,6 +50,8 @@ class PytorchGradCAMSource(CAMSource):
 
     """
 
+    freezes: bool = True
+
     def __init__(self, cam: Any, **settings: Any) -> None:
         self.cam = self.hooked = cam
         self.parts = _parts(cam)
@@ -86,7 +89,13 @@ class PytorchGradCAMSource(CAMSource):
 
         Raises:
             RuntimeError: if a target layer did not run in the forward pass.
+            ValueError: if one ran several times.
         """
+        if self._in_one_pass and max(self.cam.runs.values(), default=0) > 1:
+            raise ValueError(
+                f"a target layer of {self!r} runs several times in a forward pass, and of its maps the"
+                " library takes the first; choose a layer that runs once, such as the block that it is in"
+            )
         images = clean.images.clone().requires_grad_(self._to_the_image)
         with ExitStack() as stack:
             if self._in_one_pass:
@@ -99,6 +108,11 @@ class PytorchGradCAMSource(CAMSource):
                 lambda _module, _args, output: _by_sample(clean.explained_of(output))
             )
             stack.callback(answer.remove)
+            # Score-CAM masks images with maps in float32, whatever the model computes in.
+            cast = self.model.register_forward_pre_hook(
+                lambda _module, given: tuple(one.to(clean.images.dtype) for one in given)
+            )
+            stack.callback(cast.remove)
             made = self._called(images, clean)
         as_returned = clean.protocol.normalize == "before_and_after_resize"
         return SourceMaps([torch.from_numpy(made)], rectified=True, normalized=as_returned)
@@ -112,6 +126,10 @@ class PytorchGradCAMSource(CAMSource):
             stack.enter_context(_without_progress_bars(self.parts))
             if self._in_one_pass:
                 stack.enter_context(self.muted())
+                self.cam.runs = Counter[nn.Module]()
+                for layer in set(self._target_layers):
+                    counted = layer.register_forward_hook(lambda ran, *_: self.cam.runs.update([ran]))
+                    stack.callback(counted.remove)
             for running in (self.cam, *self.parts):
                 running.model, running.device = self.model, next(self.model.parameters()).device
             for hooks in self._hooks:

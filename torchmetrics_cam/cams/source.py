@@ -109,12 +109,14 @@ class CAMSource(ABC):
             runs the model by itself, and needs of the clean pass only the scores. ``"nothing"``: it has hooks
             on the model, or a graph of its own, and gets a clean pass of its own.
         hooked: the object of another library that has hooks on the model, if there is one.
+        freezes: whether `recording` or `maps` switches the gradients of weights off and on again.
         supports_targets: whether maps of an arbitrary target can be made, or of a class only.
     """
 
     graph: Graph = "none"
     sharing: Sharing = "nothing"
     hooked: Any = None
+    freezes: bool = False
     supports_targets: bool = True
 
     _model: nn.Module

@@ -20,7 +20,7 @@ class TorchcamSource(CAMSource):
     Hooks are switched with ``_hooks_off()`` or ``disable_hooks`` and ``enable_hooks`` where the object has
     them, and are afterwards as they were before; an object with the two methods alone cannot say how its
     hooks were, and ends with them on. A protocol that normalises after the resize asks torchcam for its raw
-    maps.
+    maps; those of RefineCAM have no negative values for ``rectify="abs"`` to find.
 
     Args:
         extractor: the extractor; its ``model`` is the network that is evaluated.
@@ -74,7 +74,7 @@ class TorchcamSource(CAMSource):
             return SourceMaps(
                 [self.extractor.fuse_cams(self._called(clean))], normalized=extractor_normalizes
             )
-        if rectification == "source":
+        if rectification == "source" or self._rectifies_first:
             maps = self._called(clean, normalized=False)
         else:
             # Negative values have to reach the protocol's own rectification.
@@ -83,6 +83,11 @@ class TorchcamSource(CAMSource):
         if len(maps) > 1:
             maps = [min_max(layer) for layer in maps]
         return SourceMaps([self.extractor.fuse_cams(maps)], rectified=True)
+
+    @property
+    def _rectifies_first(self) -> bool:
+        """Whether it normalises its layers before it multiplies them: a ReLU after that is too late."""
+        return type(self.extractor).__name__ == "RefineCAM"
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -28,7 +28,9 @@ def hashed_noise(images: Tensor, count: int, seed: int) -> Tensor:
         A tensor of shape ``(N, count)``.
     """
     places = torch.arange(1, count + 1, device=images.device)
-    bits = _mixed(_image_keys(images).unsqueeze(1) + places * _GOLDEN + seed * 0x632BE5AB)
+    # A seed of any size, as a signed 64-bit integer.
+    start = (seed * 0x632BE5AB + (1 << 63)) % (1 << 64) - (1 << 63)
+    bits = _mixed(_image_keys(images).unsqueeze(1) + places * _GOLDEN + start)
     return (bits >> 11 & (1 << 53) - 1).to(torch.float32) / (1 << 53)
 
 
