@@ -11,6 +11,7 @@ from digits import Digits, by_hand, data, network, source, trainer, training, va
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from matplotlib.image import imread
+from pytorch_grad_cam import EigenCAM
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchcam import methods
@@ -498,3 +499,24 @@ def test_inputs_give_images_or_arguments():
     assert update_arguments(IMAGES, lambda _: arguments) == arguments
     with pytest.raises(TypeError, match="inputs returned a tuple; return the images, or update's arguments"):
         update_arguments(IMAGES, lambda batch: (batch, LABELS))
+
+
+def test_objects_of_other_libraries_keep_nothing_of_the_training(tmp_path):
+    """Each of them would otherwise keep an activation of every forward pass, until memory runs out."""
+    made, kept = {}, []
+
+    def sources(module):
+        made["pytorch-grad-cam"] = EigenCAM(module.model, [module.model[3]])
+        made["torchcam"] = methods.GradCAM(module.model, "3")
+        return made
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, *_):
+            object_ = made["pytorch-grad-cam"].activations_and_grads
+            kept.append([len(object_.activations), len(object_.gradients), list(made["torchcam"].hook_a)])
+
+    fit, module = fitted(tmp_path, CAMEvaluation(sources), callbacks=[Watch()], max_epochs=2)
+    assert {"cam/pytorch-grad-cam/average_drop", "cam/torchcam/average_drop"} <= set(fit.callback_metrics)
+    assert len(kept) >= 4
+    assert kept == [[0, 0, [None]]] * len(kept)
+    assert not any(layer._forward_hooks for layer in module.modules())

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from sklearn.datasets import load_digits
 from torchmetrics_cam import AverageDrop
 from torchmetrics_cam.cams import GradCAM
 from torchmetrics_cam.cli import main
+from torchmetrics_cam.cli.arguments import parser
 
 NETWORK = """
 import numpy as np
@@ -104,6 +106,12 @@ def segmenting():
 
 def ragged():
     return [(torch.rand(3, 16, 16 + number % 2), 0) for number in range(4)]
+
+
+def noisy(model, layer):
+    from torchmetrics_cam.cams import CallableSource
+
+    return CallableSource(model, lambda model, images, classes: torch.from_numpy(np.random.rand(len(images), 4, 4)))
 
 
 def labelled():
@@ -484,6 +492,77 @@ def test_when_memory_runs_out_it_says_what_to_try_or_halves(inside, tmp_path, ca
     for out in (tmp_path / "out", tmp_path / "smaller"):
         for one, other in zip(results(out)["comparison"]["rows"], theirs, strict=True):
             assert one["average_drop"]["value"] == pytest.approx(other["average_drop"]["value"], abs=1e-6)
+
+
+def test_one_of_several_processes_does_not_halve_its_batch_alone(inside, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torchmetrics_cam.cli.evaluate._is_one_of_several", lambda: True)
+    more = ("--model", "mine:hungry", "--layer", "model.3", "--batch-size", "16", "--halve-on-oom", "--fresh")
+    assert main(arguments(tmp_path / "out", *more)) == 2
+    said = capsys.readouterr().err
+    assert "try --batch-size 8, or --halve-on-oom on one device" in said
+    assert "the same command without --fresh goes on from there" in said
+
+
+def test_an_interrupt_says_how_to_go_on_if_there_is_a_way(inside, tmp_path, capsys, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    for module in ("evaluate", "demonstration"):
+        monkeypatch.setattr(f"torchmetrics_cam.cli.{module}.run", interrupted)
+    for line, sentence in (
+        (arguments(tmp_path), "interrupted; what was done is kept, and the same command goes on from there"),
+        (arguments(tmp_path, "--fresh"), "is kept, and the same command without --fresh goes on from there"),
+        (["demo", "--out", str(tmp_path)], "torchmetrics-cam: interrupted"),
+    ):
+        assert main(line) == 130
+        assert capsys.readouterr().err.strip().endswith(sentence)
+
+
+def test_what_is_left_of_an_unknown_run_is_not_gone_on_with(inside, tmp_path, whole):
+    (tmp_path / "out" / "partial").mkdir(parents=True)
+    (tmp_path / "out" / "partial" / "rank-0.pt").write_bytes(b"of whom?")
+    assert main(arguments(tmp_path / "out")) == 0
+    assert numbers(tmp_path / "out") == numbers(whole)
+
+
+def test_torchrun_shares_the_images_among_its_processes(place, tmp_path, whole):
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    given = ["torchmetrics_cam", *arguments(tmp_path / "out")]
+    place_of_devices = given.index("--devices")
+    del given[place_of_devices : place_of_devices + 2]
+    done = subprocess.run(
+        [*line, *given], cwd=place, timeout=240, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    assert results(tmp_path / "out")["hardware"]["processes"] == 2
+    ours, theirs = (results(out)["comparison"]["rows"] for out in (tmp_path / "out", whole))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one["method"], one["n"]) == (other["method"], other["n"])
+        assert one["average_drop"]["value"] == pytest.approx(other["average_drop"]["value"], abs=1e-6)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+
+def test_a_seed_is_that_of_all_generators(inside, tmp_path):
+    for out in ("first", "second"):
+        np.random.rand()
+        assert main(arguments(tmp_path / out, "--methods", "mine:noisy", "--limit", "5", "--seed", "3")) == 0
+    assert numbers(tmp_path / "first") == numbers(tmp_path / "second")
+
+
+def test_a_list_of_one_device_is_its_number(tmp_path):
+    (tmp_path / "run.yaml").write_text("devices: [0]\n")
+    found = parser().parse_args(["evaluate", "--config", str(tmp_path / "run.yaml")])
+    assert found.evaluate.devices == "0,"
+    assert parser().parse_args(["evaluate", "--devices", "3"]).evaluate.devices == "3"
+
+
+def test_the_drop_under_a_picture_is_the_protocols(whole):
+    page = (whole / "report.html").read_text()
+    shown = re.findall(r"(0\.\d\d) → (0\.\d\d) <span title=.drop.>\(drop (0\.\d\d)\)", page)
+    assert len(shown) >= 8
+    for p, o, drop in (map(float, one) for one in shown):
+        if p > 0.3:
+            assert drop == pytest.approx(max(p - o, 0) / p, abs=0.04)
 
 
 def test_compare_pairs_the_same_images(inside, whole, tmp_path, capsys):

@@ -19,7 +19,8 @@ class OwnRandomNumbers:
     """
 
     def __init__(self) -> None:
-        self._states: dict[str, Any] = {}
+        # Where each generator stands; nothing before the first use.
+        self.states: dict[str, Any] = {}
 
     @contextmanager
     def drawn(self, device: torch.device) -> Iterator[None]:
@@ -27,10 +28,10 @@ class OwnRandomNumbers:
         generators = _generators(device)
         before = {name: get() for name, (get, _) in generators.items()}
         try:
-            _put(generators, before | self._states)
+            _put(generators, before | self.states)
             yield
         finally:
-            self._states |= {name: get() for name, (get, _) in generators.items()}
+            self.states |= {name: get() for name, (get, _) in generators.items()}
             _put(generators, before)
 
 
@@ -54,5 +55,11 @@ def _generators(device: torch.device) -> dict[str, _Generator]:
         )
     numpy = sys.modules.get("numpy")
     if numpy is not None:
-        generators["numpy"] = (numpy.random.get_state, numpy.random.set_state)
+        generators["numpy"] = (lambda: _plain(numpy.random.get_state()), numpy.random.set_state)
     return generators
+
+
+def _plain(state: Any) -> tuple[Any, ...]:
+    """A state of NumPy in plain numbers, which a file may hold that is read without running its code."""
+    name, keys, *rest = state
+    return (name, keys.tolist(), *rest)

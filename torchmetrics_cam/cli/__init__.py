@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Advice of libraries to programmers; what a person must know is in the table and the report.
             warnings.simplefilter("ignore")
             return _run(given)
-    except KeyboardInterrupt:
-        return _said("interrupted; what was done is kept, and the same command goes on from there", 130)
+    except KeyboardInterrupt as interrupt:
+        return _said(str(interrupt) or "interrupted", 130)
     except UsageError as error:
         return _said(plain(error), 2)
     except ModuleNotFoundError as error:
@@ -51,9 +51,16 @@ def _run(given: list[str]) -> int:
         made.print_usage(sys.stderr)
         raise UsageError(" ".join(str(error).split())) from error
     from torchmetrics_cam.cli import compare, demonstration, evaluate
+    from torchmetrics_cam.cli.resume import way_on
 
     commands = {"compare": compare.run, "demo": demonstration.run, "evaluate": evaluate.run}
-    commands[arguments.command](arguments[arguments.command])
+    asked = arguments[arguments.command]
+    try:
+        commands[arguments.command](asked)
+    except KeyboardInterrupt as interrupt:
+        if arguments.command != "evaluate":
+            raise
+        raise KeyboardInterrupt(f"interrupted; what was done is kept, and {way_on(asked)}") from interrupt
     return 0
 
 

@@ -76,7 +76,7 @@ def _evaluate() -> "ArgumentParser":
     add("--num_classes", "--num-classes", type=int, default=None, help="needed for the average over classes")
     add("--average", type=str, default="micro", help="over images (`micro`) or classes (`macro`)")
     add("--accelerator", type=str, default="auto", help="as of lightning.Trainer")
-    add("--devices", type=_Names(), default="auto", help="as of lightning.Trainer")
+    add("--devices", type=_Devices(), default="auto", help="as of lightning.Trainer")
     add("--strategy", type=str, default="auto", help="as of lightning.Trainer, such as ddp")
     add("--num_nodes", "--num-nodes", type=int, default=1, help="as of lightning.Trainer")
     add("--precision", type=_Names(), default="32-true", help="as of lightning.Trainer")
@@ -114,6 +114,14 @@ class _Names:
 
     def __repr__(self) -> str:
         return "names"
+
+
+class _Devices(_Names):
+    """The same for devices, of which a list of one is the number of a device, and no number of devices."""
+
+    def __call__(self, value: Any) -> str:
+        joined = super().__call__(value)
+        return f"{joined}," if isinstance(value, list) and len(value) == 1 else joined
 
 
 def _compare() -> "ArgumentParser":

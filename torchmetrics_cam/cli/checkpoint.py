@@ -1,7 +1,6 @@
 """Weights from a file: what people and trainers save, brought to the names of the network."""
 
 import pickle
-import zlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,17 +92,6 @@ def classes_in(state: Mapping[str, Tensor], model: nn.Module, classes: int) -> i
         ours and theirs and ours[0] == classes and ours[1:] == theirs[1:] for ours, theirs in different
     )
     return counts.pop() if len(counts) == 1 and only_classes else None
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A number that differs where weights differ."""
-    found = 0
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            found = zlib.crc32(name.encode(), found)
-            content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            found = zlib.crc32(content.numpy().data, found)
-    return f"{found:08x}"
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: str) -> None:

@@ -1,18 +1,19 @@
 """``torchmetrics-cam evaluate``: a network and images by name, a comparison, and the files that it writes."""
 
 import logging
+import random
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torchmetrics_cam.cli.arguments import ASKED, names_in, protocol_of
-from torchmetrics_cam.cli.checkpoint import fingerprint
 from torchmetrics_cam.cli.data import Images, collate, load_data
 from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.folder import prepare_folder, write_files, written_to
@@ -22,7 +23,8 @@ from torchmetrics_cam.cli.methods import make_sources
 from torchmetrics_cam.cli.models import LoadedModel, load_model
 from torchmetrics_cam.cli.names import nearest, short
 from torchmetrics_cam.cli.results import circumstances, results_of
-from torchmetrics_cam.cli.resume import go_on_or_begin, settings_of
+from torchmetrics_cam.cli.resume import go_on_or_begin, settings_of, way_on
+from torchmetrics_cam.fingerprint import of_weights
 from torchmetrics_cam.metrics.comparison import CAMComparison
 from torchmetrics_cam.report.words import verdict
 
@@ -42,7 +44,8 @@ def run(arguments: Any) -> None:
     _check(arguments)
     protocol, measures = protocol_of(arguments), _measures(arguments.measures)
     prepare_folder(arguments.out)
-    torch.manual_seed(arguments.seed)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(arguments.seed)
     loaded = load_model(arguments.model, arguments.checkpoint, image_size=arguments.image_size)
     explain_labels = arguments.explain == "label"
     images = load_data(
@@ -74,7 +77,7 @@ def run(arguments: Any) -> None:
 
     partial = arguments.out / PARTIAL
     # The same names may stand for something else by now: a network that was trained on, a photo that moved.
-    states = {"weights": fingerprint(loaded.model), "images": images.fingerprint()}
+    states = {"weights": of_weights(loaded.model), "images": images.fingerprint()}
     with written_to(arguments.out, among_others=True):
         comparison = _evaluated(comparison_of, images, arguments, partial, states)
     if comparison is None:
@@ -193,6 +196,8 @@ def _evaluated(
         return {"input_tensor": batch["image"], "index": batch["index"], **classes}
 
     size = arguments.batch_size
+    # By default as many as there are, or as torchrun has started.
+    devices = {} if arguments.devices == "auto" else {"devices": arguments.devices}
     # What it refuses, it refuses before anything is written.
     comparison = comparison_of(size)
     go_on_or_begin(partial, arguments, states)
@@ -206,10 +211,10 @@ def _evaluated(
                 partial=partial,
                 save_every=arguments.save_every,
                 accelerator=arguments.accelerator,
-                devices=arguments.devices,
                 strategy=arguments.strategy,
                 num_nodes=arguments.num_nodes,
                 precision=arguments.precision,
+                **devices,
             )
         except SystemExit as error:
             # Lightning ends the process after Ctrl-C.
@@ -224,16 +229,22 @@ def _evaluated(
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            if arguments.halve_on_oom and size > 1:
+            # Of several processes one alone may have met it, and the others would wait for it.
+            if arguments.halve_on_oom and size > 1 and not _is_one_of_several():
                 size //= 2
                 comparison = comparison_of(size)
                 continue
             raise UsageError(
                 f"memory ran out with {size} images in a batch; try --batch-size {max(size // 2, 1)}, or"
-                " --halve-on-oom. What was done is kept, and the same command goes on from there"
+                f" --halve-on-oom on one device. What was done is kept, and {way_on(arguments)}"
                 f" ({short(error)})"
             ) from error
         return comparison if vars(rank_zero_only)["rank"] == 0 else None
+
+
+def _is_one_of_several() -> bool:
+    group = torch.distributed
+    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from torchmetrics_cam.explanation import explain
+from torchmetrics_cam.functional.confidence import average_drop
 from torchmetrics_cam.metrics.comparison import CAMComparison
 from torchmetrics_cam.perturbation import apply_mask, masked_scores, to_mask
 from torchmetrics_cam.report import Picture
@@ -70,9 +71,15 @@ def _rows(
         explanation = explain(source, image, scoring=scoring, class_idx=class_idx, silent=silent)
         mask = to_mask(explanation, comparison.protocol)
         masked = apply_mask(image, mask, comparison.protocol)
-        score = float(masked_scores(source.model, explanation, scoring=scoring))
-        drop = max(float(explanation.scores) - score, 0.0)
-        rows.append((method, mask[0].cpu(), _colours(masked, to_colours), score, drop))
+        masked_score = masked_scores(source.model, explanation, scoring=scoring)
+        drop = average_drop(
+            explanation.scores,
+            masked_score,
+            relative=comparison.protocol.drop == "relative",
+            eps=comparison.protocol.drop_eps,
+        )
+        shown = _colours(masked, to_colours)
+        rows.append((method, mask[0].cpu(), shown, float(masked_score), float(drop)))
     return rows
 
 

@@ -30,6 +30,12 @@ def settings_of(arguments: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
 
 
+def way_on(arguments: Any) -> str:
+    """How a run goes on that was ended."""
+    same = "the same command without --fresh" if arguments.fresh else "the same command"
+    return f"{same} goes on from there"
+
+
 def go_on_or_begin(partial: Path, arguments: Any, states: Mapping[str, str]) -> None:
     """Let a run go on with its own partial result only: of the same command, weights and images.
 
@@ -61,4 +67,7 @@ def go_on_or_begin(partial: Path, arguments: Any, states: Mapping[str, str]) -> 
             )
         return
     partial.mkdir(exist_ok=True)
+    # Nobody knows of what run.
+    for left in partial.glob("rank-*.pt"):
+        left.unlink()
     write_json(wanted, file)

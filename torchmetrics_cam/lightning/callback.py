@@ -1,7 +1,7 @@
 """CAMEvaluation: watches during training whether the explanations of a network are faithful."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.explanation import Explanation
+from torchmetrics_cam.guard import modes_kept
 from torchmetrics_cam.lightning.batches import BatchInputs, update_arguments
 from torchmetrics_cam.lightning.figures import log_figure
 from torchmetrics_cam.lightning.worst import WorstExplained, worst, worst_figure, worst_of
@@ -133,7 +134,7 @@ class CAMEvaluation(Callback):
         self._comparisons: list[_Comparison] = []
         self._worst: list[WorstExplained] = []
         self._last_epoch: int | None = None
-        self._due = False
+        self._due, self._muted = False, ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse to log under the names of another callback."""
@@ -175,9 +176,13 @@ class CAMEvaluation(Callback):
         if beyond or dataloader_idx != self.dataloader_idx or not self._due:
             return
         arguments = update_arguments(batch, self.inputs)
-        with trainer.precision_plugin.forward_context():
-            for comparison in self._comparisons:
-                comparison.update(**arguments)
+        self._muted.close()
+        try:
+            with trainer.precision_plugin.forward_context():
+                for comparison in self._comparisons:
+                    comparison.update(**arguments)
+        finally:
+            self._mute()
         explained = [one for comparison in self._comparisons for one in comparison.take()]
         if self.num_images:
             found = worst_of(
@@ -223,7 +228,9 @@ class CAMEvaluation(Callback):
 
     def _prepare(self, pl_module: LightningModule) -> None:
         if not self._comparisons:
-            self._made = self.sources(pl_module) if callable(self.sources) else self.sources
+            # Making an object of pytorch-grad-cam switches to evaluation mode.
+            with modes_kept(pl_module):
+                self._made = self.sources(pl_module) if callable(self.sources) else self.sources
             _check_sources(self._made)
             by_model: dict[nn.Module, dict[str, CAMSource]] = {}
             for method, source in self._made.items():
@@ -237,10 +244,18 @@ class CAMEvaluation(Callback):
                         " module: CAMEvaluation(lambda module: {...})"
                     )
                 self._comparisons.append(_Comparison(sources, controls=False, **self.settings))
+            self._mute()
         for comparison in self._comparisons:
             comparison.to(pl_module.device)
 
+    def _mute(self) -> None:
+        """Objects of other libraries keep activations of every forward pass, also those of the training."""
+        for comparison in self._comparisons if callable(self.sources) else ():
+            for source in comparison.sources.values():
+                self._muted.enter_context(source.muted())
+
     def _release(self) -> None:
+        self._muted.close()
         if callable(self.sources) and isinstance(self._made, Mapping):
             for source in self._made.values():
                 with suppress(TypeError):

@@ -2,7 +2,6 @@
 
 import atexit
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +17,8 @@ from torchmetrics.wrappers.abstract import WrapperMetric
 
 from torchmetrics_cam.guard import untouched, weights_kept
 from torchmetrics_cam.lightning.batches import BatchInputs, update_arguments
-from torchmetrics_cam.lightning.loaders import check_divisible, length, share
-from torchmetrics_cam.lightning.partial import PartialResult, States
+from torchmetrics_cam.lightning.loaders import check_divisible, is_dealt_out, length, share
+from torchmetrics_cam.lightning.partial import PartialResult, States, key_of
 from torchmetrics_cam.lightning.process_group import check_process_group, leave_process_group
 from torchmetrics_cam.metrics.base import CAMMetric
 from torchmetrics_cam.metrics.comparison import CAMComparison
@@ -151,13 +150,16 @@ class _TestLoop(LightningModule):
     def test_dataloader(self) -> DataLoader[Any]:
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
         if self.kept is not None:
-            # Functions are named with where they are in memory.
-            metric = re.sub(r" at 0x[0-9a-f]+", "", repr(self.metric))
-            key = {"metric": metric, "images": length(self.loader), "processes": ranks}
-            self.partial = PartialResult(self.kept[0], rank, key)
-            self.seen, states = self.partial.load()
+            key = key_of(self.metric, self.networks, length(self.loader), ranks)
+            partial = PartialResult(self.kept[0], rank, key)
+            self.seen, states, drawn = partial.load()
+            # From here on it is this run's: one that is refused leaves the file as it was.
+            self.partial = partial
             if states:
                 _restore(self.metric, states)
+                for name, member in _members(self.metric):
+                    if isinstance(member, CAMMetric):
+                        member._evaluation.random_numbers.states = drawn[name]
         return share(self.loader, rank, ranks, self.seen)
 
     def on_test_start(self) -> None:
@@ -177,7 +179,7 @@ class _TestLoop(LightningModule):
                 arguments.setdefault("index", [self.trainer.global_rank + ranks * place for place in places])
             self.metric.update(**arguments)
         # A batch takes as many places of the dataset, also where the collate_fn left images out.
-        self.seen += count if self.partial is None else self.loader.batch_size or 1
+        self.seen += (self.loader.batch_size or 1) if is_dealt_out(self.loader) else count
         self.updating = False
         if self.kept is not None and (batch_idx + 1) % self.kept[1] == 0:
             self.save()
@@ -249,8 +251,13 @@ def _restore(metric: Metric | MetricCollection | MetricTracker, states: States) 
             # Each process has its own names for the models.
             if state != "identity":
                 as_it_adds = [value] if member._defaults[state] == [] and isinstance(value, Tensor) else value
-                setattr(member, state, as_it_adds)
+                setattr(member, state, _moved(as_it_adds, member.device))
         member._computed = None
+
+
+def _moved(value: Tensor | list[Tensor], device: torch.device) -> Tensor | list[Tensor]:
+    """What was read from a file lies on the CPU."""
+    return [one.to(device) for one in value] if isinstance(value, list) else value.to(device)
 
 
 @contextmanager

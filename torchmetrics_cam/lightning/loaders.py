@@ -18,9 +18,14 @@ def length(loader: DataLoader[Any]) -> int:
     return len(loader.dataset)  # type: ignore[arg-type]
 
 
+def is_dealt_out(loader: DataLoader[Any]) -> bool:
+    """Whether `share` decides which images a rank looks at, and in what order."""
+    return _chooses_its_images(loader) is None
+
+
 def share(loader: DataLoader[Any], rank: int, world_size: int, done: int = 0) -> DataLoader[Any]:
     """The part of the data that one rank looks at, but for the first ``done`` places of it."""
-    if _chooses_its_images(loader) is not None:
+    if not is_dealt_out(loader):
         keeps_all = loader.batch_size is None or type(loader) is not DataLoader
         return loader if keeps_all else _like(loader, loader.dataset, sampler=loader.sampler)
     indices = range(rank + done * world_size, length(loader), world_size)
