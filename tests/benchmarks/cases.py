@@ -75,11 +75,12 @@ class Setting:
             cases[TORCHCAM] = self.torchcam
         if self.methods == 1:
             cases |= {GRAD_CAM: self.grad_cam, ON_GRAD_CAM: self.on_grad_cam}
-        if self.methods == 4:
+        if self.methods in (1, 4):
             cases[COMPILED] = self.compiled
-            # torch.fx folds into plain convolutions, and those of EfficientNet-Lite are a class of their own.
-            if {nn.Conv2d, nn.BatchNorm2d} <= {type(module) for module in self.model.modules()}:
-                cases[FOLDED] = self.folded
+        # torch.fx folds into plain convolutions, and those of EfficientNet-Lite are a class of their own.
+        kinds = {type(module) for module in self.model.modules()}
+        if self.methods == 4 and {nn.Conv2d, nn.BatchNorm2d} <= kinds:
+            cases[FOLDED] = self.folded
         return cases
 
     def bare(self, images: Tensor) -> None:
@@ -100,13 +101,13 @@ class Setting:
             method(model, self.layer, reshape_transform=self.reshape)
             for method in islice(cycle(OWN), self.methods)
         ]
+        # What the scorer says is compared with the model once an evaluation, and not once a batch.
+        settings: dict[str, Any] = {"scorer": scorer, "validate_args": scorer is None}
         if self.methods == 1:
-            AverageDrop(made[0]).update(images)
+            AverageDrop(made[0], **settings).update(images)
         else:
             sources = {f"{place} {source!r}": source for place, source in enumerate(made)}
-            # What the scorer says is compared with the model once an evaluation, and not once a batch.
-            comparison = CAMComparison(sources, controls=False, scorer=scorer, validate_args=scorer is None)
-            comparison.update(images)
+            CAMComparison(sources, controls=False, **settings).update(images)
 
     def compiled(self, images: Tensor) -> None:
         """The same with a network in channels-last layout, and the masked images through it compiled and frozen."""

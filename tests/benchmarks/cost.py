@@ -5,9 +5,12 @@ explanations, for us and for the libraries that measure the same.
 
     python tests/benchmarks/cost.py                     # the whole table, hours on two cores
     python tests/benchmarks/cost.py --networks resnet50 --batches 32 --methods 1 4
+    python tests/benchmarks/cost.py --glibc --batches 32 --networks resnet18 resnet50 mobilenet_v3_large
     python tests/benchmarks/cost.py --render            # cost.md from cost.json
 
-A run replaces its own cells of cost.json and leaves the others. It ends with status 1 if a target is missed.
+Times depend on the allocator of the C library. By default it is set to keep what it has, as PyTorch's own does on a
+GPU; with --glibc it is as Python starts with, and the results go to cost_glibc.json and .md. A run replaces its own
+cells of these files and leaves the others. It ends with status 1 if a target is missed.
 """
 
 import argparse
@@ -35,8 +38,7 @@ from cases import (
     case_of,
 )
 from results import THREADS, environment, parser, summary, table, with_quartiles, write
-from workers import ALLOCATOR as ALLOCATOR_OF_TIME
-from workers import in_processes
+from workers import KEEPING, in_processes
 
 WARM_UP_BATCH, MEMORY_REPEATS, MEMORY_BATCH = 2, 3, 32
 # The most that may be taken: (case, network, methods) -> share of the bare forwards.
@@ -56,7 +58,7 @@ MEMORY_TARGET = 1.15
 # glibc raises its thresholds while a program frees large blocks, and from then on keeps freed blocks of up to
 # 32 MiB: every case, the bare forwards too, then peaks anywhere between 400 and 640 MiB. A threshold that is
 # set, here to its own initial value, stays, and what is resident is what is alive.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
+STEADY = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
 
 
 def peak_extra_bytes(case: str, setting: Setting) -> int:
@@ -71,15 +73,17 @@ def peak_extra_bytes(case: str, setting: Setting) -> int:
     return _status("VmHWM") - before
 
 
-def memory(network: str, batch: int, methods: int, cases: list[str]) -> dict[str, list[int]]:
+def memory(network: str, batch: int, methods: int) -> dict[str, list[int]]:
     """Peak extra bytes of every case, each measured several times in a process of its own."""
+    # Compiling takes memory once, which is not what a run takes.
+    cases = [name for name in Setting(network, batch, methods).cases() if name not in (COMPILED, FOLDED)]
     peaks: dict[str, list[int]] = {name: [] for name in cases}
     for _ in range(MEMORY_REPEATS):
         for name in cases:
             command = [sys.executable, __file__, "--peak-of", name, "--networks", network]
             finished = subprocess.run(
                 [*command, "--batches", str(batch), "--methods", str(methods)],
-                env=os.environ | ALLOCATOR,
+                env=os.environ | STEADY,
                 stdout=subprocess.PIPE,
                 check=True,
                 text=True,
@@ -89,29 +93,22 @@ def memory(network: str, batch: int, methods: int, cases: list[str]) -> dict[str
 
 
 def measured(
-    network: str, batch: int, methods: int, rounds: int, peaks: dict[str, Any] | None
+    network: str, batch: int, methods: int, rounds: int, allocator: dict[str, str]
 ) -> dict[str, Any]:
-    """One cell of the table: time, and for large batches memory, unless its peaks are known."""
+    """One cell of the table without its memory."""
     print(f"{network}, batch {batch}, {methods} methods", flush=True)
     circumstances = environment()
     names = list(Setting(network, batch, methods).cases())
     cases = {name: partial(case_of, name, network, batch, methods) for name in names}
-    cell = {
+    return {
         "network": network,
         "batch": batch,
         "methods": methods,
         "rounds": rounds,
         "environment": circumstances | {"load_average_at_end": environment()["load_average"]},
         "a_process_a_case": True,
-        "seconds": summary(in_processes(cases, rounds), BASELINE),
+        "seconds": summary(in_processes(cases, rounds, allocator), BASELINE),
     }
-    if peaks:
-        cell["bytes"] = peaks
-    elif batch >= MEMORY_BATCH:
-        # Compiling takes memory once, which is not what a run takes.
-        resident = [name for name in names if name not in (COMPILED, FOLDED)]
-        cell["bytes"] = summary(memory(network, batch, methods, resident), BASELINE)
-    return cell
 
 
 def missed(cells: list[dict[str, Any]]) -> list[str]:
@@ -128,43 +125,62 @@ def missed(cells: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def report(cells: list[dict[str, Any]]) -> str:
+def report(cells: list[dict[str, Any]], *, glibc: bool) -> str:
     """What was found, for people."""
     names = (OURS, COMPILED, FOLDED, TORCHCAM, GRAD_CAM, ON_GRAD_CAM)
-    of_memory = [name for name in names if name not in (COMPILED, FOLDED)]
-    rows, peaks = [], []
+    rows = []
     for cell in cells:
         seconds = cell["seconds"]
         shown = [with_quartiles(seconds[name]) if name in seconds else "" for name in names]
         rows.append((_named(cell), f"{seconds[BASELINE]['median']:.2f}", *shown))
-        if "bytes" in cell:
-            base = cell["bytes"][BASELINE]["median"] / 2**20
-            ratios = [cell["bytes"].get(name) for name in of_memory]
-            shown = [f"{one['ratio']:.2f}" if one else "" for one in ratios]
-            peaks.append((_named(cell), f"{base:.0f}", *shown))
     loads = [cell["environment"]["load_average"][0] for cell in cells]
     verdict = missed(cells)
-    return f"""# What an evaluation costs
+    return f"""# What an evaluation costs{", with glibc as Python starts with it" if glibc else ""}
 
 K methods on one layer, as a multiple of 1 + K bare forward passes in inference mode: median and quartiles of
 interleaved rounds, {SIDE} px, {THREADS} threads of a CPU, random weights (EfficientNet-Lite0: ImageNet's). torchcam
 and pytorch-grad-cam run with their own metrics, and `ours on pytorch-grad-cam's object` is our metric on the same
-object. Each case runs in a process of its own, whose allocator keeps what it has; where the name of a row ends with
-*, all ran in one, with glibc's own settings, by which bare passes of a large batch take up to twice as long and
-compiled ones do not. The load average at the start of a cell was between {min(loads)} and {max(loads)}. Written by
-`cost.py`; all figures are in `cost.json`.
+object. Each case runs in a process of its own.
+
+{_AS_IT_IS if glibc else _KEEPING}
+
+The load average at the start of a cell was between {min(loads)} and {max(loads)}. Written by `cost.py`; all figures
+are in the `.json` beside it.
 
 ## Time
 
 {table(("", "bare, s", *names), rows)}
+{_peaks(cells)}
+{"Targets missed: " + "; ".join(verdict) if verdict else "All targets are met."}"""
 
+
+_KEEPING = """The allocator keeps what it has, as PyTorch's own does on a GPU. In `cost_glibc.md` it is as Python starts with it.
+Where the name of a row ends with *, it is that here too, and all cases ran in one process."""
+_AS_IT_IS = """The allocator has the settings of glibc that Python starts with: large blocks go back to the system and are fetched
+again, by which eager passes of a large batch take up to twice as long as in `cost.md`. Compiled ones need fewer blocks,
+and take a third longer."""
+
+
+def _peaks(cells: list[dict[str, Any]]) -> str:
+    """The table of memory, if any was measured."""
+    names = (OURS, TORCHCAM, GRAD_CAM, ON_GRAD_CAM)
+    rows = []
+    for cell in cells:
+        if "bytes" in cell:
+            base = cell["bytes"][BASELINE]["median"] / 2**20
+            ratios = [cell["bytes"].get(name) for name in names]
+            rows.append(
+                (_named(cell), f"{base:.0f}", *[f"{one['ratio']:.2f}" if one else "" for one in ratios])
+            )
+    if not rows:
+        return ""
+    return f"""
 ## Peak memory above the level before the call
 
 Median of {MEMORY_REPEATS} fresh processes, as a multiple of that of the bare forward passes.
 
-{table(("", "bare, MiB", *of_memory), peaks)}
-
-{"Targets missed: " + "; ".join(verdict) if verdict else "All targets are met."}"""
+{table(("", "bare, MiB", *names), rows)}
+"""
 
 
 def _named(cell: dict[str, Any]) -> str:
@@ -189,6 +205,7 @@ def main() -> int:
     options.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32], help="images in the batch")
     options.add_argument("--methods", nargs="+", type=int, default=[1, 4, 8], help="K, the number of methods")
     options.add_argument("--rounds", type=int, default=5, help="how often each case is timed, at least 2")
+    options.add_argument("--glibc", action="store_true", help="time with the allocator as it is")
     options.add_argument("--time-only", action="store_true", help="leave the memory that is known")
     options.add_argument("--render", action="store_true", help="only write the .md anew")
     options.add_argument("--peak-of", help=argparse.SUPPRESS)
@@ -201,21 +218,28 @@ def main() -> int:
         print(peak_extra_bytes(arguments.peak_of, Setting(*asked[0])))
         return 0
 
+    allocator = {} if arguments.glibc else KEEPING
+    if arguments.glibc:
+        arguments.out = arguments.out.with_stem(f"{arguments.out.stem}_glibc")
     stored = arguments.out.with_suffix(".json")
     cells = json.loads(stored.read_text())["cells"] if stored.exists() else []
     known = {(cell["network"], cell["batch"], cell["methods"]): cell for cell in cells}
     for key in [] if arguments.render else asked:
-        peaks = known.get(key, {}).get("bytes") if arguments.time_only else None
-        known[key] = measured(*key, arguments.rounds, peaks)
+        peaks = known.get(key, {}).get("bytes")
+        known[key] = measured(*key, arguments.rounds, allocator)
+        if arguments.time_only and peaks:
+            known[key]["bytes"] = peaks
+        elif key[1] >= MEMORY_BATCH and not arguments.glibc:
+            known[key]["bytes"] = summary(memory(*key), BASELINE)
         cells = sorted(known.values(), key=_order)
         # After every cell: a table of hours is not lost in its last minute.
         write(
             arguments.out,
-            {"allocators": {"time": ALLOCATOR_OF_TIME, "memory": ALLOCATOR}, "cells": cells},
-            report(cells),
+            {"allocators": {"time": allocator, "memory": STEADY}, "cells": cells},
+            report(cells, glibc=arguments.glibc),
         )
     if arguments.render:
-        write(arguments.out, json.loads(stored.read_text()), report(cells))
+        write(arguments.out, json.loads(stored.read_text()), report(cells, glibc=arguments.glibc))
     for one in missed(cells):
         print(one, file=sys.stderr)
     return 1 if missed(cells) else 0

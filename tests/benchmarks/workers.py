@@ -1,7 +1,8 @@
-"""Cases that are timed in processes of their own, with an allocator that keeps what it has.
+"""Cases that are timed in processes of their own.
 
 By itself glibc gives large blocks back to the system and fetches them again, more or less often depending on what ran
-before in the process: on a network of large activations the same forward passes take half the time or twice.
+before in the process: on a network of large activations the same forward passes take half the time or twice. A process
+for each case leaves nothing before it, and the settings of `KEEPING` make the allocator keep what it has.
 """
 
 import os
@@ -15,17 +16,19 @@ from typing import Any
 from results import interleaved, seconds_of
 
 Case = Callable[[], Any]
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
+KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 # In the process of a case, what it runs.
 _prepared: list[Case] = []
 
 
-def in_processes(cases: Mapping[str, Callable[[], Case]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every case in every round; each is made and run in a process of its own."""
+def in_processes(
+    cases: Mapping[str, Callable[[], Case]], rounds: int, allocator: Mapping[str, str]
+) -> dict[str, list[float]]:
+    """Seconds of every case in every round; each is made and run in a process of its own with these settings."""
     with ExitStack() as stack:
         # glibc reads them when a process starts.
-        stack.callback(_set_environment, {name: os.environ.get(name) for name in ALLOCATOR})
-        _set_environment(ALLOCATOR)
+        stack.callback(_set_environment, {name: os.environ.get(name) for name in KEEPING})
+        _set_environment(dict.fromkeys(KEEPING) | dict(allocator))
         asked = {name: partial(_ask, stack.enter_context(_process(make))) for name, make in cases.items()}
         return interleaved(asked, rounds, clock=lambda ask: ask())
 
