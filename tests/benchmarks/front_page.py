@@ -34,8 +34,7 @@ def costs() -> str:
         if cell["batch"] == BATCH and cell["methods"] in METHODS:
             times = [_ratio(cell["seconds"], name, 2) for name in COLUMNS.values()]
             memory = [_ratio(cell["bytes"], name, 1) for name in ("ours", "torchcam")]
-            shared = "" if cell.get("a_process_a_case") else " *"
-            name = f"{NETWORKS[cell['network']]}, K = {cell['methods']}{shared}"
+            name = f"{NETWORKS[cell['network']]}, K = {cell['methods']}"
             rows.append((name, *times, " / ".join(one or "-" for one in memory)))
     return table(("", *COLUMNS, "memory, ours / torchcam"), rows)
 
