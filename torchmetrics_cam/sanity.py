@@ -103,15 +103,15 @@ def parameter_randomization(
     """
     model = unwrapped(model)
     copied, random_source = _copied(model, source)
-    names = [name for name, module in copied.named_modules() if _reset_of(module) is not None]
-    if not names:
+    resets = {name: reset for name, module in copied.named_modules() if (reset := _reset_of(module))}
+    if not resets:
         raise ValueError(
             f"no layer of {type(model).__name__} has reset_parameters, so none can be randomised"
         )
     kept = [
         f"{name}.{weight}".lstrip(".")
         for name, module in copied.named_modules()
-        if name not in names
+        if name not in resets
         for weight, _ in module.named_parameters(recurse=False)
     ]
     if kept:
@@ -125,15 +125,13 @@ def parameter_randomization(
     maps = [_grid(first)]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for name in reversed(names):
-            reset = _reset_of(copied.get_submodule(name))
-            assert reset is not None
+        for reset in reversed(resets.values()):
             reset()
             again = explain(random_source, images, scoring=scoring, class_idx=first.selection.class_idx)
             maps.append(_grid(again))
     random_source.remove_hooks()
     return RandomizationResult(
-        layers=("none", *reversed(names)),
+        layers=("none", *reversed(resets)),
         rank_correlation=torch.stack([_rank_correlation(one, maps[0]) for one in maps]),
         ssim=torch.stack([_ssim(one, maps[0]) for one in maps]),
     )

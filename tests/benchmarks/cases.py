@@ -39,7 +39,6 @@ LAYERS = {
     "efficientnet_lite0": "_blocks.15",
 }
 OWN = (GradCAM, GradCAMPlusPlus, XGradCAM, LayerCAM, HiResCAM)
-THEIRS = ("GradCAM", "GradCAMPlusPlus", "XGradCAM", "LayerCAM")
 TORCHCAMS = ("GradCAM", "GradCAMpp", "XGradCAM", "LayerCAM")
 BASELINE, OURS, COMPILED = "bare forwards", "ours", "ours, channels last and compiled scorer"
 FOLDED = "the same, batch norms folded"

@@ -110,10 +110,7 @@ def is_captum(candidate: Any) -> bool:
 
 def _network(attribution: Any) -> nn.Module:
     given = attribution.forward_func
-    is_forward = getattr(given, "__name__", None) == "forward"
-    found = (
-        given if isinstance(given, nn.Module) else getattr(given, "__self__", None) if is_forward else None
-    )
+    found = getattr(given, "__self__", None) if getattr(given, "__name__", None) == "forward" else given
     if isinstance(found, nn.Module) and unwrapped(found) is found:
         return found
     if isinstance(found, nn.Module):

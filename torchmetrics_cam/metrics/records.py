@@ -90,12 +90,11 @@ class RecordingMetric(CAMMetric):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As of any metric of CAMs; a batch that is refused is not counted as seen."""
-        before = self._seen
-        self._seen_before_forward = before
+        self._seen_before_forward = self._seen
         try:
             return super().forward(*args, **kwargs)
         except BaseException:
-            self._seen = before
+            self._seen = self._seen_before_forward
             raise
 
     def reset(self) -> None:
