@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torchmetrics_cam.baselines import BLUR, Baseline, as_baseline, described, is_number
 
@@ -137,6 +137,11 @@ class EvaluationProtocol:
         """A copy with some fields changed; unless a ``name`` is among them, it is called a modified one."""
         base = self.name.removeprefix("modified ")
         return replace(self, **{"name": f"modified {base}", **changes})  # type: ignore[arg-type]
+
+    @property
+    def drop_settings(self) -> dict[str, Any]:
+        """What the formula `average_drop` takes beside the scores."""
+        return {"relative": self.drop == "relative", "eps": self.drop_eps}
 
     def caption(self, measures: Iterable[str] = ()) -> str:
         """The protocol in one line, for the caption of a table or figure.

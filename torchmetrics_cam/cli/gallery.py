@@ -72,12 +72,7 @@ def _rows(
         mask = to_mask(explanation, comparison.protocol)
         masked = apply_mask(image, mask, comparison.protocol)
         masked_score = masked_scores(source.model, explanation, scoring=scoring)
-        drop = average_drop(
-            explanation.scores,
-            masked_score,
-            relative=comparison.protocol.drop == "relative",
-            eps=comparison.protocol.drop_eps,
-        )
+        drop = average_drop(explanation.scores, masked_score, **comparison.protocol.drop_settings)
         shown = _colours(masked, to_colours)
         rows.append((method, mask[0].cpu(), shown, float(masked_score), float(drop)))
     return rows

@@ -61,13 +61,7 @@ def worst_of(
         return []
     drops = torch.stack(
         [
-            average_drop(
-                explanation.scores,
-                masked,
-                relative=protocol.drop == "relative",
-                eps=protocol.drop_eps,
-                reduction="none",
-            )
+            average_drop(explanation.scores, masked, **protocol.drop_settings, reduction="none")
             for explanation, masked in batch
         ]
     ).mean(0)

@@ -69,8 +69,7 @@ class Measure:
 
 
 def _average_drop(read: Readings) -> Tensor:
-    settings = {"relative": read.protocol.drop == "relative", "eps": read.protocol.drop_eps}
-    return _each(average_drop, read.scores, read.masked, **settings)
+    return _each(average_drop, read.scores, read.masked, **read.protocol.drop_settings)
 
 
 def _relative_drop(read: Readings) -> Tensor:
