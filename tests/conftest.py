@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchmetrics_cam.demo import load_model, load_photos
+from torchmetrics_cam.cli.demo import load_model, load_photos
 
 # Two threads on a busy machine of two cores wait for each other, and take five times as long as one. The
 # environment is for the processes that the tests start: notebooks, commands, ranks.

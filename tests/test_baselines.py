@@ -24,7 +24,7 @@ def hidden(baseline, images, mask=None):
     return seen[-1]
 
 
-def test_black_pixels_of_normalised_images(images):
+def test_black_pixels_of_normalized_images(images):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     baseline = black(mean, std)
     pixels = hidden(baseline, images) * torch.tensor(std).view(1, 3, 1, 1) + torch.tensor(mean).view(

@@ -114,7 +114,7 @@ def test_xplique_takes_the_raw_output_where_no_activation_is_asked_for(case):
 
 @pytest.mark.parametrize("size", [3, 5, 8, 11])
 def test_grad_cam(case, size):
-    """Normalised, resized by OpenCV, normalised again; the drop is absolute."""
+    """Normalized, resized by OpenCV, normalized again; the drop is absolute."""
     model, images, _, _ = case
     maps = torch.randn(60, size, size, generator=torch.Generator().manual_seed(size))
     small = min_max(np.maximum(maps.numpy(), 0), 1e-7).astype(np.float32)
@@ -175,7 +175,7 @@ def test_a_protocol_of_the_users_own(case):
 @pytest.mark.parametrize("preset", ["paper", "torchcam", "grad_cam", "score_cam", "xplique"])
 def test_a_constant_map_hides_everything_whatever_its_value(case, preset):
     """Resized, it has rounding errors, which must not become a map."""
-    protocol = EvaluationProtocol.preset(preset).but(scores="softmax")
+    protocol = EvaluationProtocol.preset(preset).replace(scores="softmax")
     classes = case[2]
     expected = measured(case, protocol, torch.zeros(60, 3, 3), class_idx=classes)
     values = torch.rand(60, generator=torch.Generator().manual_seed(0))
@@ -194,7 +194,7 @@ def test_a_constant_map_hides_everything_whatever_its_value(case, preset):
 )
 def test_a_map_that_its_resize_averages_out_hides_everything(case, fields):
     """The same four values in every 2 x 2 block, in any order: half the size is their mean, but for rounding."""
-    protocol = EvaluationProtocol().but(**fields)
+    protocol = EvaluationProtocol().replace(**fields)
     expected = measured(case, protocol, torch.zeros(60, 16, 16))
     generator = torch.Generator().manual_seed(0)
     orders = torch.rand(60, 64, 4, generator=generator).argsort(-1)
@@ -208,7 +208,7 @@ def test_a_map_that_its_resize_averages_out_hides_everything(case, fields):
 def test_a_small_map_of_ones_hides_nothing(mask, measure):
     """Of 14 positions to 50, and not only there, the interpolation of ones is a little off 1."""
     images = torch.rand(60, 1, 50, 51, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    protocol = EvaluationProtocol().but(normalize="none", mask=mask, mask_threshold=1.0)
+    protocol = EvaluationProtocol().replace(normalize="none", mask=mask, mask_threshold=1.0)
     ones = torch.ones(60, 14, 14, dtype=torch.float64)
     assert (resize_maps(ones, (50, 51)) != 1).any()
     torch.manual_seed(0)

@@ -34,10 +34,10 @@ def test_it_prints_every_choice():
 
 
 def test_a_changed_preset_says_so():
-    changed = EvaluationProtocol.preset("torchcam").but(drop="absolute")
+    changed = EvaluationProtocol.preset("torchcam").replace(drop="absolute")
     assert changed.name == "modified torchcam"
-    assert changed.but(mask="top").name == "modified torchcam"
-    assert changed.but(name="ours").name == "ours"
+    assert changed.replace(mask="top").name == "modified torchcam"
+    assert changed.replace(name="ours").name == "ours"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_setting_is_left_out_where_it_changes_nothing(setting, value):
         return {name: comparison.compute()[f"Grad-CAM/{name}"].item() for name in MEASURES}
 
     protocol = EvaluationProtocol(pointing_tolerance=2.0)
-    one, other = values(protocol), values(protocol.but(**{setting: value}))
+    one, other = values(protocol), values(protocol.replace(**{setting: value}))
     changed = {name for name in MEASURES if one[name] != other[name]}
     assert changed
     assert changed == {name for name in MEASURES if reads([name], setting)}

@@ -1,5 +1,6 @@
 """Measure whether class activation maps are faithful, as TorchMetrics metrics."""
 
+from torchmetrics_cam.__about__ import __version__
 from torchmetrics_cam.metrics import (
     ADCC,
     ROAD,
@@ -18,10 +19,8 @@ from torchmetrics_cam.metrics import (
     PointingGame,
     agreement,
 )
+from torchmetrics_cam.metrics.randomization import parameter_randomization
 from torchmetrics_cam.protocol import EvaluationProtocol
-from torchmetrics_cam.sanity import parameter_randomization
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ADCC",
@@ -40,6 +39,7 @@ __all__ = [
     "InsertionAUC",
     "MaskIoU",
     "PointingGame",
+    "__version__",
     "agreement",
     "parameter_randomization",
 ]

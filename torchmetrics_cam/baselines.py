@@ -16,7 +16,7 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def black(mean: float | Sequence[float], std: float | Sequence[float]) -> tuple[float, ...]:
-    """Black in image space, for images that were normalised by ``(pixels - mean) / std``: -mean / std.
+    """Black in image space, for images that were normalized by ``(pixels - mean) / std``: -mean / std.
 
     Args:
         mean: one value, or one a channel, in units of pixels.
@@ -44,7 +44,7 @@ def black(mean: float | Sequence[float], std: float | Sequence[float]) -> tuple[
 
 @dataclass(frozen=True)
 class ImageMean:
-    """Each channel of an image at its own mean, so that hidden positions keep the image's colour."""
+    """Each channel of an image at its own mean, so that hidden positions keep the image's color."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """From images ``(N, C, *spatial)`` to ``(N, C, 1, ...)``."""

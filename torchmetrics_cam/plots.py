@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from torchmetrics_cam.metrics.table import ComparisonTable
+    from torchmetrics_cam.metrics.comparison.table import ComparisonTable
 
-# Its lightness rises evenly, so colour-blind readers and grey prints can tell the values apart.
+# Its lightness rises evenly, so color-blind readers and gray prints can tell the values apart.
 COLORMAP = "inferno"
 OPACITY = 0.65
 
@@ -33,7 +33,7 @@ class ExplanationRow:
     Args:
         method: its name.
         masks: its maps as masks in [0, 1], ``(N, H, W)`` or ``N`` of ``(H, W)``.
-        masked_images: what the masks leave of the images, colours in [0, 1], ``(N, 3, H, W)``.
+        masked_images: what the masks leave of the images, colors in [0, 1], ``(N, 3, H, W)``.
         masked_scores: the score of the explained class on the masked images, ``(N,)``.
     """
 
@@ -55,7 +55,7 @@ def explanation_figure(
     Under each pair stands the score on the image, and the score on what is left.
 
     Args:
-        images: colours in [0, 1], ``(N, 3, H, W)``.
+        images: colors in [0, 1], ``(N, 3, H, W)``.
         rows: the methods, from top to bottom.
         labels: the name of the explained class of each image.
         scores: the score of the explained class on each image, ``(N,)``.
@@ -103,7 +103,7 @@ def explanation_figure(
         whole.set_title(f"{label}  {score:.2f}", fontsize=11, fontweight="bold", pad=5)
         for place, row in enumerate(rows, start=1):
             overlay = figure.add_subplot(grid[place, column])
-            # Grey, so that every colour in the overlay belongs to the map.
+            # Gray, so that every color in the overlay belongs to the map.
             _show(overlay, image.mean(0, keepdim=True).expand(3, -1, -1))
             mask = row.masks[index].cpu().numpy()
             overlay.imshow(mask, cmap=COLORMAP, vmin=0, vmax=1, alpha=OPACITY)
@@ -215,7 +215,7 @@ def curve_figure(
 def randomization_figure(
     layers: Sequence[str], curves: Mapping[str, Tensor], axis: Any = None
 ) -> tuple["Figure", Any]:
-    """Similarities over the layers that were randomised, one line each.
+    """Similarities over the layers that were randomized, one line each.
 
     Args:
         layers: the steps.
@@ -234,7 +234,7 @@ def randomization_figure(
     for (name, values), style in zip(curves.items(), ("o-", "s--"), strict=False):
         axis.plot(range(len(layers)), values.tolist(), style, color="black", markersize=4, label=name)
     axis.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=8)
-    axis.set(xlabel="randomised from the top down to", ylabel="similarity to the first map")
+    axis.set(xlabel="randomized from the top down to", ylabel="similarity to the first map")
     axis.legend(fontsize=8)
     return axis.figure, axis
 

@@ -1,7 +1,8 @@
 """EvaluationProtocol: every choice that changes a number, in one object that prints itself."""
 
+import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torchmetrics_cam.baselines import BLUR, Baseline, as_baseline, described, is_number
@@ -23,17 +24,17 @@ class EvaluationProtocol:
             ``logits_fn`` makes of it (``"scores"``). Through a softmax the two give different maps.
         rectify: what happens to negative values of a map: ``"relu"``, ``"abs"``, or ``"source"`` for what the
             CAM method itself does.
-        normalize: min-max normalisation of each map ``"before_resize"``, ``"after_resize"``,
+        normalize: min-max normalization of each map ``"before_resize"``, ``"after_resize"``,
             ``"before_and_after_resize"`` or ``"none"``.
-        normalize_eps: added to the denominator of the min-max normalisation.
+        normalize_eps: added to the denominator of the min-max normalization.
         mask: ``"soft"`` multiplies by the map; ``"top"`` keeps the ``mask_fraction`` highest positions whole,
             of equal ones those that come first; ``"threshold"`` keeps whole what is at least
-            ``mask_threshold`` in the normalised map.
+            ``mask_threshold`` in the normalized map.
         mask_fraction: the share of positions that ``mask="top"`` keeps, in (0, 1].
         mask_threshold: in (0, 1], for ``mask="threshold"``.
         baseline: what hidden positions show, in units of the model's input: one value, a tuple of one for
             each channel (`baselines.black` gives that of black pixels), ``"mean"`` for each image's own mean
-            colour, ``"blur"`` for the blurred image (`baselines.GaussianBlur` sets how much), a picture
+            color, ``"blur"`` for the blurred image (`baselines.GaussianBlur` sets how much), a picture
             ``(C, *spatial)``, or a function from images ``(N, C, *spatial)`` to what broadcasts to them.
         drop: ``"relative"`` for (p - o) / p, ``"absolute"`` for p - o, both clamped at 0.
         drop_eps: added to the denominator of the relative drop.
@@ -64,7 +65,7 @@ class EvaluationProtocol:
         >>> from torchmetrics_cam import EvaluationProtocol
         >>> EvaluationProtocol.preset("torchcam").cam_of
         'scores'
-        >>> EvaluationProtocol.preset("paper").but(mask="top").name
+        >>> EvaluationProtocol.preset("paper").replace(mask="top").name
         'modified paper'
 
     """
@@ -133,10 +134,10 @@ class EvaluationProtocol:
             raise ValueError(f"protocol={name!r} is no preset; the presets are {sorted(PRESETS)}")
         return PRESETS[name]
 
-    def but(self, **changes: object) -> "EvaluationProtocol":
+    def replace(self, **changes: object) -> "EvaluationProtocol":
         """A copy with some fields changed; unless a ``name`` is among them, it is called a modified one."""
         base = self.name.removeprefix("modified ")
-        return replace(self, **{"name": f"modified {base}", **changes})  # type: ignore[arg-type]
+        return dataclasses.replace(self, **{"name": f"modified {base}", **changes})  # type: ignore[arg-type]
 
     @property
     def drop_settings(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from torchmetrics_cam.cams import (
     XGradCAM,
     vit_grid,
 )
-from torchmetrics_cam.demo import load_model
+from torchmetrics_cam.cli.demo import load_model
 
 SIDE = 224
 LAYERS = {

@@ -50,7 +50,7 @@ EPOCHS, BATCH, LEARNING_RATE, EVALUATION_BATCH = 3, 128, 1e-2, 250
 
 
 class SmallCNN(nn.Module):
-    """Three convolutions with batch normalisation, global average pooling and one linear layer."""
+    """Three convolutions with batch normalization, global average pooling and one linear layer."""
 
     def __init__(self) -> None:
         super().__init__()

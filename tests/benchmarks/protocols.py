@@ -30,22 +30,22 @@ from torchmetrics_cam.cams import (
     RandomWeightsCAM,
     as_source,
 )
-from torchmetrics_cam.explanation import explain_all
-from torchmetrics_cam.scoring import Scoring
+from torchmetrics_cam.model.scores import ScoreFunction
+from torchmetrics_cam.pipeline.explain import explain_all
 
 LAST, EARLIER = "last_relu", "body.6"
-UNRECTIFIED = Scoring(None, EvaluationProtocol(name="raw maps", rectify="source", normalize="none"))
+UNRECTIFIED = ScoreFunction(None, EvaluationProtocol(name="raw maps", rectify="source", normalize="none"))
 PAPER = EvaluationProtocol.preset("paper")
 PROTOCOLS = {
     **{
         name: EvaluationProtocol.preset(name)
         for name in ("paper", "torchcam", "grad_cam", "score_cam", "xplique")
     },
-    "baseline 0.5": PAPER.but(baseline=0.5),
-    "baseline mean": PAPER.but(baseline="mean"),
-    "baseline blur": PAPER.but(baseline="blur"),
-    "top 20 %": PAPER.but(mask="top", mask_fraction=0.2),
-    "threshold 0.5": PAPER.but(mask="threshold", mask_threshold=0.5),
+    "baseline 0.5": PAPER.replace(baseline=0.5),
+    "baseline mean": PAPER.replace(baseline="mean"),
+    "baseline blur": PAPER.replace(baseline="blur"),
+    "top 20 %": PAPER.replace(mask="top", mask_fraction=0.2),
+    "threshold 0.5": PAPER.replace(mask="threshold", mask_threshold=0.5),
 }
 MEASURES = ("average_drop", "average_gain")
 CONTROLS = ("random weights", "edges", "center", "random map")
@@ -87,7 +87,7 @@ def evaluated(
         nn.Softmax(1),
         measures=MEASURES,
         controls=False,
-        protocol=protocol.but(cam_of="logit"),
+        protocol=protocol.replace(cam_of="logit"),
     )
     for place, batch in enumerate(images.split(EVALUATION_BATCH)):
         with torch.inference_mode():

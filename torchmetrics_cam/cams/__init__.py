@@ -1,24 +1,24 @@
 """Where maps come from."""
 
+from torchmetrics_cam.cams.adapters.captum import CaptumSource
+from torchmetrics_cam.cams.adapters.monai import MonaiSource
+from torchmetrics_cam.cams.adapters.pytorch_grad_cam import PytorchGradCAMSource
+from torchmetrics_cam.cams.adapters.torchcam import TorchcamSource
 from torchmetrics_cam.cams.callables import CallableSource, PrecomputedMaps
-from torchmetrics_cam.cams.captum import CaptumSource
 from torchmetrics_cam.cams.controls import CenterMap, EdgeMap, RandomMap, RandomWeightsCAM, UniformMap
 from torchmetrics_cam.cams.gradient import GradCAM, GradCAMPlusPlus, GradientCAM, HiResCAM, LayerCAM, XGradCAM
 from torchmetrics_cam.cams.layer_source import LayerSource
-from torchmetrics_cam.cams.monai import MonaiSource
-from torchmetrics_cam.cams.pytorch_grad_cam import PytorchGradCAMSource
 from torchmetrics_cam.cams.reshape import swin_grid, vit_grid
 from torchmetrics_cam.cams.resolve import as_source
-from torchmetrics_cam.cams.source import CAMSource, CleanPass, SourceMaps
-from torchmetrics_cam.cams.torchcam import TorchcamSource
+from torchmetrics_cam.cams.source import CAMSource, ForwardPass, SourceMaps
 
 __all__ = [
     "CAMSource",
     "CallableSource",
     "CaptumSource",
     "CenterMap",
-    "CleanPass",
     "EdgeMap",
+    "ForwardPass",
     "GradCAM",
     "GradCAMPlusPlus",
     "GradientCAM",

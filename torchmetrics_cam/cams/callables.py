@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from torchmetrics_cam.cams.source import CAMSource, CleanPass, Sharing, SourceMaps
-from torchmetrics_cam.guard import buffers_kept
+from torchmetrics_cam.cams.source import CAMSource, ForwardPass, Sharing, SourceMaps
+from torchmetrics_cam.model.guard import buffers_kept
 
 
 class CallableSource(CAMSource):
@@ -44,7 +44,7 @@ class CallableSource(CAMSource):
         self.model = model
         self.fn = fn
 
-    def maps(self, clean: CleanPass) -> SourceMaps:
+    def maps(self, clean: ForwardPass) -> SourceMaps:
         """What the function returns."""
         assert clean.selection.class_idx is not None
         images = clean.images.detach().clone().requires_grad_()
@@ -84,7 +84,7 @@ class PrecomputedMaps(CAMSource):
             raise TypeError(f"cams is {given}; it must be a floating point tensor (N, *spatial)")
         check_maps(cams, images)
 
-    def maps(self, clean: CleanPass) -> SourceMaps:
+    def maps(self, clean: ForwardPass) -> SourceMaps:
         """What was handed in."""
         return SourceMaps([clean.cams[self]])
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from torchmetrics_cam.cams.layer_source import LayerSource, weighted_sum
 from torchmetrics_cam.cams.layers import TargetLayer
-from torchmetrics_cam.cams.source import CAMSource, CleanPass, Sharing, SourceMaps
-from torchmetrics_cam.functional.noise import hashed_noise
+from torchmetrics_cam.cams.source import CAMSource, ForwardPass, Sharing, SourceMaps
+from torchmetrics_cam.functional._noise import hashed_noise
 
 
 class Control(CAMSource):
@@ -35,7 +35,7 @@ class UniformMap(Control):
         self.model = model
         self.value = value
 
-    def maps(self, clean: CleanPass) -> SourceMaps:
+    def maps(self, clean: ForwardPass) -> SourceMaps:
         """The value at every position."""
         images = clean.images
         uniform = torch.full((), self.value, device=images.device).expand(len(images), *images.shape[2:])
@@ -61,7 +61,7 @@ class RandomMap(Control):
         self.seed = seed
         self.grid = grid
 
-    def maps(self, clean: CleanPass) -> SourceMaps:
+    def maps(self, clean: ForwardPass) -> SourceMaps:
         """Uniform noise in [0, 1), one value a cell."""
         shape = (self.grid,) * (clean.images.ndim - 2)
         noise = hashed_noise(clean.images, math.prod(shape), self.seed)
@@ -69,7 +69,7 @@ class RandomMap(Control):
 
 
 class CenterMap(Control):
-    """A Gaussian around the middle: what knowing only that photographers centre their subject gives.
+    """A Gaussian around the middle: what knowing only that photographers center their subject gives.
 
     Args:
         model: the network that is evaluated.
@@ -82,7 +82,7 @@ class CenterMap(Control):
         self.model = model
         self.sigma = sigma
 
-    def maps(self, clean: CleanPass) -> SourceMaps:
+    def maps(self, clean: ForwardPass) -> SourceMaps:
         """1 in the middle, falling off towards the borders."""
         size = clean.images.shape[2:]
         log_density = torch.zeros(size, device=clean.images.device)
@@ -106,8 +106,8 @@ class EdgeMap(Control):
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    def maps(self, clean: CleanPass) -> SourceMaps:
-        """The length of the gradient, not normalised."""
+    def maps(self, clean: ForwardPass) -> SourceMaps:
+        """The length of the gradient, not normalized."""
         images = clean.images.to(torch.promote_types(clean.images.dtype, torch.float32))
         axes = [axis for axis in range(2, images.ndim) if images.shape[axis] > 1]
         squares = torch.zeros_like(images[:, 0])
@@ -142,7 +142,7 @@ class RandomWeightsCAM(LayerSource):
         super().__init__(model, target_layer, reshape_transform=reshape_transform)
         self.seed = seed
 
-    def maps(self, clean: CleanPass) -> SourceMaps:
+    def maps(self, clean: ForwardPass) -> SourceMaps:
         """One map a target layer, not rectified."""
         maps = []
         with torch.autocast(clean.images.device.type, enabled=False):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from torchmetrics_cam.cams.layer_source import LayerSource, weighted_sum
 from torchmetrics_cam.cams.layers import TargetLayer
-from torchmetrics_cam.cams.source import CleanPass, Graph, SourceMaps
+from torchmetrics_cam.cams.source import ForwardPass, Graph, SourceMaps
 
 
 class GradientCAM(LayerSource):
@@ -31,7 +31,7 @@ class GradientCAM(LayerSource):
             A tensor of shape ``(N, *spatial)``.
         """
 
-    def maps(self, clean: CleanPass) -> SourceMaps:
+    def maps(self, clean: ForwardPass) -> SourceMaps:
         """One map a target layer, from one backward pass that ends at the layers.
 
         Raises:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmetrics_cam.cams.layers import TargetLayer, layer_names
-from torchmetrics_cam.cams.source import CAMSource, CleanPass, Sharing, SourceMaps
+from torchmetrics_cam.cams.source import CAMSource, ForwardPass, Sharing, SourceMaps
 from torchmetrics_cam.functional.maps import rectify
 
 
@@ -16,7 +16,7 @@ class LayerSource(CAMSource):
     Args:
         model: the network, outputs ``(N, K)`` for images ``(N, C, *spatial)``.
         target_layer: a module of the model, its name, or a list of either. The maps of several layers are
-            rectified, min-max normalised, resized to the largest and fused by the maximum.
+            rectified, min-max normalized, resized to the largest and fused by the maximum.
         reshape_transform: from what the layer gives to ``(N, channels, *spatial)``; `vit_grid` and
             `swin_grid` serve transformers.
 
@@ -47,12 +47,12 @@ class LayerSource(CAMSource):
         """The target layers."""
         return tuple(self.model.get_submodule(name) for name in self.layer_names)
 
-    def _rectified(self, maps: list[Tensor], clean: CleanPass) -> SourceMaps:
+    def _rectified(self, maps: list[Tensor], clean: ForwardPass) -> SourceMaps:
         if clean.protocol.rectify == "source":
             return SourceMaps([rectify(layer, "relu") for layer in maps], rectified=True)
         return SourceMaps(maps)
 
-    def _recorded(self, clean: CleanPass) -> list[Tensor]:
+    def _recorded(self, clean: ForwardPass) -> list[Tensor]:
         """What each target layer gave in the clean pass."""
         for name, layer in zip(self.layer_names, self.layers, strict=True):
             if layer not in clean.activations:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 import torch
 from torch import nn
 
-from torchmetrics_cam.guard import unwrapped
+from torchmetrics_cam.model.guard import unwrapped
 
 TargetLayer = nn.Module | str | Sequence[nn.Module | str]
 

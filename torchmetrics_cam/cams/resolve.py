@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchmetrics_cam.cams.captum import CaptumSource, is_captum
-from torchmetrics_cam.cams.monai import MonaiSource, is_monai
-from torchmetrics_cam.cams.pytorch_grad_cam import PytorchGradCAMSource, is_pytorch_grad_cam
+from torchmetrics_cam.cams.adapters.captum import CaptumSource, is_captum
+from torchmetrics_cam.cams.adapters.monai import MonaiSource, is_monai
+from torchmetrics_cam.cams.adapters.pytorch_grad_cam import PytorchGradCAMSource, is_pytorch_grad_cam
+from torchmetrics_cam.cams.adapters.torchcam import TorchcamSource, is_torchcam_like
 from torchmetrics_cam.cams.source import CAMSource
-from torchmetrics_cam.cams.torchcam import TorchcamSource, is_torchcam_like
 
 _ADAPTERS = (
     (is_pytorch_grad_cam, PytorchGradCAMSource),
@@ -28,7 +28,7 @@ _ACCEPTED = """a CAM source is one of
 def as_source(candidate: Any) -> CAMSource:
     """The `CAMSource` of a CAM object.
 
-    Objects are known by their classes and their behaviour; no library is imported to find out.
+    Objects are known by their classes and their behavior; no library is imported to find out.
 
     Args:
         candidate: a `CAMSource`, an extractor of torchcam or any object that behaves like one, or an object

@@ -11,16 +11,16 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from torchmetrics_cam.guard import unwrapped
+from torchmetrics_cam.model.guard import unwrapped
+from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Scores, ScoreSelector
 from torchmetrics_cam.protocol import EvaluationProtocol
-from torchmetrics_cam.scoring import ClassIndex, Scores, Scoring, Selection
 
 Graph = Literal["none", "head", "input"]
 Sharing = Literal["pass", "scores", "nothing"]
 
 
 @dataclass(frozen=True)
-class CleanPass:
+class ForwardPass:
     """What a source may look at to make its maps: one forward pass of the model on the unmasked images.
 
     Args:
@@ -37,10 +37,10 @@ class CleanPass:
 
     images: Tensor
     scores: Scores
-    selection: Selection
+    selection: ScoreSelector
     class_idx: ClassIndex | None
     activations: dict[nn.Module, Tensor]
-    scoring: Scoring
+    scoring: ScoreFunction
     cams: Mapping["CAMSource", Tensor] = field(default_factory=dict)
 
     @property
@@ -136,7 +136,7 @@ class CAMSource(ABC):
         return ()
 
     @abstractmethod
-    def maps(self, clean: CleanPass) -> SourceMaps:
+    def maps(self, clean: ForwardPass) -> SourceMaps:
         """The maps of one batch; called in evaluation mode and with gradients on."""
 
     def check(self, images: Tensor, cams: Tensor | None) -> None:

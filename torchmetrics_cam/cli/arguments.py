@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torchmetrics_cam
+from torchmetrics_cam.__about__ import __version__
 from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.methods import METHODS
 from torchmetrics_cam.cli.models import FORMS
@@ -36,7 +36,7 @@ def parser() -> "ArgumentParser":
     whole = ArgumentParser(
         prog=PROG, description="Measure whether class activation maps are faithful.", exit_on_error=False
     )
-    whole.add_argument("--version", action="version", version=f"%(prog)s {torchmetrics_cam.__version__}")
+    whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = whole.add_subcommands(required=True, dest="command")
     commands.add_subcommand("evaluate", _evaluate(), help="evaluate CAM methods on your network and images")
     commands.add_subcommand("compare", _compare(), help="set two results side by side")
@@ -159,7 +159,7 @@ def protocol_of(arguments: Any) -> EvaluationProtocol:
             raise UsageError(f"--{name} is a mapping; give a number, a list of one a channel, mean or blur")
     try:
         preset = EvaluationProtocol.preset(arguments.protocol)
-        return preset.but(**given) if given else preset
+        return preset.replace(**given) if given else preset
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 

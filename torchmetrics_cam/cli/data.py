@@ -29,7 +29,7 @@ class Images(Dataset[Item | None]):
             sample of all, and the same ones every time.
         class_names: the names of the model's classes. Where all names of the data are among them, labels are
             the numbers of the model's classes.
-        labelled: whether an image without a label is an error.
+        labeled: whether an image without a label is an error.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Images(Dataset[Item | None]):
         *,
         limit: int | None = None,
         class_names: Sequence[str] | None = None,
-        labelled: bool = False,
+        labeled: bool = False,
     ) -> None:
         self._origin = origin
-        self._labelled = labelled
+        self._labeled = labeled
         self._transform = transform
         self._order = list(range(len(origin)))
         if limit is not None:
@@ -77,7 +77,7 @@ class Images(Dataset[Item | None]):
             image, label = self._read(index)
         except UnreadableError:
             return None
-        if self._labelled and label < 0:
+        if self._labeled and label < 0:
             raise UsageError(
                 f"--explain label needs a label for every image, and {self.file(index)} has no label; sort"
                 " images into subfolders named as the classes, or leave it out, or explain the top class"
@@ -122,7 +122,7 @@ def load_data(
     *,
     limit: int | None = None,
     class_names: Sequence[str] | None = None,
-    labelled: bool = False,
+    labeled: bool = False,
 ) -> Images:
     """The images of a name.
 
@@ -133,7 +133,7 @@ def load_data(
         transform: from an RGB picture of PIL to a tensor.
         limit: how many; see `Images`.
         class_names: the names of the model's classes; see `Images`.
-        labelled: whether every image needs a label that is the number of one of the model's outputs.
+        labeled: whether every image needs a label that is the number of one of the model's outputs.
 
     Raises:
         UsageError: if there is no such folder or function, no image in it can be read, or labels are needed
@@ -142,7 +142,7 @@ def load_data(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} leaves no image; give at least 1, or leave it out for all")
-    images = Images(find_origin(name), transform, limit=limit, class_names=class_names, labelled=labelled)
+    images = Images(find_origin(name), transform, limit=limit, class_names=class_names, labeled=labeled)
     if len(images) == 0:
         raise UsageError(f"--data {name} holds no image")
     if all(images[index] is None for index in range(len(images))):
@@ -150,7 +150,7 @@ def load_data(
             f"--data {name}: none of {len(images)} images can be read; the first, {images.file(0)}: "
             f"{images.reason(0)}"
         )
-    if labelled and images.class_names is not None and not images.labels_are_classes:
+    if labeled and images.class_names is not None and not images.labels_are_classes:
         raise UsageError(
             "--explain label: the names of the data's classes are not those of the model, so nobody knows"
             " which of its outputs a label is; use a dataset of your own (package.module:factory), whose"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchmetrics_cam import demo
+from torchmetrics_cam.cli import demo
 from torchmetrics_cam.cli.folder import prepare_folder, write_files, written_to
 from torchmetrics_cam.cli.gallery import gallery
 from torchmetrics_cam.cli.results import circumstances, results_of
@@ -66,7 +66,7 @@ def run(arguments: Any) -> None:
             image_of=lambda index: images[index],
             file_of=lambda index: names[index],
             label_of=lambda number: demo.class_names()[number],
-            to_colours=demo.colours,
+            to_colors=demo.colors,
             count=_PICTURES,
         )
         write_files(comparison, results, pictures, out, lambda index: names[index])

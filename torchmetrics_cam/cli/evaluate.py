@@ -24,9 +24,9 @@ from torchmetrics_cam.cli.models import LoadedModel, load_model
 from torchmetrics_cam.cli.names import nearest, short
 from torchmetrics_cam.cli.results import circumstances, results_of
 from torchmetrics_cam.cli.resume import go_on_or_begin, settings_of, way_on
-from torchmetrics_cam.fingerprint import of_weights
-from torchmetrics_cam.metrics.comparison import CAMComparison
-from torchmetrics_cam.report.words import verdict
+from torchmetrics_cam.lightning.fingerprint import of_weights
+from torchmetrics_cam.metrics.comparison.metric import CAMComparison
+from torchmetrics_cam.report.text import verdict
 
 PARTIAL = "partial"
 # How many files that cannot be read are named on the terminal.
@@ -53,7 +53,7 @@ def run(arguments: Any) -> None:
         loaded.transform,
         limit=arguments.limit,
         class_names=loaded.class_names,
-        labelled=explain_labels,
+        labeled=explain_labels,
     )
     first = next(item for item in (images[index] for index in range(len(images))) if item is not None)
     layers, reason, reshape = _layer(arguments.layer, loaded, first["image"])
@@ -120,7 +120,7 @@ def run(arguments: Any) -> None:
         label_of=lambda number: (
             names[number] if names is not None and 0 <= number < len(names) else f"class {number}"
         ),
-        to_colours=loaded.to_colours,
+        to_colors=loaded.to_colors,
         count=arguments.pictures,
     )
     write_files(comparison, results, pictures, arguments.out, images.file)

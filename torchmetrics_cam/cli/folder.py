@@ -9,7 +9,7 @@ from typing import Any
 
 from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.results import write_json, write_samples
-from torchmetrics_cam.metrics.comparison import CAMComparison
+from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 
 # What only writing meets; other errors of the system may come from anything that a run does.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)

@@ -5,12 +5,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from torchmetrics_cam.explanation import explain
 from torchmetrics_cam.functional.confidence import average_drop
-from torchmetrics_cam.metrics.comparison import CAMComparison
-from torchmetrics_cam.perturbation import apply_mask, masked_scores, to_mask
+from torchmetrics_cam.metrics.comparison.metric import CAMComparison
+from torchmetrics_cam.model.scores import ScoreFunction
+from torchmetrics_cam.pipeline.explain import explain
+from torchmetrics_cam.pipeline.perturb import apply_mask, masked_scores, to_mask
 from torchmetrics_cam.report import Picture
-from torchmetrics_cam.scoring import Scoring
 
 
 def gallery(
@@ -19,7 +19,7 @@ def gallery(
     image_of: Callable[[int], Tensor],
     file_of: Callable[[int], str],
     label_of: Callable[[int], str],
-    to_colours: Callable[[Tensor], Tensor],
+    to_colors: Callable[[Tensor], Tensor],
     count: int,
 ) -> list[Picture]:
     """Pictures of the images with the best and the worst mean of the first measure over the methods.
@@ -29,7 +29,7 @@ def gallery(
         image_of: the image of an index, as the model takes it, ``(C, H, W)``.
         file_of: its file.
         label_of: the name of a class.
-        to_colours: from a batch of images to colours in [0, 1].
+        to_colors: from a batch of images to colors in [0, 1].
         count: how many of each kind.
     """
     samples = comparison.samples()
@@ -54,17 +54,17 @@ def gallery(
                     file=file_of(index),
                     label=label_of(class_idx),
                     score=float(samples["score"][row]),
-                    image=_colours(image, to_colours),
-                    rows=_rows(comparison, image, class_idx, to_colours),
+                    image=_colors(image, to_colors),
+                    rows=_rows(comparison, image, class_idx, to_colors),
                 )
             )
     return found
 
 
 def _rows(
-    comparison: CAMComparison, image: Tensor, class_idx: int, to_colours: Callable[[Tensor], Tensor]
+    comparison: CAMComparison, image: Tensor, class_idx: int, to_colors: Callable[[Tensor], Tensor]
 ) -> list[tuple[str, Tensor, Tensor, float, float]]:
-    scoring = Scoring(None, comparison.protocol)
+    scoring = ScoreFunction(None, comparison.protocol)
     rows = []
     for method, source in comparison.sources.items():
         silent = list(comparison.sources.values())
@@ -73,11 +73,11 @@ def _rows(
         masked = apply_mask(image, mask, comparison.protocol)
         masked_score = masked_scores(source.model, explanation, scoring=scoring)
         drop = average_drop(explanation.scores, masked_score, **comparison.protocol.drop_settings)
-        shown = _colours(masked, to_colours)
+        shown = _colors(masked, to_colors)
         rows.append((method, mask[0].cpu(), shown, float(masked_score), float(drop)))
     return rows
 
 
-def _colours(image: Tensor, to_colours: Callable[[Tensor], Tensor]) -> Tensor:
-    colours = to_colours(image).clamp(0, 1)[0].float().cpu()
-    return colours if len(colours) == 3 else colours.mean(0, keepdim=True).expand(3, -1, -1)
+def _colors(image: Tensor, to_colors: Callable[[Tensor], Tensor]) -> Tensor:
+    colors = to_colors(image).clamp(0, 1)[0].float().cpu()
+    return colors if len(colors) == 3 else colors.mean(0, keepdim=True).expand(3, -1, -1)

@@ -14,11 +14,11 @@ from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.names import call_factory, load_factory, nearest, short
 from torchmetrics_cam.cli.transforms import (
     ProcessorTransform,
-    ToColours,
+    ToColors,
     Transform,
     check_image_size,
     imagenet_transform,
-    normalisation_of,
+    normalization_of,
     processor_settings,
     torchvision_transforms,
 )
@@ -33,14 +33,14 @@ class LoadedModel:
     Args:
         model: the network, in eval mode.
         transform: from an RGB picture of PIL to a tensor ``(3, H, W)``.
-        to_colours: from a batch of inputs to colours in [0, 1].
+        to_colors: from a batch of inputs to colors in [0, 1].
         class_names: the names of its classes, where they are known.
         image_size: the side of its images in pixels, where it is known.
     """
 
     model: nn.Module
     transform: Transform
-    to_colours: Callable[[Tensor], Tensor]
+    to_colors: Callable[[Tensor], Tensor]
     class_names: list[str] | None
     image_size: int | None
 
@@ -141,7 +141,7 @@ def _torchvision(
         preset = weights.transforms(crop_size=size, resize_size=resize)
     categories = list(weights.meta.get("categories", ()))
     return LoadedModel(
-        model, preset, ToColours(preset.mean, preset.std), _fitting(categories, model), size or crop
+        model, preset, ToColors(preset.mean, preset.std), _fitting(categories, model), size or crop
     )
 
 
@@ -189,8 +189,8 @@ def _timm(
     if subset:
         names = list(timm_data.ImageNetInfo(subset).label_descriptions())
     fits = len(names) == getattr(model, "num_classes", None)
-    colours = ToColours(config["mean"], config["std"])
-    return LoadedModel(model, transform, colours, names if fits else None, int(config["input_size"][-1]))
+    colors = ToColors(config["mean"], config["std"])
+    return LoadedModel(model, transform, colors, names if fits else None, int(config["input_size"][-1]))
 
 
 def _hf(name: str, checkpoint: str | None, state: dict[str, Tensor] | None, size: int | None) -> LoadedModel:
@@ -237,12 +237,12 @@ def _hf(name: str, checkpoint: str | None, state: dict[str, Tensor] | None, size
         processor = automatic.from_pretrained(name)
     except Exception:  # Many folders have none; what that raises differs from release to release.
         transform = imagenet_transform(side)
-        return LoadedModel(model, transform, normalisation_of(transform), names, side or 224)
+        return LoadedModel(model, transform, normalization_of(transform), names, side or 224)
     mean, std = (
         (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
     )
     settings = processor_settings(processor, size) if size else {}
-    return LoadedModel(model, ProcessorTransform(processor, settings), ToColours(mean, std), names, side)
+    return LoadedModel(model, ProcessorTransform(processor, settings), ToColors(mean, std), names, side)
 
 
 def _factory(
@@ -276,4 +276,4 @@ def _factory(
     chosen = imagenet_transform(size) if transform is None else transform
     side = None if transform is not None else size or 224
     class_names = None if names is None else [str(item) for item in names]
-    return LoadedModel(model, chosen, normalisation_of(chosen), class_names, side)
+    return LoadedModel(model, chosen, normalization_of(chosen), class_names, side)

@@ -39,7 +39,7 @@ def suffixes() -> frozenset[str]:
 def read_picture(source: str | Path | bytes) -> Any:
     """A picture in RGB, turned as its EXIF orientation says; of an animation the first frame.
 
-    What is transparent is laid on white. 16-bit grey is scaled to 8 bits.
+    What is transparent is laid on white. 16-bit gray is scaled to 8 bits.
 
     Args:
         source: a file, or what is in it.
@@ -72,7 +72,7 @@ def to_rgb(picture: Any) -> Any:
     image = pillow()
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        return image.fromarray(_grey(np.asarray(picture), picture.mode)).convert("RGB")
+        return image.fromarray(_gray(np.asarray(picture), picture.mode)).convert("RGB")
     if picture.has_transparency_data or picture.mode in ("La", "RGBa"):
         seen = picture.convert("RGBA")
         white = image.new("RGBA", seen.size, (255, 255, 255, 255))
@@ -80,8 +80,8 @@ def to_rgb(picture: Any) -> Any:
     return picture.convert("RGB")
 
 
-def _grey(values: Any, mode: str) -> Any:
-    """Grey values of more than 8 bits as 8 bits."""
+def _gray(values: Any, mode: str) -> Any:
+    """Gray values of more than 8 bits as 8 bits."""
     values = np.nan_to_num(values.astype(np.float64))
     if mode == "F" and values.max() <= 1:
         scale = 255.0

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import torchmetrics_cam
-from torchmetrics_cam.metrics.comparison import CAMComparison
+from torchmetrics_cam.__about__ import __version__
+from torchmetrics_cam.lightning.atomic_file import write_whole
+from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.metrics.curve_sums import CURVES
-from torchmetrics_cam.whole_file import write_whole
 
 FORMAT = 1
 _PACKAGES = (
@@ -63,7 +63,7 @@ def circumstances(*, processes: int) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "python": platform.python_version(),
-            "torchmetrics-cam": torchmetrics_cam.__version__,
+            "torchmetrics-cam": __version__,
             **{name: found for name in _PACKAGES if (found := _version(name))},
         },
         "hardware": {

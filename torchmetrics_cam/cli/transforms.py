@@ -1,4 +1,4 @@
-"""From a photo to what a network takes, and back to colours."""
+"""From a photo to what a network takes, and back to colors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ Transform = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
-class ToColours:
-    """Undo a normalisation, for pictures.
+class ToColors:
+    """Undo a normalization, for pictures.
 
     Args:
-        mean: what was subtracted of each channel; None where nothing is known of a normalisation.
+        mean: what was subtracted of each channel; None where nothing is known of a normalization.
         std: what each channel was divided by.
     """
 
@@ -28,9 +28,9 @@ class ToColours:
     std: Sequence[float] | None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images ``(N, C, H, W)`` as colours in [0, 1].
+        """Images ``(N, C, H, W)`` as colors in [0, 1].
 
-        Where the normalisation is not known, values outside of [0, 1] are stretched image by image.
+        Where the normalization is not known, values outside of [0, 1] are stretched image by image.
         """
         images = images.detach().float()
         if self.mean is not None and self.std is not None:
@@ -45,7 +45,7 @@ class ToColours:
 
 
 def imagenet_transform(size: int | None) -> Transform:
-    """ImageNet's: the short side to 256, the centre 224, its mean and deviation; `size` in proportion."""
+    """ImageNet's: the short side to 256, the center 224, its mean and deviation; `size` in proportion."""
     transforms = torchvision_transforms()
     side = size or 224
     steps = [
@@ -70,13 +70,13 @@ def torchvision_transforms() -> Any:
     return transforms
 
 
-def normalisation_of(transform: Any) -> ToColours:
-    """How to undo a transform's last normalisation, where one can be seen."""
+def normalization_of(transform: Any) -> ToColors:
+    """How to undo a transform's last normalization, where one can be seen."""
     for step in (transform, *reversed(list(getattr(transform, "transforms", ()) or ()))):
         mean, std = getattr(step, "mean", None), getattr(step, "std", None)
         if mean is not None and std is not None:
-            return ToColours(_floats(mean), _floats(std))
-    return ToColours(None, None)
+            return ToColors(_floats(mean), _floats(std))
+    return ToColors(None, None)
 
 
 def _floats(values: Any) -> tuple[float, ...]:

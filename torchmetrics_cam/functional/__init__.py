@@ -8,8 +8,8 @@ from torchmetrics_cam.functional.confidence import (
     increase_in_confidence,
 )
 from torchmetrics_cam.functional.curves import area_under_curve
-from torchmetrics_cam.functional.localisation import (
-    boxes_to_masks,
+from torchmetrics_cam.functional.localization import (
+    boxes_to_objects,
     energy_pointing_game,
     mask_iou,
     pointing_game,
@@ -21,7 +21,7 @@ __all__ = [
     "area_under_curve",
     "average_drop",
     "average_gain",
-    "boxes_to_masks",
+    "boxes_to_objects",
     "complexity",
     "drop_in_deletion",
     "energy_pointing_game",

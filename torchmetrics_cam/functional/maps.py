@@ -1,4 +1,4 @@
-"""What is done to a map before it hides anything: rectify, normalise, resize, fuse, keep the top."""
+"""What is done to a map before it hides anything: rectify, normalize, resize, fuse, keep the top."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -83,7 +83,7 @@ def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def fuse_maps(maps: Sequence[Tensor]) -> Tensor:
-    """Maps of several layers into one: each min-max normalised, resized to the largest, then the maximum.
+    """Maps of several layers into one: each min-max normalized, resized to the largest, then the maximum.
 
     Args:
         maps: one tensor ``(N, *spatial)`` a layer; the spatial shapes may differ. One map alone is returned

@@ -1,4 +1,4 @@
-"""Noisy linear imputation: hidden positions take the weighted mean of their neighbours, and some noise."""
+"""Noisy linear imputation: hidden positions take the weighted mean of their neighbors, and some noise."""
 
 from itertools import product
 
@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchmetrics_cam.functional.multigrid import Positions, Rows, solve
+from torchmetrics_cam.functional._multigrid import Positions, Rows, solve
 
 # Positions of images, hidden or not; keeps the memory of large batches to a few hundred megabytes.
 _AT_ONCE = 2**19
 
 
 def linear_imputation(images: Tensor, hidden: Tensor, *, tolerance: float = 1e-6) -> Tensor:
-    r"""Every hidden position is the weighted mean of its neighbours, hidden or not; the others stay.
+    r"""Every hidden position is the weighted mean of its neighbors, hidden or not; the others stay.
 
-    Direct neighbours weigh 1/6 and diagonal ones 1/12 in two dimensions, in general in inverse proportion to
+    Direct neighbors weigh 1/6 and diagonal ones 1/12 in two dimensions, in general in inverse proportion to
     the number of steps. At the border the weights that are left count. This is one sparse linear system an
     image, over its hidden positions. Those of a batch are solved at once, by multigrid on the images' device.
 
@@ -54,7 +54,7 @@ def linear_imputation(images: Tensor, hidden: Tensor, *, tolerance: float = 1e-6
 
 
 def _system(shown: Tensor, unknown: Positions) -> tuple[Rows, Tensor]:
-    """Of each unknown, the weights that count times itself, less its unknown neighbours, is its known ones.
+    """Of each unknown, the weights that count times itself, less its unknown neighbors, is its known ones.
 
     Args:
         shown: the images, 0 where hidden, ``(N, C, *spatial)``.
@@ -70,10 +70,10 @@ def _system(shown: Tensor, unknown: Positions) -> tuple[Rows, Tensor]:
     around = unknown.around(unknown.indices)
     dtype = torch.float32 if shown.device.type == "mps" else torch.float64
     sums = torch.zeros(len(around), pixels.shape[1], dtype=dtype, device=shown.device)
-    for weight, neighbours in zip(weights, around.unbind(1), strict=True):
-        sums.add_(pixels[neighbours], alpha=weight)
+    for weight, neighbors in zip(weights, around.unbind(1), strict=True):
+        sums.add_(pixels[neighbors], alpha=weight)
     columns = unknown.numbers_around(unknown.indices)
-    centre = columns[:, len(weights) // 2, None]
+    center = columns[:, len(weights) // 2, None]
     entries = -torch.tensor(weights, dtype=dtype, device=shown.device) * (columns >= 0)
-    entries = torch.where(columns == centre, sums[:, -1:], entries)
-    return Rows(torch.where(columns < 0, centre, columns), entries), sums[:, :-1]
+    entries = torch.where(columns == center, sums[:, -1:], entries)
+    return Rows(torch.where(columns < 0, center, columns), entries), sums[:, :-1]

@@ -100,10 +100,10 @@ def wilson_interval(count: Tensor, successes: Tensor, level: float = 0.95) -> tu
     z = _quantile(level)
     count = count.to(torch.promote_types(successes.dtype, torch.float32))
     share = successes / count
-    centre = share + z**2 / (2 * count)
+    center = share + z**2 / (2 * count)
     reach = z * (share * (1 - share) / count + z**2 / (4 * count.square())).sqrt()
     scale = 1 + z**2 / count
-    lower, upper = (centre - reach) / scale, (centre + reach) / scale
+    lower, upper = (center - reach) / scale, (center + reach) / scale
     # Exact at the ends, where the subtraction leaves a rounding error.
     return torch.where(share == 0, share, lower), torch.where(share == 1, share, upper)
 

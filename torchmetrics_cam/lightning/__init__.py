@@ -9,6 +9,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 from torchmetrics_cam.lightning.callback import CAMEvaluation
-from torchmetrics_cam.lightning.evaluation import evaluate
+from torchmetrics_cam.lightning.evaluate import evaluate
 
 __all__ = ["CAMEvaluation", "evaluate"]

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
-from torchmetrics_cam.explanation import Explanation
-from torchmetrics_cam.guard import modes_kept
 from torchmetrics_cam.lightning.batches import BatchInputs, update_arguments
 from torchmetrics_cam.lightning.figures import log_figure
-from torchmetrics_cam.lightning.worst import WorstExplained, worst, worst_figure, worst_of
 from torchmetrics_cam.metrics.batch_values import BatchValues
-from torchmetrics_cam.metrics.comparison import CAMComparison
+from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.metrics.settings import check_scoring
+from torchmetrics_cam.model.guard import modes_kept
+from torchmetrics_cam.pipeline.batch import Readings
+from torchmetrics_cam.pipeline.explain import Explanation
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
-from torchmetrics_cam.readings import Readings
+from torchmetrics_cam.report.worst import WorstExplained, worst, worst_figure, worst_of
 
 Sources = Mapping[str, Any]
 
@@ -54,7 +54,7 @@ class CAMEvaluation(Callback):
             can look at another.
         logits_fn, protocol, batch_size: as for `AverageDrop`.
         num_images: how many images the figure shows; 0 for no figure.
-        to_colours: from images ``(N, C, H, W)`` as the model takes them to colours in [0, 1],
+        to_colors: from images ``(N, C, H, W)`` as the model takes them to colors in [0, 1],
             ``(N, 3, H, W)``, for the figure; None stretches each image from its lowest to its highest
             value.
         class_names: the names of the classes, for the figure.
@@ -87,7 +87,7 @@ class CAMEvaluation(Callback):
         protocol: EvaluationProtocol | str | None = None,
         batch_size: int | None = None,
         num_images: int = 4,
-        to_colours: Callable[[Tensor], Tensor] | None = None,
+        to_colors: Callable[[Tensor], Tensor] | None = None,
         class_names: Sequence[str] | None = None,
         directory: str | Path | None = None,
         name: str = "cam",
@@ -125,7 +125,7 @@ class CAMEvaluation(Callback):
             "batch_size": batch_size,
         }
         self.num_images = num_images
-        self.to_colours = to_colours
+        self.to_colors = to_colors
         self.class_names = class_names
         self.directory = None if directory is None else Path(directory)
         self.name = name
@@ -205,7 +205,7 @@ class CAMEvaluation(Callback):
         found = worst(_from_all_ranks(self._worst), self.num_images)
         if found and trainer.is_global_zero and not (trainer.fast_dev_run or trainer.barebones):  # type: ignore[attr-defined]
             methods = [method for comparison in self._comparisons for method in comparison.methods]
-            figure = worst_figure(found, methods, self.to_colours)
+            figure = worst_figure(found, methods, self.to_colors)
             log_figure(trainer, f"{self.name}/worst_explained", figure, self.directory)
         self._worst = []
 

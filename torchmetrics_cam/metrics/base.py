@@ -11,14 +11,14 @@ from torchmetrics import Metric
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
 from torchmetrics_cam.cams.source import CAMSource
-from torchmetrics_cam.evaluation import Evaluation
 from torchmetrics_cam.metrics.batch_values import BatchValues
-from torchmetrics_cam.metrics.identity import identity, own
+from torchmetrics_cam.metrics.compute_groups import identity, own
 from torchmetrics_cam.metrics.measures import MEASURES, Measure
 from torchmetrics_cam.metrics.settings import Average, check_averaging, check_masks, check_scoring, sum_dtype
+from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, ScoreSelector, Target
+from torchmetrics_cam.pipeline.batch import Readings
+from torchmetrics_cam.pipeline.evaluation import Evaluation
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
-from torchmetrics_cam.readings import Readings
-from torchmetrics_cam.scoring import ClassIndex, Scoring, Selection, Target
 
 
 class CAMMetric(Metric):
@@ -63,7 +63,7 @@ class CAMMetric(Metric):
             measure.check(sources)
         self._evaluation = Evaluation(
             sources,
-            Scoring(logits_fn, as_protocol(protocol, self.default_protocol)),
+            ScoreFunction(logits_fn, as_protocol(protocol, self.default_protocol)),
             scorer=scorer,
             batch_size=batch_size,
             validate_args=validate_args,
@@ -233,7 +233,7 @@ class CAMMetric(Metric):
             self._update_count -= 1
             raise
 
-    def _check_classes(self, selection: Selection) -> None:
+    def _check_classes(self, selection: ScoreSelector) -> None:
         scored = selection.num_classes
         if None not in (self.num_classes, scored) and self.num_classes != scored:
             raise ValueError(f"the model scores {scored} classes but num_classes is {self.num_classes}")
@@ -243,7 +243,7 @@ class CAMMetric(Metric):
         classes = () if self.average == "micro" else (self.num_classes or 0,)
         self.add_state(name, torch.zeros((*classes, *shape), dtype=dtype), dist_reduce_fx="sum")
 
-    def _add(self, name: str, values: Tensor, selection: Selection) -> None:
+    def _add(self, name: str, values: Tensor, selection: ScoreSelector) -> None:
         """Add the values of a batch, ``(N, *shape)``.
 
         Out of place: a state that was reset in inference mode may not be written to outside of it.

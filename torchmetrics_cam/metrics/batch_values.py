@@ -8,8 +8,8 @@ from torch import Tensor
 
 from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.metrics.settings import sum_dtype
-from torchmetrics_cam.readings import Readings
-from torchmetrics_cam.scoring import Selection
+from torchmetrics_cam.model.scores import ScoreSelector
+from torchmetrics_cam.pipeline.batch import Readings
 
 # Differences that float32 scores cannot tell from none.
 TIE = 1e-6
@@ -32,7 +32,7 @@ class BatchValues:
         curves: two scores at each of P shares of the positions, ``(P, 2, K, N)``, for metrics of curves.
     """
 
-    selection: Selection
+    selection: ScoreSelector
     scores: Tensor
     asked: Tensor
     masked: Tensor

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from torchmetrics_cam.functional.curves import resampled_curve
 from torchmetrics_cam.metrics.batch_values import BatchValues
+from torchmetrics_cam.pipeline.batch import Readings
 from torchmetrics_cam.protocol import EvaluationProtocol
-from torchmetrics_cam.readings import Readings
 
 # The place of each measure's curve.
 CURVES = {"deletion_auc": 0, "insertion_auc": 1}

@@ -11,7 +11,7 @@ from torchmetrics_cam.functional.statistics import Estimate, estimate
 from torchmetrics_cam.metrics.batch_values import BatchValues
 from torchmetrics_cam.metrics.curve_sums import CURVES, both_curves, curve_contributions, curve_shares
 from torchmetrics_cam.metrics.source_metric import SourceMetric
-from torchmetrics_cam.readings import Readings
+from torchmetrics_cam.pipeline.batch import Readings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

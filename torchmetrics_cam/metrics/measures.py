@@ -15,9 +15,9 @@ from torchmetrics_cam.functional.confidence import (
     increase_in_confidence,
 )
 from torchmetrics_cam.functional.curves import area_under_curve
-from torchmetrics_cam.functional.localisation import energy_pointing_game, mask_iou, pointing_game
+from torchmetrics_cam.functional.localization import energy_pointing_game, mask_iou, pointing_game
+from torchmetrics_cam.pipeline.batch import Readings
 from torchmetrics_cam.protocol import EvaluationProtocol
-from torchmetrics_cam.readings import Readings
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from torchmetrics_cam.metrics.curves import CurveMetric
-from torchmetrics_cam.readings import Readings
+from torchmetrics_cam.pipeline.batch import Readings
 
 
 class ROAD(CurveMetric):
-    r"""Remove And Debias: positions are imputed from their neighbours, which leaves an image like others.
+    r"""Remove And Debias: positions are imputed from their neighbors, which leaves an image like others.
 
     .. math:: \frac{1}{|F|} \sum_{f \in F} \frac{\mathrm{LeRF}(f) - \mathrm{MoRF}(f)}{2}
 

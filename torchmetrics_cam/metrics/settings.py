@@ -58,7 +58,7 @@ def check_masks(masks: Any, images: Any) -> None:
     if masks is None:
         raise ValueError(
             f"the objects are missing; pass update(images, masks=...), a tensor {wanted}, or"
-            " masks=boxes_to_masks(boxes, size)"
+            " masks=boxes_to_objects(boxes, size)"
         )
     if not isinstance(masks, torch.Tensor):
         raise TypeError(f"masks is a {type(masks).__name__}; it must be a tensor {wanted}")

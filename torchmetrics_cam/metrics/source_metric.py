@@ -12,8 +12,8 @@ from torchmetrics_cam.metrics.base import CAMMetric, warn_scores_outside_unit_in
 from torchmetrics_cam.metrics.batch_values import BatchValues
 from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.metrics.settings import Average
+from torchmetrics_cam.model.scores import ClassIndex, Target
 from torchmetrics_cam.protocol import EvaluationProtocol
-from torchmetrics_cam.scoring import ClassIndex, Target
 
 
 class SourceMetric(CAMMetric):

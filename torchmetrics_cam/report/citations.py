@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-import torchmetrics_cam
+from torchmetrics_cam.__about__ import __version__
 
 _SOFTWARE = """@software{{torchmetrics_cam,
   author  = {{{{The torchmetrics-cam developers}}}},
@@ -86,7 +86,7 @@ def bibtex(measures: Sequence[str], version: str | None = None) -> str:
     """
     numbers = ["1710.11063", *(_OF_MEASURE[name] for name in measures if name in _OF_MEASURE)]
     papers = [_paper(number, *_PAPERS[number]) for number in dict.fromkeys(numbers)]
-    return "\n\n".join([_SOFTWARE.format(version=version or torchmetrics_cam.__version__), *papers])
+    return "\n\n".join([_SOFTWARE.format(version=version or __version__), *papers])
 
 
 def _paper(number: str, key: str, authors: str, title: str, year: int) -> str:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 _SIDE = 224
 _QUALITY = 80
-# Okabe and Ito's colours without the two that fade on white or on black; lines also differ in their dashes.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's colors without the two that fade on white or on black; lines also differ in their dashes.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", "-.", ":")
-# Numbers on the cells of a heat map keep their colour when the page turns dark, so they are not pure.
+# Numbers on the cells of a heat map keep their color when the page turns dark, so they are not pure.
 _DARK_INK, _LIGHT_INK = "#010101", "#fefefe"
 
 
@@ -41,10 +41,10 @@ def curves_svg(
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axis = figure.subplots()
     for place, (method, values) in enumerate(curves.items()):
-        colour = "0.55" if method in controls else _COLOURS[place % len(_COLOURS)]
+        color = "0.55" if method in controls else _COLORS[place % len(_COLORS)]
         heights = [float("nan") if value is None else value for value in values]
         dashes = _DASHES[place % len(_DASHES)]
-        axis.plot(fractions, heights, dashes, color=colour, linewidth=1.6, label=_plain(method))
+        axis.plot(fractions, heights, dashes, color=color, linewidth=1.6, label=_plain(method))
     axis.set_title(title, fontsize=10, loc="left")
     axis.set_xlabel("share of positions", fontsize=9)
     axis.set_ylabel("mean score", fontsize=9)
@@ -82,7 +82,7 @@ def agreement_svg(agreement: Mapping[str, Mapping[str, float | None]], titles: M
 
 
 def photo(image: Tensor) -> str:
-    """A picture, colours in [0, 1], ``(3, H, W)``, as the address of a JPEG of at most 224 pixels a side."""
+    """A picture, colors in [0, 1], ``(3, H, W)``, as the address of a JPEG of at most 224 pixels a side."""
     from PIL import Image
 
     small = _small(image.detach().float().cpu())
@@ -93,15 +93,15 @@ def photo(image: Tensor) -> str:
 
 
 def overlay(image: Tensor, mask: Tensor) -> str:
-    """The map in colours over the image in grey."""
+    """The map in colors over the image in gray."""
     import torch
     from matplotlib import colormaps
 
     small = _small(image.detach().float().cpu())
-    grey = small.mean(0, keepdim=True).expand(3, -1, -1)
+    gray = small.mean(0, keepdim=True).expand(3, -1, -1)
     heights = F.interpolate(mask.detach().float().cpu()[None, None], small.shape[1:], mode="bilinear")[0, 0]
-    colours = torch.as_tensor(colormaps[COLORMAP](heights.clamp(0, 1).numpy())[..., :3]).float()
-    return photo(OPACITY * colours.permute(2, 0, 1) + (1 - OPACITY) * grey)
+    colors = torch.as_tensor(colormaps[COLORMAP](heights.clamp(0, 1).numpy())[..., :3]).float()
+    return photo(OPACITY * colors.permute(2, 0, 1) + (1 - OPACITY) * gray)
 
 
 def _small(image: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class Picture:
         file: where it lies, if it is a file.
         label: the name of the explained class.
         score: the score of that class on the image.
-        image: colours in [0, 1], ``(3, H, W)``.
+        image: colors in [0, 1], ``(3, H, W)``.
         rows: for each method its name, the mask in [0, 1] ``(H, W)``, the image that the mask leaves
             ``(3, H, W)``, the score of the class on it, and the drop.
     """

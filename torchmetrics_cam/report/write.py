@@ -9,7 +9,7 @@ from typing import Any
 from torchmetrics_cam.protocol import reads
 from torchmetrics_cam.report.citations import bibtex
 from torchmetrics_cam.report.picture import Picture
-from torchmetrics_cam.report.words import protocol_in_words, verdict
+from torchmetrics_cam.report.text import protocol_in_words, verdict
 
 _COLUMNS = (
     "method",

@@ -1,0 +1,204 @@
+"""Whatever object of whatever library: recognized, right, in agreement with the others, or refused kindly."""
+
+import subprocess
+import sys
+from functools import partial
+
+import captum.attr
+import monai.visualize
+import numpy as np
+import pytest
+import pytorch_grad_cam as library
+import timm
+import torch
+import torchcam.methods
+import torchvision
+import transformers
+import zennit.attribution
+import zennit.composites
+from conftest import small_net
+from test_guard import traces
+from torch import nn
+
+from torchmetrics_cam import AverageDrop, AverageGain, IncreaseInConfidence
+from torchmetrics_cam.cams import CallableSource, GradCAM, as_source, swin_grid, vit_grid
+from torchmetrics_cam.functional.maps import min_max, resize_maps
+from torchmetrics_cam.model.scores import ScoreFunction
+from torchmetrics_cam.pipeline.explain import explain
+from torchmetrics_cam.protocol import EvaluationProtocol
+
+PAPER = EvaluationProtocol()
+
+
+def maps_of(source, images, protocol=PAPER, **arguments):
+    return explain(as_source(source), images, scoring=ScoreFunction(None, protocol), **arguments).maps
+
+
+NO_SOURCES = {
+    "a model": (lambda net: net, r"a SmallNet, which gives no maps: say how it is explained.* as in GradCAM"),
+    "a name": (lambda net: "layer4", r"a str.*: a name needs a model, as in GradCAM\(model, 'layer4'\)"),
+    "a class": (
+        lambda net: GradCAM,
+        r"the class GradCAM.*: make one first, as in GradCAM\(model, \"layer4\"\)",
+    ),
+    "a foreign class": (lambda net: library.ScoreCAM, r"the class ScoreCAM.*: make one first"),
+    "maps": (
+        lambda net: torch.rand(2, 4, 4),
+        r"a Tensor.*maps that you have go into update\(images, cams=maps\)",
+    ),
+    "a function": (lambda net: lambda *_: 0, r"a function.*pass CallableSource\(model, fn\)"),
+    "several": (lambda net: [GradCAM(net, "body")], r"a list.*a metric takes one source"),
+    "an attributor": (zennit.attribution.Gradient, r"a Gradient.*in a function, and pass CallableSource"),
+    "a number": (lambda net: 3, r"a int.*the usual choice is GradCAM"),
+}
+
+
+@pytest.mark.parametrize("case", NO_SOURCES)
+def test_what_is_no_source_is_refused_with_the_nearest_fit_and_all_that_is_accepted(case, net):
+    make, message = NO_SOURCES[case]
+    with pytest.raises(TypeError, match=message) as refused:
+        as_source(make(net))
+    for accepted in ("torchcam", "pytorch-grad-cam", "captum", "MONAI", "CallableSource", "PrecomputedMaps"):
+        assert accepted in str(refused.value)
+
+
+def test_relevance_propagation_of_zennit_through_a_function(images):
+    model = small_net()
+
+    def relevance(model, images, class_idx):
+        with zennit.attribution.Gradient(model, zennit.composites.EpsilonPlus()) as attributor:
+            _, relevance = attributor(images, torch.eye(5, dtype=images.dtype)[class_idx])
+        return relevance.sum(1)
+
+    before = traces(model, images)
+    source = CallableSource(model, relevance)
+    metric = AverageDrop(source)
+    metric.update(images, class_idx=2)
+    expected = relevance(small_net(), images.clone().requires_grad_(), torch.full((4,), 2))
+    maps = maps_of(source, images, class_idx=2)
+    torch.testing.assert_close(maps, expected.detach().clamp(min=0))
+    assert expected.std() > 0
+    assert 0 <= metric.compute() <= 1
+    assert traces(model, images) == before
+
+
+def test_no_library_is_imported_to_recognize_its_objects():
+    script = """
+import sys, torch
+from torchmetrics_cam.cams import as_source
+try:
+    as_source(torch.nn.Flatten())
+except TypeError:
+    pass
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"captum", "monai", "pytorch_grad_cam", "torchcam", "cv2"}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
+    seen = subprocess.run(
+        [sys.executable, "-c", "import captum\n" + script], capture_output=True, text=True, timeout=120
+    )
+    assert seen.stdout == "['captum']\n"
+
+
+# The same map through every library
+
+
+@pytest.mark.parametrize("network", ["resnet18", "lite0"])
+def test_grad_cam_of_every_library_has_one_average_drop(network, lite0, photos):
+    """Each has its own order of normalization and resize, and its own epsilon; the protocol is ours."""
+    name, torch_model = ("_blocks.15", lite0) if network == "lite0" else ("layer4", None)
+    if torch_model is None:
+        torch.manual_seed(0)
+        torch_model = torchvision.models.resnet18().eval()
+        torch_model.fc.weight.data.mul_(100)
+    layer, images = torch_model.get_submodule(name), photos[:6]
+    makers = {
+        "own": lambda: GradCAM(torch_model, name),
+        "torchcam": lambda: torchcam.methods.GradCAM(torch_model, name),
+        "pytorch-grad-cam": lambda: library.GradCAM(torch_model, [layer]),
+        "captum": lambda: captum.attr.LayerGradCam(torch_model, layer),
+        "MONAI": lambda: monai.visualize.GradCAM(torch_model, name),
+    }
+    values = {}
+    for maker, make in makers.items():
+        source = as_source(make())
+        metrics = [measure(source) for measure in (AverageDrop, IncreaseInConfidence, AverageGain)]
+        for metric in metrics:
+            metric.update(images)
+        source.remove_hooks()
+        values[maker] = [metric.compute().item() for metric in metrics]
+    assert 0.01 < values["own"][0] < 0.99
+    for maker, others in values.items():
+        assert others == pytest.approx(values["own"], abs=1e-4), maker
+
+
+# The networks that people have: which layer, which reshape
+
+
+def hugging_face(kind: str) -> nn.Module:
+    small = {"num_labels": 7}
+    if kind == "vit":
+        sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+        return transformers.ViTForImageClassification(
+            transformers.ViTConfig(image_size=64, patch_size=16, **sizes, **small)
+        )
+    if kind == "swin":
+        sizes = dict(image_size=64, embed_dim=16, depths=[1, 1], num_heads=[1, 2], window_size=4)
+        return transformers.SwinForImageClassification(transformers.SwinConfig(**sizes, **small))
+    sizes = dict(hidden_sizes=[8, 16, 16, 24], depths=[1, 1, 1, 1])
+    return transformers.ConvNextForImageClassification(transformers.ConvNextConfig(**sizes, **small))
+
+
+tokens = partial(vit_grid, prefix_tokens=0)
+# Transformers 5.0 had them one level deeper.
+VIT_LAYERS = "vit.layers" if hasattr(hugging_face("vit").vit, "layers") else "vit.encoder.layer"
+NETWORKS = {
+    "torchvision resnet": (torchvision.models.resnet18, 64, "layer4", None),
+    "torchvision mobilenet": (torchvision.models.mobilenet_v3_small, 64, "features", None),
+    "torchvision efficientnet": (torchvision.models.efficientnet_b0, 64, "features", None),
+    "torchvision convnext": (torchvision.models.convnext_tiny, 64, "features", None),
+    "torchvision vit": (torchvision.models.vit_b_32, 224, "encoder.layers.encoder_layer_11.ln_1", vit_grid),
+    "torchvision swin": (torchvision.models.swin_t, 64, "features.7.1.norm1", swin_grid),
+    "timm resnet": (lambda: timm.create_model("resnet18"), 64, "layer4", None),
+    "timm efficientnet": (lambda: timm.create_model("efficientnet_lite0"), 64, "bn2", None),
+    "timm convnext": (lambda: timm.create_model("convnext_atto"), 64, "stages", None),
+    "timm vit": (lambda: timm.create_model("vit_tiny_patch16_224"), 224, "blocks.11.norm1", vit_grid),
+    "timm swin": (
+        lambda: timm.create_model("swin_tiny_patch4_window7_224"),
+        224,
+        "layers.3.blocks.1.norm1",
+        swin_grid,
+    ),
+    "transformers vit": (lambda: hugging_face("vit"), 64, f"{VIT_LAYERS}.1.layernorm_before", vit_grid),
+    "transformers swin": (
+        lambda: hugging_face("swin"),
+        64,
+        "swin.encoder.layers.1.blocks.0.layernorm_before",
+        tokens,
+    ),
+    "transformers convnext": (lambda: hugging_face("convnext"), 64, "convnext.encoder.stages.3", None),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_with_their_layer_and_their_reshape(name):
+    make, size, layer, reshape = NETWORKS[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    # Heads that begin at 0, or so small that pytorch-grad-cam's epsilon shows, explain nothing.
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    nn.init.normal_(head.weight, std=1000)
+    images = torch.rand(2, 3, size, size)
+    source = GradCAM(model, layer, reshape_transform=reshape)
+    # Weights that learned nothing may have all their evidence below 0.
+    assert maps_of(source, images, protocol=EvaluationProtocol(rectify="abs")).std() > 0
+    maps = maps_of(source, images)
+    assert maps.shape[1] == maps.shape[2] > 1
+    metric = AverageDrop(source)
+    metric.update(images)
+    assert 0 <= metric.compute() <= 1
+    assert metric.total == 2
+    # pytorch-grad-cam takes tensors only; our adapter does the rest.
+    theirs = as_source(library.GradCAM(model, [model.get_submodule(layer)], reshape_transform=reshape))
+    expected = min_max(resize_maps(maps, (size, size)))
+    np.testing.assert_allclose(maps_of(theirs, images), expected, atol=1e-3)

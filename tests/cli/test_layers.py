@@ -1,0 +1,173 @@
+"""``--layer``: what `auto` chooses on real networks, and what a wrong name is told."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from torchmetrics_cam import AverageDrop
+from torchmetrics_cam.cams import GradCAM
+from torchmetrics_cam.cli.demo import load_model
+from torchmetrics_cam.cli.errors import UsageError
+from torchmetrics_cam.cli.layers import check_layer, choose_layer
+
+
+def hf_vit() -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=8,
+    )
+    return ViTForImageClassification(config).eval()
+
+
+def hf_swin() -> nn.Module:
+    from transformers import SwinConfig, SwinForImageClassification
+
+    config = SwinConfig(
+        embed_dim=8, depths=[1, 2], num_heads=[1, 2], image_size=32, patch_size=2, window_size=4
+    )
+    return SwinForImageClassification(config).eval()
+
+
+def registers() -> nn.Module:
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, depth=2, reg_tokens=4, embed_dim=24, num_heads=2
+    ).eval()
+
+
+NETWORKS = {
+    "resnet18": (lambda: torchvision.models.resnet18(), 64, "layer4", (1, 512, 2, 2)),
+    "vgg11": (lambda: torchvision.models.vgg11_bn(init_weights=False), 64, "features", (1, 512, 2, 2)),
+    "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(), 64, "features", (1, 1280, 2, 2)),
+    "convnext_tiny": (lambda: torchvision.models.convnext_tiny(), 64, "features", (1, 768, 2, 2)),
+    "swin_t": (lambda: torchvision.models.swin_t(), 64, "permute", (1, 768, 2, 2)),
+    "vit_b_16": (
+        lambda: torchvision.models.vit_b_16(image_size=64),
+        64,
+        "encoder.layers.encoder_layer_11.ln_1",
+        (1, 768, 4, 4),
+    ),
+    "timm vit": (
+        lambda: timm.create_model("vit_tiny_patch16_224", img_size=64),
+        64,
+        "blocks.11.norm1",
+        (1, 192, 4, 4),
+    ),
+    "timm registers": (registers, 64, "blocks.1.norm1", (1, 24, 4, 4)),
+    "timm resnet": (lambda: timm.create_model("resnet10t"), 64, "layer4", (1, 512, 2, 2)),
+    "timm swin": (
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", img_size=64, window_size=2),
+        64,
+        "norm",
+        (1, 768, 2, 2),
+    ),
+    "hf vit": (hf_vit, 32, "1.layernorm_before", (1, 16, 4, 4)),
+    "hf swin": (hf_swin, 32, "swin.encoder.layers.1.blocks.1.layernorm_before", (1, 16, 8, 8)),
+    "efficientnet_lite0": (load_model, 64, None, (1, 1280, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_auto_chooses_the_last_layer_with_positions(network: str) -> None:
+    build, side, name, shape = NETWORKS[network]
+    model = build().eval()
+    images = torch.rand(2, 3, side, side)
+    choice = choose_layer(model, images)
+    if name is not None:
+        # A name's end, where versions of a library differ in its beginning.
+        assert len(choice.names) == 1
+        assert choice.names[0].endswith(name)
+    assert choice.names[0] in choice.reason
+    caught = []
+    layer = model.get_submodule(choice.names[0])
+    handle = layer.register_forward_hook(lambda module, arguments, result: caught.append(result))
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight)  # torchvision's ViT starts with a head of zeros.
+    output = model(images[:1])
+    handle.remove()
+    grid = caught[-1] if choice.reshape_transform is None else choice.reshape_transform(caught[-1])
+    assert tuple(grid.shape) == shape
+    assert str(tuple(caught[-1].shape))[1:-1] in choice.reason
+    checked = check_layer(model, images, choice.names)
+    assert (checked is None) == (choice.reshape_transform is None)
+    metric = AverageDrop(GradCAM(model, choice.names, reshape_transform=choice.reshape_transform))
+    metric.update(images)
+    assert 0 <= metric.compute() <= 1
+    # The class score depends on the positions, and not only on the class token.
+    (gradient,) = torch.autograd.grad(getattr(output, "logits", output)[0, 1], caught[-1])
+    if choice.reshape_transform is not None:
+        gradient = choice.reshape_transform(gradient)
+    assert gradient.any()
+
+
+def test_a_grid_that_is_not_square_is_kept() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=(32, 64), depth=2).eval()
+    choice = choose_layer(model, torch.rand(1, 3, 32, 64))
+    assert choice.reshape_transform is not None
+    assert choice.reshape_transform(torch.rand(1, 9, 192)).shape == (1, 192, 2, 4)
+
+
+def test_choosing_leaves_nothing_on_the_model() -> None:
+    model = torchvision.models.resnet18().train()
+    model.bn1.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    choose_layer(model, torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert model.training
+    assert not model.bn1.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_unknown_name_is_told_the_nearest_and_the_candidates() -> None:
+    model = torchvision.models.resnet18().eval()
+    with pytest.raises(
+        UsageError, match=r"--layer 'layer5' is not in the model; the nearest names are \['layer"
+    ) as error:
+        check_layer(model, torch.rand(1, 3, 64, 64), ["layer5"])
+    assert "layer4 (1, 512, 2, 2)" in str(error.value)
+    assert str(error.value).count("(1, ") == 12
+
+
+def test_a_layer_without_positions_is_refused() -> None:
+    model = torchvision.models.resnet18().eval()
+    with pytest.raises(UsageError, match=r"'fc' gives shape \(1, 1000\), which has no positions"):
+        check_layer(model, torch.rand(1, 3, 64, 64), ["fc"])
+    with pytest.raises(UsageError, match=r"'avgpool' gives shape \(1, 512, 1, 1\), which has no positions"):
+        check_layer(model, torch.rand(1, 3, 64, 64), ["avgpool"])
+
+
+def test_a_layer_that_does_not_run_is_refused() -> None:
+    model = torchvision.models.resnet18().eval()
+    model.unused = nn.Conv2d(3, 3, 1)
+    with pytest.raises(UsageError, match="'unused' does not run"):
+        check_layer(model, torch.rand(1, 3, 64, 64), ["unused"])
+
+
+def test_layers_of_different_layout_are_refused() -> None:
+    model = torchvision.models.swin_t().eval()
+    with pytest.raises(UsageError, match="laid out differently"):
+        check_layer(model, torch.rand(1, 3, 64, 64), ["norm", "permute"])
+
+
+def test_a_model_without_positions_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).eval()
+    with pytest.raises(UsageError, match="auto found no layer of this Sequential"):
+        choose_layer(model, torch.rand(1, 3, 4, 4))
+
+
+def test_a_size_that_the_model_does_not_take_is_said() -> None:
+    model = torchvision.models.vit_b_16(image_size=64).eval()
+    with pytest.raises(
+        UsageError, match=r"does not take images of shape \(3, 96, 96\): AssertionError.*--image-size"
+    ):
+        choose_layer(model, torch.rand(1, 3, 96, 96))
+    assert not any(module._forward_hooks for module in model.modules())

@@ -1,0 +1,224 @@
+"""Intervals and p-values from sums: against scipy, by hand, and by how often they are right."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from torchmetrics_cam.functional.statistics import estimate, holm, wilson_interval
+from torchmetrics_cam.metrics.batch_values import BatchValues
+from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
+from torchmetrics_cam.metrics.measures import MEASURES
+from torchmetrics_cam.model.scores import ScoreSelector
+
+DROP = (MEASURES["average_drop"],)
+BOTH = (MEASURES["average_drop"], MEASURES["increase_in_confidence"])
+
+
+def sums(values: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    tensor = torch.tensor(values)
+    return torch.tensor(tensor.shape[-1]), tensor.sum(-1), tensor.square().sum(-1)
+
+
+def batch(values: torch.Tensor, valid: torch.Tensor | None = None) -> BatchValues:
+    """Values of each measure, method and image, ``(M, K, N)``, as an update would find them."""
+    shape = values.shape[1:]
+    valid = torch.ones(shape, dtype=torch.bool) if valid is None else valid
+    scores = torch.full(shape[1:], 0.5)
+    return BatchValues(ScoreSelector(), scores, values[:1], values[0], valid, torch.zeros_like(valid), values)
+
+
+def statistics_of(values: torch.Tensor, measures=DROP, valid=None) -> ComparisonStatistics:
+    found = batch(values, valid)
+    added = {name: part.sum(0) for name, part in found.contributions(measures).items()}
+    parts = (added[name] for name in ("count", "sums", "squares", "wins", "apart"))
+    return ComparisonStatistics(measures, "micro", *parts)
+
+
+def test_mean_and_standard_error_are_those_of_scipy():
+    values = np.random.default_rng(0).beta(0.4, 2, 300)
+    found = estimate(*sums(values))
+    assert found.mean.item() == pytest.approx(values.mean(), rel=1e-12)
+    assert found.standard_error.item() == pytest.approx(stats.sem(values), rel=1e-10)
+    lower, upper = stats.norm.interval(0.95, values.mean(), stats.sem(values))
+    assert [bound.item() for bound in found.interval()] == pytest.approx([lower, upper], rel=1e-10)
+
+
+def test_by_hand():
+    found = estimate(torch.tensor(3), torch.tensor(6.0), torch.tensor(14.0))  # of 1, 2, 3
+    assert found.mean == 2
+    assert found.standard_error.item() == pytest.approx(math.sqrt(1 / 3))
+    lower, upper = found.interval(level=0.9)
+    assert upper.item() - 2 == pytest.approx(1.6448536 * math.sqrt(1 / 3))
+    assert lower.item() + upper.item() == pytest.approx(4)
+
+
+@pytest.mark.parametrize(
+    ("count", "mean", "error"), [(0, "nan", "nan"), (1, "0.5", "nan"), (2, "0.5", "0.0")]
+)
+def test_few_samples(count, mean, error):
+    found = estimate(torch.tensor(count), torch.tensor(0.5 * count), torch.tensor(0.25 * count))
+    assert str(found.mean.item()) == mean
+    assert str(found.standard_error.item()) == error
+
+
+def test_p_values_are_those_of_scipy_and_defined_without_scatter():
+    values = np.random.default_rng(1).normal(0.05, 0.3, (4, 80))
+    found = estimate(*sums(values))
+    expected = 2 * stats.norm.sf(np.abs(values.mean(1) / stats.sem(values, axis=1)))
+    np.testing.assert_allclose(found.p_value(), expected, rtol=1e-9)
+    constant = estimate(torch.tensor(5), torch.tensor([0.0, 5.0]), torch.tensor([0.0, 5.0]))
+    assert constant.p_value().tolist() == [1, 0]
+    assert estimate(torch.tensor(1), torch.tensor(0.0), torch.tensor(0.0)).p_value().isnan()
+
+
+def test_wilson_is_that_of_scipy():
+    for count in (1, 7, 40, 1000):
+        for successes in {0, 1, count // 3, count - 1, count}:
+            theirs = stats.binomtest(successes, count).proportion_ci(method="wilson")
+            ours = wilson_interval(torch.tensor(count), torch.tensor(float(successes), dtype=torch.float64))
+            assert [bound.item() for bound in ours] == pytest.approx([theirs.low, theirs.high], abs=1e-9)
+    assert all(bound.isnan() for bound in wilson_interval(torch.tensor(0), torch.tensor(0.0)))
+
+
+def test_holm_against_its_definition():
+    p_values = np.random.default_rng(2).uniform(0, 0.1, 12)
+    order = np.argsort(p_values)
+    expected, highest = np.empty(12), 0.0
+    for step, place in enumerate(order):
+        highest = max(highest, min(1.0, p_values[place] * (12 - step)))
+        expected[place] = highest
+    np.testing.assert_allclose(holm(torch.tensor(p_values)), expected)
+    with_unknown = holm(torch.tensor([0.03, math.nan, 0.01]))
+    assert with_unknown[[0, 2]].tolist() == pytest.approx([0.03, 0.02])
+    assert with_unknown[1].isnan()
+    assert holm(torch.tensor([])).shape == (0,)
+
+
+def test_the_mean_over_classes_and_its_error():
+    groups = [np.array([0.1, 0.4, 0.3]), np.array([0.9, 0.7]), np.array([])]
+    count = torch.tensor([len(group) for group in groups])
+    total = torch.tensor([group.sum() for group in groups])
+    squares = torch.tensor([(group**2).sum() for group in groups])
+    found = estimate(count, total, squares, over_groups=True)
+    assert found.mean.item() == pytest.approx((groups[0].mean() + groups[1].mean()) / 2)
+    variance = sum(stats.sem(group) ** 2 for group in groups[:2]) / 4
+    assert found.standard_error.item() == pytest.approx(math.sqrt(variance))
+    one = estimate(torch.tensor([3, 1]), total[:2], squares[:2], over_groups=True)
+    assert one.standard_error.isnan()
+
+
+# Of a comparison
+
+
+def correlated(experiments: int, images: int, seed: int = 3) -> torch.Tensor:
+    """Two methods on the same images, with a drop of 0.3 and 0.25 on average: ``(experiments, 2, images)``."""
+    generator = np.random.default_rng(seed)
+    shared = generator.beta(2, 4, (experiments, images))
+    own = generator.beta(1, 3, (experiments, 2, images))
+    return torch.tensor(0.6 * shared[:, None] + 0.4 * own) + torch.tensor([[0.0], [-0.05]])
+
+
+def test_paired_differences_are_those_of_the_samples():
+    values = correlated(1, 120)
+    found = statistics_of(values)
+    apart = (values[0, 0] - values[0, 1]).numpy()
+    difference = found.difference(0)
+    assert difference.mean[0, 1].item() == pytest.approx(apart.mean(), rel=1e-10)
+    assert difference.mean[1, 0].item() == pytest.approx(-apart.mean(), rel=1e-10)
+    assert difference.standard_error[0, 1].item() == pytest.approx(stats.sem(apart), rel=1e-8)
+    assert difference.standard_error[0, 1] < found.mean(0)[2][0] - found.mean(0)[0][0]
+    # The normal distribution instead of Student's, which at 120 images is nearly the same.
+    assert found.p_value(0)[0, 1].item() == pytest.approx(stats.ttest_1samp(apart, 0).pvalue, rel=0.5)
+
+
+def test_wins_and_ties_are_counted_apart():
+    values = torch.tensor(
+        [[[0.1, 0.2, 0.3, 0.4], [0.2, 0.2, 0.3 + 1e-8, 0.1], [0.5] * 4]], dtype=torch.float64
+    )
+    wins, ties = statistics_of(values).win_rate(0)
+    assert wins[0].tolist() == [0, 0.25, 1]
+    assert wins[1].tolist() == [0.25, 0, 1]
+    assert ties.tolist() == [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]
+    higher = statistics_of(values, (MEASURES["average_gain"],)).win_rate(0)[0]
+    assert torch.equal(higher, wins.T)
+
+
+def test_images_that_are_not_valid_for_both_are_in_no_pair():
+    values = torch.tensor([[[0.1, 0.2, 0.0], [0.3, 0.0, 0.5]]], dtype=torch.float64)
+    found = statistics_of(values, valid=torch.tensor([[True, True, False], [True, False, True]]))
+    assert found.count.tolist() == [[2, 1], [1, 2]]
+    assert found.mean(0)[0].tolist() == pytest.approx([0.15, 0.4])
+    assert found.difference(0).mean[0, 1].item() == pytest.approx(-0.2)
+
+
+def test_ranks_and_what_cannot_be_told_apart():
+    noise = torch.tensor(np.random.default_rng(4).normal(0, 0.02, (1, 4, 200)))
+    values = noise + torch.tensor([[0.5], [0.2], [0.2005], [0.5]])
+    values[:, 3] = values[:, 0] + 1e-9
+    found = statistics_of(values)
+    assert found.ranks(0)[0] == found.ranks(0)[3] == 3
+    assert sorted(found.ranks(0)[1:3]) == [1, 2]
+    assert found.coincide().nonzero().tolist() == [[0, 0], [0, 3], [1, 1], [2, 2], [3, 0], [3, 3]]
+    assert found.p_value(0)[0, 3] == 1
+    assert found.indistinct(0).nonzero().tolist() == [[0, 3], [1, 2], [2, 1], [3, 0]]
+
+
+def test_a_small_difference_of_a_sure_model_is_no_coincidence():
+    """Both scores are nearly 1, and one of them is twice as near."""
+    masked = torch.stack([torch.full((200,), 0.99995), torch.full((200,), 0.9999)]).double()
+    scores = torch.full((200,), 0.9999).double()
+    gains = ((masked - scores).clamp(min=0) / (1 - scores)).unsqueeze(0)
+    valid = torch.ones(2, 200, dtype=torch.bool)
+    found = BatchValues(ScoreSelector(), scores, masked[None], masked, valid, ~valid, gains)
+    added = found.contributions((MEASURES["average_gain"],))
+    assert added["apart"].sum(0).tolist() == [[0, 200], [200, 0]]
+    rounded = BatchValues(
+        ScoreSelector(),
+        scores,
+        masked[:1].expand(2, -1)[None] + torch.tensor([[0.0], [1e-7]]),
+        masked,
+        valid,
+        ~valid,
+        gains,
+    )
+    assert not rounded.contributions((MEASURES["average_gain"],))["apart"].any()
+
+
+def test_methods_that_coincide_by_a_chain_share_the_best_rank_also_with_one_between():
+    noise = np.random.default_rng(6).normal(0, 0.1, 400)
+    values = torch.full((1, 3, 400), 0.2, dtype=torch.float64)
+    values[0, 1] = 0.20005 + torch.tensor(noise - noise.mean())
+    values[0, 2] = 0.2001
+    found = statistics_of(values)
+    assert found.ranks(0) == [1, 2, 1]
+    chain = torch.tensor([[[0.5] * 200, [0.5] * 200, [0.5] * 200]], dtype=torch.float64)
+    chain[0, 1] += torch.tensor([0.1] * 2 + [0.0] * 198)
+    chain[0, 2] += torch.tensor([0.0] * 198 + [0.1] * 2)
+    assert statistics_of(chain).coincide().all()
+
+
+def covered(lower: torch.Tensor, upper: torch.Tensor, truth: float) -> float:
+    return ((lower <= truth) & (truth <= upper)).double().mean().item()
+
+
+def test_intervals_cover_the_truth_in_95_of_100_experiments():
+    """Five hundred experiments with a known truth, through the sums that an update makes."""
+    values = correlated(500, 150)
+    rises = torch.tensor(np.random.default_rng(5).uniform(size=(500, 2, 150)) < 0.12).double()
+    means, rates, differences = [], [], []
+    for drops, increases in zip(values, rises, strict=True):
+        found = statistics_of(torch.stack([drops, increases]), BOTH)
+        means.append(torch.stack(found.mean(0)[1:])[:, 0])
+        rates.append(torch.stack(found.mean(1)[1:])[:, 0])
+        differences.append(torch.stack(found.difference(0).interval())[:, 0, 1])
+    for bounds, truth in ((means, 0.6 / 3 + 0.4 / 4), (rates, 0.12), (differences, 0.05)):
+        assert 0.93 <= covered(*torch.stack(bounds).T, truth) <= 0.97
+
+
+def test_an_interval_that_is_too_short_would_be_noticed():
+    values = correlated(500, 150)[:, 0]
+    found = estimate(torch.tensor(150), values.sum(1), values.square().sum(1))
+    assert covered(*found.interval(level=0.85), 0.3) < 0.93

@@ -1,0 +1,111 @@
+"""Localization against masks and boxes: by hand, against NumPy, on real photos, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import Calls, small_net
+from scipy import ndimage
+
+from torchmetrics_cam import CAMComparison, EnergyPointingGame, EvaluationProtocol, MaskIoU, PointingGame
+from torchmetrics_cam.cams import GradCAM, PrecomputedMaps
+from torchmetrics_cam.functional import boxes_to_objects, energy_pointing_game, mask_iou, pointing_game
+
+MEASURES = ["energy_pointing_game", "pointing_game", "mask_iou"]
+EXACT = EvaluationProtocol.preset("paper").replace(pointing_tolerance=0.0)
+
+
+@pytest.fixture
+def net():
+    return small_net().float()
+
+
+def test_by_hand():
+    maps = torch.tensor([[0.0, 0.25, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    objects = torch.tensor([[False, True, True, False], [True, False, False, False]])
+    assert energy_pointing_game(maps, objects, reduction="none").tolist() == pytest.approx([1.25 / 2.25, 0])
+    assert pointing_game(maps, objects, reduction="none").tolist() == [0.5, 0.25]
+    assert pointing_game(maps, objects, tolerance=1, reduction="none").tolist() == [1, 0.5]
+    assert mask_iou(maps, objects, reduction="none").tolist() == pytest.approx([1 / 3, 0])
+    assert mask_iou(maps, objects, threshold=0.2, reduction="none").tolist() == pytest.approx([2 / 3, 0])
+    assert mask_iou(maps[1:], ~objects[1:] & objects[1:]) == 0
+
+
+def test_boxes_are_left_top_right_bottom():
+    mask = boxes_to_objects(torch.tensor([[1, 0, 3, 2], [0, 3, 5, 4]]), (4, 5))
+    assert mask[0].nonzero().tolist() == [[0, 1], [0, 2], [1, 1], [1, 2]]
+    assert mask[1].nonzero().tolist() == [[3, column] for column in range(5)]
+    assert boxes_to_objects(torch.tensor([[1, 3]]), (4,)).tolist() == [[False, True, True, False]]
+    assert boxes_to_objects(torch.tensor([[0, 1, 2, 1, 2, 3]]), (4, 4, 4)).nonzero().tolist() == [
+        [0, 2, 1, 0]
+    ]
+    with pytest.raises(ValueError, match="give one box an image, of 4 numbers in 2 dimensions"):
+        boxes_to_objects(torch.tensor([[0, 1]]), (4, 4))
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1.0, 2.5])
+def test_against_numpy(tolerance, net):
+    generator = np.random.default_rng(0)
+    maps = generator.uniform(size=(6, 12, 12)).round(1).astype(np.float32)
+    objects = generator.uniform(size=(6, 12, 12)) < 0.1
+    images = torch.rand(6, 3, 12, 12)
+    expected = {measure: [] for measure in MEASURES}
+    for saliency, there in zip(maps, objects, strict=True):
+        scaled = (saliency - saliency.min()) / (saliency.max() - saliency.min())
+        near = ndimage.distance_transform_edt(~there) <= tolerance
+        expected["energy_pointing_game"].append((scaled * there).sum() / scaled.sum())
+        expected["pointing_game"].append(near[scaled == scaled.max()].mean())
+        expected["mask_iou"].append(((scaled >= 0.7) & there).sum() / ((scaled >= 0.7) | there).sum())
+    protocol = EXACT.replace(pointing_tolerance=tolerance, iou_threshold=0.7)
+    comparison = CAMComparison(
+        {"maps": PrecomputedMaps(net)}, measures=MEASURES, protocol=protocol, per_sample=True, controls=False
+    )
+    with Calls(net) as calls:
+        comparison.update(images, cams=torch.tensor(maps), masks=torch.tensor(objects))
+    assert calls.batches == [6]
+    for measure, values in expected.items():
+        np.testing.assert_allclose(comparison.samples()[measure][:, 0], values, rtol=1e-5, atol=1e-6)
+    for metric, measure in zip((EnergyPointingGame, PointingGame, MaskIoU), MEASURES, strict=True):
+        single = metric(PrecomputedMaps(net), protocol=protocol)
+        single.update(images, cams=torch.tensor(maps), masks=torch.tensor(objects).int())
+        assert single.compute().item() == pytest.approx(np.mean(expected[measure]), rel=1e-5)
+
+
+def test_a_pretrained_network_looks_at_the_cat_and_at_the_cup(lite0, photos):
+    """Boxes drawn by hand on two photos; the controls do not find them."""
+    boxes = boxes_to_objects(torch.tensor([[20, 5, 180, 215], [45, 55, 185, 205]]), (224, 224))
+    comparison = CAMComparison({"Grad-CAM": GradCAM(lite0, "_blocks.15")}, measures=MEASURES, protocol=EXACT)
+    comparison.update(photos[[2, 4]], class_idx=[282, 967], masks=boxes)
+    values = comparison.compute()
+    assert values["Grad-CAM/pointing_game"] == 1
+    covered = boxes.float().mean()
+    assert values["uniform map/energy_pointing_game"].item() == pytest.approx(covered.item(), rel=1e-5)
+    assert values["Grad-CAM/energy_pointing_game"] > values["uniform map/energy_pointing_game"]
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "message"),
+    [
+        (
+            None,
+            ValueError,
+            r"the objects are missing; pass update\(images, masks=...\), a tensor \(4, 12, 12\)",
+        ),
+        ([1], TypeError, "masks is a list; it must be a tensor"),
+        (
+            torch.ones(4, 6, 6),
+            ValueError,
+            r"masks has shape \(4, 6, 6\); one mask an image of its size is \(4, 12, 12\)",
+        ),
+    ],
+    ids=["none", "a list", "another size"],
+)
+def test_masks_that_do_not_fit_are_refused_before_the_model_runs(masks, error, message, net):
+    images = torch.rand(4, 3, 12, 12)
+    for metric in (
+        MaskIoU(GradCAM(net, "body")),
+        CAMComparison({"one": GradCAM(net, "body")}, measures=MEASURES),
+    ):
+        with Calls(net) as calls, pytest.raises(error, match=message):
+            metric.update(images, masks=masks)
+        assert calls.batches == []
+        assert metric.update_count == 0

@@ -1,0 +1,286 @@
+"""Leave no trace: whatever happens in an update, the model, its gradients and the input are as they were."""
+
+import itertools
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torchcam.methods
+from conftest import SmallNet, small_net
+from torch import nn
+
+from torchmetrics_cam import AverageDrop, ClassificationMetric
+from torchmetrics_cam.cams import CallableSource, GradCAM
+from torchmetrics_cam.model.graph import activation_graph
+from torchmetrics_cam.model.guard import hooks_muted, untouched
+
+
+class Fragile(nn.Module):
+    """Fails in its n-th forward pass, after the target layer has run."""
+
+    def __init__(self, net: SmallNet) -> None:
+        super().__init__()
+        self.net = net
+        self.calls = 0
+        self.fails_at = 0
+
+    def forward(self, x):
+        self.calls += 1
+        logits = self.net(x)
+        if self.calls == self.fails_at:
+            raise ArithmeticError("on purpose")
+        return logits
+
+
+class FailingGradCAM(GradCAM):
+    def formula(self, activation, gradient):
+        raise ArithmeticError("on purpose")
+
+
+def rude(model, images, class_idx):
+    """All that a careless explanation method does to a model."""
+    model.train()
+    model.net.body.register_forward_hook(lambda *_: None)
+    model.net.fc.register_full_backward_hook(lambda *_: None)
+    model.requires_grad_(True)
+    model.zero_grad()
+    model(images).gather(1, class_idx[:, None]).sum().backward()
+    torch.set_grad_enabled(False)
+    maps = images.grad.abs().sum(1)
+    images.data.zero_()
+    return maps
+
+
+def failing_rude(model, images, class_idx):
+    rude(model, images, class_idx)
+    raise ArithmeticError("on purpose")
+
+
+SOURCES = {
+    "own": lambda model, fails: (FailingGradCAM if fails else GradCAM)(model, "net.body"),
+    "torchcam": lambda model, fails: _torchcam(model, fails),
+    "callable": lambda model, fails: CallableSource(model, failing_rude if fails else rude),
+}
+CONTEXTS = {
+    "plain": nullcontext,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+}
+
+
+def _torchcam(model, fails):
+    extractor = torchcam.methods.GradCAM(model, "net.body")
+    if fails:
+        extractor._get_weights = lambda *_, **__: (_ for _ in ()).throw(ArithmeticError("on purpose"))
+    return extractor
+
+
+def traces(model, images):
+    """Everything an update could change, by identity and by value."""
+    hooks = [
+        {
+            name: dict(table)
+            for name, table in vars(module).items()
+            if name.endswith("_hooks") and table is not None
+        }
+        for module in model.modules()
+    ]
+    parameters = [
+        (p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in model.parameters()
+    ]
+    return {
+        "hooks": hooks,
+        "grads": [id(grad) for grad, _, _ in parameters],
+        "grad values": [None if value is None else value.tolist() for _, value, _ in parameters],
+        "requires_grad": [flag for _, _, flag in parameters],
+        "values": [tensor.tolist() for tensor in model.state_dict().values()],
+        "modes": [module.training for module in model.modules()],
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
+        "images": (images.tolist(), images.requires_grad, images.grad),
+    }
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("failure", ["no error", "first forward", "extractor", "second forward"])
+def test_an_update_leaves_no_trace(source, context, failure):
+    for frozen, mode, with_grad in itertools.product(
+        [True, False], ["train", "eval", "mixed"], [True, False]
+    ):
+        model = Fragile(small_net().float())
+        model.requires_grad_(not frozen)
+        model.train(mode != "eval")
+        if mode == "mixed":
+            model.net.stem[1].eval()
+        if with_grad:
+            for parameter in model.parameters():
+                parameter.grad = torch.rand_like(parameter)
+        # The rude source runs the model once more between the clean pass and the masked one.
+        second = 3 if source == "callable" else 2
+        model.fails_at = {"first forward": 1, "second forward": second}.get(failure, 0)
+        with CONTEXTS[context]():
+            images = torch.rand(3, 3, 10, 10)
+            metric = AverageDrop(SOURCES[source](model, failure == "extractor"))
+            before = traces(model, images)
+            if failure == "no error":
+                metric.update(images)
+            else:
+                with pytest.raises(ArithmeticError, match="on purpose"):
+                    metric.update(images)
+            after = traces(model, images)
+        for what in before:
+            assert after[what] == before[what], (what, frozen, mode, with_grad)
+        assert metric.total == (3 if failure == "no error" else 0)
+        assert metric.update_count == (1 if failure == "no error" else 0)
+
+
+def test_a_trace_would_be_noticed(net, images):
+    """The check above can fail: each kind of trace, left on purpose, is seen."""
+    before = traces(net, images)
+    net.train()
+    net.body.register_forward_hook(lambda *_: None)
+    net.fc.weight.grad = torch.zeros_like(net.fc.weight)
+    net.fc.bias.requires_grad_(False)
+    net.stem[1].running_mean += 1
+    images.add_(1)
+    after = traces(net, images)
+    changed = {what for what in before if after[what] != before[what]}
+    assert changed == {"modes", "hooks", "grads", "grad values", "requires_grad", "values", "images"}
+
+
+def test_a_model_that_works_on_its_input_in_place_does_not_reach_the_users_images(images):
+    model = nn.Sequential(
+        nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten()
+    )
+    images = images.float() - 0.5
+    kept = images.clone()
+    metric = AverageDrop(GradCAM(model, "1"))
+    metric.update(images)
+    assert torch.equal(images, kept)
+
+
+def test_training_in_the_same_autocast_region_has_its_gradients():
+    model = small_net().float().train()
+    images = torch.rand(2, 3, 10, 10)
+    metric = AverageDrop(GradCAM(model, "body"))
+
+    def gradients(with_metric):
+        model.zero_grad()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if with_metric:
+                metric.update(images)
+            model(images).float().sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    expected = gradients(False)
+    for buffer, value in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(value)
+    for actual, wanted in zip(gradients(True), expected, strict=True):
+        assert torch.equal(actual, wanted)
+
+
+def test_only_the_head_has_a_graph(net, images):
+    """The body runs without a graph, and the layer's activation is the leaf."""
+    seen = {}
+    net.stem.register_forward_hook(lambda _m, _a, out: seen.update(stem=out.requires_grad))
+    with activation_graph(net, [net.body]) as graph:
+        output = net(images)
+        activation = graph.activations[net.body]
+        assert activation.is_leaf
+        assert activation.requires_grad
+        assert output.requires_grad
+    assert seen == {"stem": False}
+    assert not graph.activations
+
+
+def test_the_recorded_activation_is_that_of_the_layer_though_an_in_place_relu_follows(net, images):
+    with torch.no_grad():
+        expected = net.body(net.stem(images))
+    with activation_graph(net, [net.body]) as graph:
+        net(images)
+        assert torch.equal(graph.activations[net.body], expected)
+    assert (expected < 0).any()
+
+
+def test_head_only_gradients_are_those_of_the_full_graph(net, images):
+    with activation_graph(net, [net.stem, net.body]) as graph:
+        score = net(images)[:, 1].sum()
+        head = torch.autograd.grad(score, [graph.activations[net.stem], graph.activations[net.body]])
+    with activation_graph(net, [net.stem, net.body], head_only=False) as graph:
+        score = net(images.clone().requires_grad_())[:, 1].sum()
+        full = torch.autograd.grad(score, [graph.activations[net.stem], graph.activations[net.body]])
+    assert all(map(torch.equal, head, full))
+
+
+class TurnsGradientsOff(nn.Module):
+    """A frozen backbone as many write it: the model itself turns gradients off in its body."""
+
+    def __init__(self, net: SmallNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.net.body(self.net.stem(x))
+        return self.net.fc(self.net.relu(features).flatten(2).mean(-1))
+
+
+def test_a_model_that_turns_gradients_off_falls_back_to_its_own_graph(net, images):
+    plain, wrapped = (
+        AverageDrop(GradCAM(net, "body")),
+        AverageDrop(GradCAM(TurnsGradientsOff(net), "net.body")),
+    )
+    plain.update(images)
+    wrapped.update(images)
+    assert plain.compute() > 0
+    assert torch.equal(plain.compute(), wrapped.compute())
+
+
+def test_extractor_hooks_are_as_they_were_before(net, images):
+    for enabled in (True, False):
+        extractor = torchcam.methods.SmoothGradCAMpp(net.float(), "body", num_samples=1)
+        extractor._hooks_enabled = enabled
+        metric = ClassificationMetric(extractor, torch.nn.Softmax(dim=-1))
+        metric.update(images.float())
+        assert extractor._hooks_enabled is enabled
+        assert extractor._ihook_enabled is True
+        assert extractor.hook_a == [None]
+        assert extractor._hook_outputs == [None]
+        assert not hasattr(extractor, "_input")
+        extractor.remove_hooks()
+
+
+def test_no_cache_of_weights_is_live_inside(net):
+    """Releases of torch differ in whether a weight that was cached without a graph cuts later gradients."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with untouched(net):
+            assert not torch.is_autocast_cache_enabled()
+        assert torch.is_autocast_cache_enabled()
+
+
+def test_muted_hooks_are_silent_and_stand_afterwards_in_their_old_order(net, images):
+    called = []
+    handles = [net.body.register_forward_hook(lambda *_, name=name: called.append(name)) for name in "abcd"]
+    order = list(net.body._forward_hooks)
+    with hooks_muted([handles[2], handles[0]]):
+        net(images)
+        handles[1].remove()
+        added = net.body.register_forward_hook(lambda *_: called.append("e"))
+    assert called == ["b", "d"]
+    net(images)
+    assert called == ["b", "d", "a", "c", "d", "e"]
+    assert list(net.body._forward_hooks) == [order[0], order[2], order[3], added.id]
+
+
+def test_layers_that_were_exchanged_are_back(net):
+    body, names = net.body, list(net._modules)
+    with untouched(net):
+        net.body = nn.Identity()
+        del net.relu
+    assert net.body is body
+    assert list(net._modules) == names

@@ -1,0 +1,357 @@
+"""The report: what it says, and how it looks in a browser."""
+
+import csv
+import json
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+
+from torchmetrics_cam import CAMComparison
+from torchmetrics_cam.cams import GradCAM, LayerCAM
+from torchmetrics_cam.protocol import EvaluationProtocol
+from torchmetrics_cam.report import Picture, write_csv, write_report
+from torchmetrics_cam.report.text import protocol_in_words, verdict
+
+EVIL = "<script>alert(1)</script>"
+
+
+def results_of(comparison: CAMComparison, **changes) -> dict:
+    """What results.json holds of a comparison, through JSON."""
+    methods = list(comparison.methods)
+    results = {
+        "format": 1,
+        "date": "2026-11-25T06:00:00+00:00",
+        "seconds": 12.3,
+        "model": {
+            "name": "digits",
+            "class": "Sequential",
+            "checkpoint": None,
+            "layer": ["3"],
+            "layer_reason": "given",
+        },
+        "data": {
+            "name": f"photos/{EVIL}",
+            "images": 40,
+            "unreadable": [{"file": "a<b>.jpg", "reason": "not an image"}],
+            "class_names": None,
+            "explained": "top class",
+        },
+        "comparison": json.loads(comparison.table().to_json()),
+        "protocol_text": str(comparison.protocol),
+        "methods": methods,
+        "win_rates": {},
+        "paired": [],
+        "per_class": [],
+        "curves": {},
+        "versions": {"torchmetrics-cam": "9.8.7"},
+        "seed": 0,
+        "hardware": {"platform": "Linux", "device": "cpu", "processes": 1, "threads": 2},
+        "settings": {"model": "digits", "limit": None},
+    }
+    return results | changes
+
+
+@pytest.fixture(scope="module")
+def comparison(digits) -> CAMComparison:
+    model, images, _ = digits
+    sources = {"Grad-CAM": GradCAM(model, "3"), "Layer-CAM": LayerCAM(model, "3"), EVIL: GradCAM(model, "1")}
+    found = CAMComparison(sources)
+    found.update(images[:40])
+    return found
+
+
+@pytest.fixture(scope="module")
+def gallery() -> list[Picture]:
+    colors = torch.rand(3, 300, 260, generator=torch.Generator().manual_seed(0))
+    mask = torch.linspace(0, 1, 300)[:, None].expand(300, 260)
+    rows = [(name, mask, colors * mask, 0.61, 0.36) for name in ("Grad-CAM", EVIL)]
+    return [Picture(kind, 3, None, f"cat {EVIL}", 0.95, colors, rows) for kind in ("best", "worst")]
+
+
+@pytest.fixture(scope="module")
+def full(comparison) -> dict:
+    methods = list(comparison.methods)
+    differ = comparison.paired_difference(*methods[:2])
+    pair = {key: float(getattr(differ, key)) for key in ("mean", "lower", "upper", "p_value")}
+    curve = {method: [1.0, 0.5, 0.1 * place] for place, method in enumerate(methods)}
+    values = {method: {"average_drop": 0.1 * place} for place, method in enumerate(methods)}
+    return results_of(
+        comparison,
+        paired=[{"measure": "average_drop", "first": methods[0], "second": methods[1], "count": 40, **pair}],
+        curves={"fractions": [0, 0.5, 1], "deletion": curve, "insertion": curve},
+        per_class=[
+            {"class_idx": 10, "name": EVIL, "n": 12, "values": values},
+            {"class_idx": 9, "name": None, "n": 28, "values": {}},
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def page(full, gallery, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(full, path, gallery=gallery)
+    return path
+
+
+def test_every_part_is_there_in_order(page):
+    heads = re.findall(r'<h2 id="(\w+)"', page.read_text())
+    assert heads == [
+        "ranking",
+        "agreement",
+        "curves",
+        "classes",
+        "gallery",
+        "paired",
+        "protocol",
+        "circumstances",
+        "cite",
+    ]
+
+
+def test_names_are_escaped_everywhere(page):
+    text = page.read_text()
+    assert EVIL not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert text.count("<script>") == 1  # the page's own
+
+
+def test_the_page_needs_no_other_file(page):
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page.read_text())
+    assert addresses
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert "url(http" not in page.read_text()
+
+
+def test_values_and_circumstances_are_shown(page, full):
+    text = page.read_text()
+    for row in full["comparison"]["rows"]:
+        assert f"{row['average_drop']['value']:.3f}" in text
+    for words in ("0.95 → 0.61", "a&lt;b&gt;.jpg: not an image", "version = {9.8.7}", "arXiv:1710.11063"):
+        assert words in text
+
+
+def test_pictures_are_kept_small(page):
+    assert page.stat().st_size < 1_000_000
+
+
+def test_one_method_without_values_makes_a_page(digits, tmp_path):
+    model, images, _ = digits
+    alone = CAMComparison({"Grad-CAM": GradCAM(model, "3")}, controls=False)
+    alone.update(images[:1])
+    results = results_of(alone)
+    write_report(results, tmp_path / "one.html")
+    text = (tmp_path / "one.html").read_text()
+    assert "It is the only method with a value." in text
+    assert "1 image is few" in text
+    assert "No control took part" in text
+    assert 'id="agreement"' not in text
+    for measure in results["comparison"]["measures"]:
+        results["comparison"]["rows"][0][measure["name"]].update(
+            value=None, lower=None, upper=None, rank=None
+        )
+    write_report(results, tmp_path / "none.html")
+    assert "No method has a value of Average Drop" in (tmp_path / "none.html").read_text()
+
+
+def cell(value, rank, indistinct=()):
+    return {
+        "value": value,
+        "lower": value - 0.1,
+        "upper": value + 0.1,
+        "rank": rank,
+        "indistinct_from": indistinct,
+    }
+
+
+def row(method, value, rank, *, control=False, indistinct=(), coincides=(), n=100, degenerate=1):
+    return {
+        "method": method,
+        "control": control,
+        "n": n,
+        "degenerate": degenerate,
+        "coincides_with": coincides,
+        "m": cell(value, rank, indistinct),
+    }
+
+
+MEASURE = {"name": "m", "title": "M", "higher_is_better": False}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said", "unsaid"),
+    [
+        (
+            [row("A", 0.2, 1), row("B", 0.4, 2), row("R", 0.6, 3, control=True)],
+            [
+                "A has the best M, 0.200 (95 % interval 0.100 to 0.300). It differs from every other",
+                "better than every control",
+            ],
+            ["Warning", "few", "constant"],
+        ),
+        (
+            [
+                row("A", 0.2, 1, degenerate=100),
+                row("B", 0.4, 2, degenerate=100),
+                row("C", 0.4, 2),
+                row("U", 0.9, 4, control=True, degenerate=100),
+            ],
+            ["Warning: every map of A and B is constant", "choose an earlier layer"],
+            ["U"],
+        ),
+        (
+            [row("R", 0.1, 1, control=True), row("A", 0.2, 2), row("B", 0.4, 3)],
+            ["Warning: R, which is a control", "beats it"],
+            ["better than every control"],
+        ),
+        (
+            [
+                row("A", 0.2, 1, indistinct=("B", "R"), coincides=("C",), n=11),
+                row("C", 0.2, 1),
+                row("B", 0.3, 3),
+                row("R", 0.3, 3, control=True),
+            ],
+            [
+                "one method with C",
+                "cannot be told from B at",
+                "told from the control R",
+                "11 images are few",
+            ],
+            ["beats"],
+        ),
+    ],
+    ids=["clear", "blank", "control wins", "indistinct"],
+)
+def test_the_verdict_follows_from_the_numbers(rows, said, unsaid):
+    text = " ".join(verdict({"measures": [MEASURE], "rows": rows}))
+    for words in said:
+        assert words in text
+    for words in unsaid:
+        assert words not in text
+
+
+def test_every_field_of_a_protocol_has_a_sentence(comparison):
+    protocol = json.loads(comparison.table().to_json())["protocol"]
+    # Fields of one sentence: the name stands above, and the mask's own settings belong to the mask.
+    assert len(protocol) == len(EvaluationProtocol.__dataclass_fields__)
+    eps = {"normalize_eps": 0.5, "drop_eps": 0.25, "gain_eps": 0.125}
+    assert len(protocol_in_words(protocol | eps)) == len(protocol) - 3
+    text = " ".join(protocol_in_words(protocol | {"mask": "top", "mask_fraction": 0.2}))
+    assert "highest 20% of the positions" in text
+    assert "10%, 20%" in text
+
+
+def test_csv_has_a_row_a_method_and_measure(full, tmp_path):
+    write_csv(full, tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * len(full["methods"])
+    assert list(rows[0]) == [
+        "method",
+        "control",
+        "measure",
+        "value",
+        "lower",
+        "upper",
+        "rank",
+        "n",
+        "excluded",
+        "degenerate",
+    ]
+    first = full["comparison"]["rows"][0]
+    assert rows[0]["method"] == first["method"]
+    assert float(rows[0]["value"]) == first["average_drop"]["value"]
+    assert EVIL in {one["method"] for one in rows}
+
+
+def test_csv_leaves_empty_what_is_not_known(full, tmp_path):
+    copy = json.loads(json.dumps(full))
+    copy["comparison"]["rows"][0]["average_drop"].update(lower=None, upper=None)
+    write_csv(copy, tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["lower"] == ""
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_package_is_named_with_its_pip_line(package, full, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModuleNotFoundError, match=rf'needs {package}: pip install "torchmetrics-cam\[cli\]"'):
+        write_report(full, tmp_path / "report.html")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    driver_path, chromium = shutil.which("chromedriver"), shutil.which("chromium")
+    if not (driver_path and chromium):
+        pytest.fail(
+            "the report is looked at in a browser: install the Debian packages chromium and chromium-driver"
+        )
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(driver_path))
+    yield driver
+    driver.quit()
+
+
+def opened(browser, page, width=1000):
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(page.as_uri())
+    return browser
+
+
+def test_a_browser_shows_the_page_without_an_error_or_a_request(browser, page):
+    opened(browser, page)
+    assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
+    widths = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")
+    assert len(widths) == 2 * (1 + 2 * 2)
+    assert all(0 < width <= 224 for width in widths)
+    messages = [json.loads(one["message"])["message"] for one in browser.get_log("performance")]
+    asked = [
+        one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"
+    ]
+    assert page.as_uri() in asked
+    assert [address for address in asked if address.startswith("http")] == []
+
+
+def test_a_click_on_a_header_sorts_the_table_both_ways(browser, page):
+    opened(browser, page)
+    look = """const t = document.getElementById("table-average_drop");
+        return [[...t.tBodies[0].rows].map(r => +r.cells[2].dataset.value),
+                t.tHead.rows[0].cells[2].getAttribute("aria-sort")]"""
+    click = 'document.querySelectorAll("#table-average_drop thead button")[arguments[0]].click()'
+    browser.execute_script(click, 1)
+    by_name, _ = browser.execute_script(look)
+    for direction in ("ascending", "descending"):
+        browser.execute_script(click, 2)
+        values, said = browser.execute_script(look)
+        assert said == direction
+        assert values == sorted(values, reverse=direction == "descending")
+        assert values != by_name
+
+
+def test_marks_of_methods_are_filled_and_those_of_controls_hollow_also_in_the_dark(browser, page):
+    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    opened(browser, page)
+    ink, paper, fills = browser.execute_script("""const body = getComputedStyle(document.body);
+        const marks = document.querySelector("svg").querySelectorAll("g > use");
+        return [body.color, body.backgroundColor, [...marks].map(m => getComputedStyle(m).fill)]""")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert ink != paper
+    assert fills.count(paper) == 3
+    assert fills.count(ink) >= 3
+
+
+def test_a_phone_shows_the_page_without_scrolling_sideways(browser, page):
+    opened(browser, page, width=360)
+    assert browser.execute_script("return window.innerWidth") == 360
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360

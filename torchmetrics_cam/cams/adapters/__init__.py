@@ -1,0 +1,1 @@
+"""CAM objects of other libraries as sources, a file a library."""

@@ -1,0 +1,1 @@
+"""All that touches the user's network: the guard, the autograd graph, the scores."""

@@ -1,0 +1,261 @@
+"""From a model's output to the score of the class, or of the target, that is explained."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchmetrics_cam.protocol import EvaluationProtocol
+
+Target = Callable[[Any], Tensor]
+ClassIndex = int | Sequence[int] | Tensor
+
+
+def logits_of(output: Any) -> Any:
+    """The class scores within a model's output.
+
+    Args:
+        output: a tensor; an object or a mapping with ``logits``, as of transformers, or ``out``, as of
+            torchvision's segmentation models; or a tuple, whose first entry they are.
+
+    Returns:
+        What was found, or the output itself.
+    """
+    for name in ("logits", "out"):
+        if isinstance(output, Mapping) and name in output:
+            return output[name]
+        if isinstance(getattr(output, name, None), Tensor):
+            return getattr(output, name)
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one forward pass said.
+
+    Args:
+        raw: the class scores within the model's output (`logits_of`), or, where targets are explained and it
+            has several parts, the whole of it.
+        scores: what ``logits_fn`` or the protocol made of it; ``(N, K)`` where classes are explained.
+    """
+
+    raw: Any
+    scores: Any
+
+    def detached(self) -> "Scores":
+        """The same without the autograd graph; a mapping becomes a dict."""
+        return Scores(_detached(self.raw), _detached(self.scores))
+
+
+@dataclass(frozen=True)
+class ScoreFunction:
+    """How the model's output becomes scores: ``logits_fn`` if there is one, else as the protocol says."""
+
+    logits_fn: Callable[[Any], Any] | None
+    protocol: EvaluationProtocol
+    for_targets: bool = False
+
+    def explaining(self, targets: Any) -> "ScoreFunction":
+        """For targets that see every part of an output, or, where there are none, for classes."""
+        return replace(self, for_targets=targets is not None)
+
+    def __call__(self, output: Any) -> Scores:
+        """Scores of an output, in at least float32 where the protocol's own softmax makes them.
+
+        Raises:
+            ValueError: if the softmax runs over a single class, where it is 1 whatever the image shows.
+        """
+        logits = getattr(output, "logits", output) if self.for_targets else logits_of(output)
+        if self.logits_fn is not None:
+            return Scores(logits, self.logits_fn(output))
+        if self.protocol.scores == "raw" or not isinstance(logits, Tensor) or logits.ndim < 2:
+            return Scores(logits, logits)
+        if logits.shape[1] == 1:
+            raise ValueError(
+                f"the model returns {tuple(logits.shape)}, one class, and a softmax over one class is always"
+                " 1; pass logits_fn=torch.sigmoid"
+            )
+        return Scores(logits, logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1))
+
+
+@dataclass(frozen=True)
+class ScoreSelector:
+    """Which score of each sample is explained: a class index each, of so many, or a target callable each."""
+
+    class_idx: Tensor | None = None
+    targets: Sequence[Target] | None = None
+    num_classes: int | None = None
+
+    def of(self, output: Any) -> Tensor:
+        """The selected score of each sample, shape ``(N,)``.
+
+        Raises:
+            TypeError: if targets are asked of an output without a batch dimension, or one returns no tensor.
+            ValueError: if a target returns more than one value.
+        """
+        if self.targets is None:
+            assert self.class_idx is not None
+            return torch.as_tensor(output).gather(1, self.class_idx.unsqueeze(1)).squeeze(1)
+        values = [target(sample) for target, sample in zip(self.targets, samples(output), strict=True)]
+        for value in values:
+            if not isinstance(value, Tensor):
+                raise TypeError(f"a target returned {value!r}; it must return a scalar tensor")
+            if value.numel() != 1:
+                raise ValueError(
+                    f"a target returned a tensor of shape {tuple(value.shape)}; it must return a scalar"
+                )
+        return torch.stack([value.reshape(()) for value in values])
+
+    @classmethod
+    def joined(cls, parts: Sequence["ScoreSelector"]) -> "ScoreSelector":
+        """Of several batches, one after the other."""
+        if parts[0].targets is not None:
+            return cls(targets=[target for part in parts for target in part.targets or ()])
+        indices = [part.class_idx for part in parts if part.class_idx is not None]
+        return cls(torch.cat(indices), num_classes=parts[0].num_classes)
+
+    def __getitem__(self, chunk: slice) -> "ScoreSelector":
+        return ScoreSelector(
+            None if self.class_idx is None else self.class_idx[chunk],
+            None if self.targets is None else self.targets[chunk],
+            self.num_classes,
+        )
+
+
+def check_selection(
+    class_idx: ClassIndex | None, targets: Any, batch_size: int, *, read_values: bool
+) -> None:
+    """Refuse a class index or targets that fit no model, before any model runs.
+
+    Raises:
+        TypeError: if they are of a wrong type.
+        ValueError: if both are given, their number is wrong, or a class index is negative.
+    """
+    if targets is not None:
+        if class_idx is not None:
+            raise ValueError("class_idx and targets were both given; pass one of them")
+        resolve_targets(targets, batch_size)
+    if class_idx is None:
+        return
+    if isinstance(class_idx, Tensor):
+        if class_idx.dtype == torch.bool or class_idx.is_floating_point() or class_idx.is_complex():
+            raise TypeError(
+                f"class_idx is a tensor of {class_idx.dtype}; class indices are integers (torch.long)"
+            )
+        if class_idx.shape != (batch_size,):
+            raise ValueError(
+                f"class_idx has shape {tuple(class_idx.shape)} but input_tensor holds {batch_size} images;"
+                f" pass one index for all or a tensor of shape ({batch_size},)"
+            )
+    elif not _is_index(class_idx):
+        if not isinstance(class_idx, list | tuple) or not all(map(_is_index, class_idx)):
+            raise TypeError(
+                f"class_idx is {class_idx!r}; pass an int, a list of ints, a LongTensor (N,), or None"
+            )
+        if len(class_idx) != batch_size:
+            raise ValueError(
+                f"class_idx has {len(class_idx)} entries but input_tensor holds {batch_size} images;"
+                " pass one index for all or one an image"
+            )
+    _check_range(class_idx, None, read_values=read_values)
+
+
+def check_scores(scores: Any, class_idx: ClassIndex | None, batch_size: int, *, read_values: bool) -> None:
+    """Refuse scores that are no ``(N, K)`` tensor, and class indices that they do not have.
+
+    Raises:
+        TypeError: if the scores are no tensor.
+        ValueError: if their shape is not ``(N, K)``, or a class index is not below K.
+    """
+    hint = "pass a logits_fn that returns one row of class scores an image, or use targets"
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"the scores are a {type(scores).__name__}, not an (N, K) tensor; {hint}")
+    if scores.ndim != 2 or scores.shape[0] != batch_size:
+        raise ValueError(
+            f"the scores have shape {tuple(scores.shape)} for {batch_size} images, not (N, K); {hint}"
+        )
+    if class_idx is not None:
+        _check_range(class_idx, scores.shape[1], read_values=read_values)
+
+
+def class_tensor(class_idx: ClassIndex | None, scores: Tensor) -> Tensor:
+    """One class index a sample, ``(N,)``: the one given, or the class with the highest score."""
+    if class_idx is None:
+        return scores.detach().argmax(dim=-1)
+    if isinstance(class_idx, Tensor):
+        # A copy: labels that were made in inference mode may not enter the autograd graph.
+        return class_idx.to(device=scores.device, dtype=torch.long, copy=True)
+    if _is_index(class_idx):
+        return torch.full((len(scores),), int(class_idx), device=scores.device)  # type: ignore[arg-type]
+    return torch.tensor(list(class_idx), device=scores.device, dtype=torch.long)  # type: ignore[arg-type]
+
+
+def resolve_targets(targets: Target | Sequence[Target], batch_size: int) -> list[Target]:
+    """One target a sample, from one for all or one each.
+
+    Raises:
+        TypeError: if they are not callable.
+        ValueError: if there is not one a sample.
+    """
+    if callable(targets):
+        return [targets] * batch_size
+    if not isinstance(targets, list | tuple) or not all(map(callable, targets)):
+        raise TypeError(f"targets is {targets!r}; it must be a callable or a list of one callable an image")
+    if len(targets) != batch_size:
+        raise ValueError(f"targets has {len(targets)} entries but input_tensor holds {batch_size} images")
+    return list(targets)
+
+
+def samples(output: Any) -> Sequence[Any]:
+    """The output of each sample: of a tensor ``(N, ...)``, of a list, of a tuple or mapping of these.
+
+    Raises:
+        TypeError: if the output has no batch dimension.
+    """
+    if isinstance(output, list):
+        return output
+    if isinstance(output, Mapping):
+        return [dict(zip(output, sample, strict=True)) for sample in samples(tuple(output.values()))]
+    if isinstance(output, tuple) and output:
+        return list(zip(*map(samples, output), strict=True))
+    if isinstance(output, Tensor) and output.ndim:
+        return output.unbind(0)
+    raise TypeError(
+        "targets need a tensor (N, ...), a list of N outputs, or a tuple or dict of these, and the model gave"
+        f" {type(output).__name__}"
+    )
+
+
+def in_float32(values: Tensor) -> Tensor:
+    """The values in at least float32, whatever the model computes in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _detached(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.detach()
+    if isinstance(output, Mapping):
+        return {name: _detached(part) for name, part in output.items()}
+    if type(output) in (list, tuple):
+        return type(output)(map(_detached, output))
+    return output
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _check_range(class_idx: ClassIndex, num_classes: int | None, *, read_values: bool) -> None:
+    if isinstance(class_idx, Tensor):
+        indices = class_idx.tolist() if read_values else []
+    else:
+        indices = [class_idx] if _is_index(class_idx) else list(class_idx)  # type: ignore[arg-type]
+    wrong = [index for index in indices if index < 0 or (num_classes is not None and index >= num_classes)]
+    if wrong:
+        known = (
+            "a class index is not negative" if num_classes is None else f"the model has {num_classes} classes"
+        )
+        raise ValueError(f"class_idx {wrong[0]} is out of range: {known}")
