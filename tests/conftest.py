@@ -97,6 +97,17 @@ def photos() -> Tensor:
     return torch.stack(list(load_photos().values()))
 
 
+class Returning(nn.Module):
+    """A model that returns what ``form`` makes of its scores."""
+
+    def __init__(self, net, form):
+        super().__init__()
+        self.net, self.form = net, form
+
+    def forward(self, x):
+        return self.form(self.net(x))
+
+
 class _Calls(TorchFunctionMode):
     """What a CPU does without an operation of its own, and a GPU must wait for."""
 

@@ -17,7 +17,7 @@ import transformers
 import zennit.attribution
 import zennit.composites
 from conftest import small_net
-from test_guard import traces
+from restoration import traces
 from torch import nn
 
 from torchmetrics_cam import AverageDrop, AverageGain, IncreaseInConfidence

@@ -336,7 +336,7 @@ def test_a_process_group_that_the_trainer_knows_nothing_of_is_refused(tmp_path):
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/lightning"]
 import torch
 torch.set_num_threads(1)
 from test_evaluate import evaluated, seventy, three_metrics

@@ -7,8 +7,8 @@ import torchcam.methods
 from conftest import Calls, small_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from restoration import traces
 from scipy import stats
-from test_guard import traces
 from torch import nn
 
 from torchmetrics_cam import ADCC, AverageDrop, CAMComparison, Coherency, Complexity, DropInDeletion

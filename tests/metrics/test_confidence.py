@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import Calls, HostSyncs, small_net
+from conftest import Calls, HostSyncs, Returning, small_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -225,17 +225,6 @@ def test_autocast(images):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         drop = value(AverageDrop(LayerCAM(model, "body")), images.float())
     assert drop.item() == pytest.approx(expected.item(), abs=0.01)
-
-
-class Returning(nn.Module):
-    """A model that returns what ``form`` makes of its scores."""
-
-    def __init__(self, net, form):
-        super().__init__()
-        self.net, self.form = net, form
-
-    def forward(self, x):
-        return self.form(self.net(x))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torchcam.methods
 from conftest import small_net
+from restoration import traces
 from scipy import stats
 from skimage.metrics import structural_similarity
-from test_guard import traces
 from torch import nn
 
 from torchmetrics_cam import parameter_randomization

@@ -1,35 +1,18 @@
 """Leave no trace: whatever happens in an update, the model, its gradients and the input are as they were."""
 
 import itertools
-from contextlib import nullcontext
 
 import pytest
 import torch
 import torchcam.methods
 from conftest import SmallNet, small_net
+from restoration import CONTEXTS, Fragile, traces
 from torch import nn
 
 from torchmetrics_cam import AverageDrop, ClassificationMetric
 from torchmetrics_cam.cams import CallableSource, GradCAM
 from torchmetrics_cam.model.graph import activation_graph
 from torchmetrics_cam.model.guard import hooks_muted, untouched
-
-
-class Fragile(nn.Module):
-    """Fails in its n-th forward pass, after the target layer has run."""
-
-    def __init__(self, net: SmallNet) -> None:
-        super().__init__()
-        self.net = net
-        self.calls = 0
-        self.fails_at = 0
-
-    def forward(self, x):
-        self.calls += 1
-        logits = self.net(x)
-        if self.calls == self.fails_at:
-            raise ArithmeticError("on purpose")
-        return logits
 
 
 class FailingGradCAM(GradCAM):
@@ -61,12 +44,6 @@ SOURCES = {
     "torchcam": lambda model, fails: _torchcam(model, fails),
     "callable": lambda model, fails: CallableSource(model, failing_rude if fails else rude),
 }
-CONTEXTS = {
-    "plain": nullcontext,
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-}
 
 
 def _torchcam(model, fails):
@@ -74,33 +51,6 @@ def _torchcam(model, fails):
     if fails:
         extractor._get_weights = lambda *_, **__: (_ for _ in ()).throw(ArithmeticError("on purpose"))
     return extractor
-
-
-def traces(model, images):
-    """Everything an update could change, by identity and by value."""
-    hooks = [
-        {
-            name: dict(table)
-            for name, table in vars(module).items()
-            if name.endswith("_hooks") and table is not None
-        }
-        for module in model.modules()
-    ]
-    parameters = [
-        (p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in model.parameters()
-    ]
-    return {
-        "hooks": hooks,
-        "grads": [id(grad) for grad, _, _ in parameters],
-        "grad values": [None if value is None else value.tolist() for _, value, _ in parameters],
-        "requires_grad": [flag for _, _, flag in parameters],
-        "values": [tensor.tolist() for tensor in model.state_dict().values()],
-        "modes": [module.training for module in model.modules()],
-        "grad mode": torch.is_grad_enabled(),
-        "inference mode": torch.is_inference_mode_enabled(),
-        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
-        "images": (images.tolist(), images.requires_grad, images.grad),
-    }
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -3,9 +3,8 @@
 import captum.attr as library
 import pytest
 import torch
-from conftest import Calls, small_net
-from test_guard import traces
-from test_metrics import Returning
+from conftest import Calls, Returning, small_net
+from restoration import traces
 from torch import nn
 
 from torchmetrics_cam import AverageDrop, EvaluationProtocol

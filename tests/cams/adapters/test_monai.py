@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from conftest import Calls, small_net
+from conftest import Calls, Returning, small_net
 from monai.networks.nets import DenseNet121
 from monai.visualize import CAM, GradCAM, GradCAMpp
-from test_guard import traces
-from test_metrics import Returning
+from restoration import traces
 from torch import nn
 
 import torchmetrics_cam.cams as own

@@ -10,7 +10,7 @@ from conftest import Calls, small_net
 from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence
 from pytorch_grad_cam.metrics.cam_mult_image import IncreaseInConfidence as LibraryIncrease
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
-from test_guard import traces
+from restoration import traces
 from torch import nn
 from torchvision.models import resnet18
 

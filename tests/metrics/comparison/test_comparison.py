@@ -12,8 +12,8 @@ import torchcam.methods
 from conftest import Calls, HostSyncs, small_net
 from matplotlib.figure import Figure
 from processes import results_of
+from restoration import CONTEXTS, Fragile, traces
 from scipy import stats
-from test_guard import CONTEXTS, Fragile, traces
 from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy

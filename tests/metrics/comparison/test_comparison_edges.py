@@ -17,9 +17,9 @@ from torchmetrics_cam import (
     ClassificationMetric,
     DeletionAUC,
     EvaluationProtocol,
-    random_numbers,
 )
 from torchmetrics_cam.cams import CenterMap, GradCAM, UniformMap
+from torchmetrics_cam.model import random_numbers
 
 PAPER = EvaluationProtocol.preset("paper")
 
