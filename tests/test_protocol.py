@@ -103,7 +103,7 @@ def test_a_setting_is_left_out_where_it_changes_nothing(setting, value):
         source = GradCAM(model, "0")
         settings = {"measures": list(MEASURES), "protocol": protocol, "controls": False}
         comparison = CAMComparison({"Grad-CAM": source}, **settings)
-        comparison.update(images, masks=masks)
+        comparison.update(images, objects=masks)
         return {name: comparison.compute()[f"Grad-CAM/{name}"].item() for name in MEASURES}
 
     protocol = EvaluationProtocol(pointing_tolerance=2.0)

@@ -20,6 +20,7 @@ from torchmetrics_cam.metrics import (
     agreement,
 )
 from torchmetrics_cam.metrics.randomization import parameter_randomization
+from torchmetrics_cam.pipeline.batch import Batch, explain
 from torchmetrics_cam.protocol import EvaluationProtocol
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ROAD",
     "AverageDrop",
     "AverageGain",
+    "Batch",
     "CAMComparison",
     "ClassificationMetric",
     "Coherency",
@@ -41,5 +43,6 @@ __all__ = [
     "PointingGame",
     "__version__",
     "agreement",
+    "explain",
     "parameter_randomization",
 ]

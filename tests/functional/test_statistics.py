@@ -8,10 +8,9 @@ import torch
 from scipy import stats
 
 from torchmetrics_cam.functional.statistics import estimate, holm, wilson_interval
-from torchmetrics_cam.metrics.batch_values import BatchValues
+from torchmetrics_cam.metrics.comparison.contributions import ComparedBatch
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
 from torchmetrics_cam.metrics.measures import MEASURES
-from torchmetrics_cam.model.scores import ScoreSelector
 
 DROP = (MEASURES["average_drop"],)
 BOTH = (MEASURES["average_drop"], MEASURES["increase_in_confidence"])
@@ -22,19 +21,24 @@ def sums(values: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.tensor(tensor.shape[-1]), tensor.sum(-1), tensor.square().sum(-1)
 
 
-def batch(values: torch.Tensor, valid: torch.Tensor | None = None) -> BatchValues:
+def batch(values: torch.Tensor, valid: torch.Tensor | None = None) -> ComparedBatch:
     """Values of each measure, method and image, ``(M, K, N)``, as an update would find them."""
     shape = values.shape[1:]
     valid = torch.ones(shape, dtype=torch.bool) if valid is None else valid
     scores = torch.full(shape[1:], 0.5)
-    return BatchValues(ScoreSelector(), scores, values[:1], values[0], valid, torch.zeros_like(valid), values)
+    return ComparedBatch(scores, values[0], values[:1], valid, values)
 
 
 def statistics_of(values: torch.Tensor, measures=DROP, valid=None) -> ComparisonStatistics:
     found = batch(values, valid)
-    added = {name: part.sum(0) for name, part in found.contributions(measures).items()}
-    parts = (added[name] for name in ("count", "sums", "squares", "wins", "apart"))
-    return ComparisonStatistics(measures, "micro", *parts)
+    parts = (
+        found.counted_for_both,
+        found.sums(),
+        found.squares(),
+        found.wins(measures),
+        found.differing(measures),
+    )
+    return ComparisonStatistics(measures, "micro", *(part.sum(0) for part in parts))
 
 
 def test_mean_and_standard_error_are_those_of_scipy():
@@ -163,7 +167,7 @@ def test_ranks_and_what_cannot_be_told_apart():
     assert sorted(found.ranks(0)[1:3]) == [1, 2]
     assert found.coincide().nonzero().tolist() == [[0, 0], [0, 3], [1, 1], [2, 2], [3, 0], [3, 3]]
     assert found.p_value(0)[0, 3] == 1
-    assert found.indistinct(0).nonzero().tolist() == [[0, 3], [1, 2], [2, 1], [3, 0]]
+    assert found.not_significantly_different(0).nonzero().tolist() == [[0, 3], [1, 2], [2, 1], [3, 0]]
 
 
 def test_a_small_difference_of_a_sure_model_is_no_coincidence():
@@ -172,19 +176,17 @@ def test_a_small_difference_of_a_sure_model_is_no_coincidence():
     scores = torch.full((200,), 0.9999).double()
     gains = ((masked - scores).clamp(min=0) / (1 - scores)).unsqueeze(0)
     valid = torch.ones(2, 200, dtype=torch.bool)
-    found = BatchValues(ScoreSelector(), scores, masked[None], masked, valid, ~valid, gains)
-    added = found.contributions((MEASURES["average_gain"],))
-    assert added["apart"].sum(0).tolist() == [[0, 200], [200, 0]]
-    rounded = BatchValues(
-        ScoreSelector(),
+    found = ComparedBatch(scores, masked, masked[None], valid, gains)
+    differing = found.differing((MEASURES["average_gain"],))
+    assert differing.sum(0).tolist() == [[0, 200], [200, 0]]
+    rounded = ComparedBatch(
         scores,
-        masked[:1].expand(2, -1)[None] + torch.tensor([[0.0], [1e-7]]),
         masked,
+        masked[:1].expand(2, -1)[None] + torch.tensor([[0.0], [1e-7]]),
         valid,
-        ~valid,
         gains,
     )
-    assert not rounded.contributions((MEASURES["average_gain"],))["apart"].any()
+    assert not rounded.differing((MEASURES["average_gain"],)).any()
 
 
 def test_methods_that_coincide_by_a_chain_share_the_best_rank_also_with_one_between():

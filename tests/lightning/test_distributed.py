@@ -150,7 +150,7 @@ def every_measure(mine: list[int]) -> dict[str, Tensor]:
     for index in mine:
         # Not the top class, of which this network is sure: nothing would raise its confidence.
         classes = [(index + place) % 5 for place in range(3)]
-        comparison.update(images[index], class_idx=classes, masks=masks[index])
+        comparison.update(images[index], class_idx=classes, objects=masks[index])
         for name, metric in metrics.items():
             marked = {"masks": masks[index]} if MEASURES[name].needs_objects else {}
             metric.update(images[index], class_idx=classes, **marked)

@@ -60,13 +60,13 @@ def test_against_numpy(tolerance, net):
         {"maps": PrecomputedMaps(net)}, measures=MEASURES, protocol=protocol, per_sample=True, controls=False
     )
     with Calls(net) as calls:
-        comparison.update(images, cams=torch.tensor(maps), masks=torch.tensor(objects))
+        comparison.update(images, cams=torch.tensor(maps), objects=torch.tensor(objects))
     assert calls.batches == [6]
     for measure, values in expected.items():
         np.testing.assert_allclose(comparison.samples()[measure][:, 0], values, rtol=1e-5, atol=1e-6)
     for metric, measure in zip((EnergyPointingGame, PointingGame, MaskIoU), MEASURES, strict=True):
         single = metric(PrecomputedMaps(net), protocol=protocol)
-        single.update(images, cams=torch.tensor(maps), masks=torch.tensor(objects).int())
+        single.update(images, cams=torch.tensor(maps), objects=torch.tensor(objects).int())
         assert single.compute().item() == pytest.approx(np.mean(expected[measure]), rel=1e-5)
 
 
@@ -74,7 +74,7 @@ def test_a_pretrained_network_looks_at_the_cat_and_at_the_cup(lite0, photos):
     """Boxes drawn by hand on two photos; the controls do not find them."""
     boxes = boxes_to_objects(torch.tensor([[20, 5, 180, 215], [45, 55, 185, 205]]), (224, 224))
     comparison = CAMComparison({"Grad-CAM": GradCAM(lite0, "_blocks.15")}, measures=MEASURES, protocol=EXACT)
-    comparison.update(photos[[2, 4]], class_idx=[282, 967], masks=boxes)
+    comparison.update(photos[[2, 4]], class_idx=[282, 967], objects=boxes)
     values = comparison.compute()
     assert values["Grad-CAM/pointing_game"] == 1
     covered = boxes.float().mean()
@@ -88,13 +88,13 @@ def test_a_pretrained_network_looks_at_the_cat_and_at_the_cup(lite0, photos):
         (
             None,
             ValueError,
-            r"the objects are missing; pass update\(images, masks=...\), a tensor \(4, 12, 12\)",
+            r"the objects are missing; pass update\(images, objects=...\), a tensor \(4, 12, 12\)",
         ),
-        ([1], TypeError, "masks is a list; it must be a tensor"),
+        ([1], TypeError, "objects is a list; it must be a tensor"),
         (
             torch.ones(4, 6, 6),
             ValueError,
-            r"masks has shape \(4, 6, 6\); one mask an image of its size is \(4, 12, 12\)",
+            r"objects has shape \(4, 6, 6\); one object mask of the images size for each image is \(4, 12, 12\)",
         ),
     ],
     ids=["none", "a list", "another size"],
@@ -106,6 +106,6 @@ def test_masks_that_do_not_fit_are_refused_before_the_model_runs(masks, error, m
         CAMComparison({"one": GradCAM(net, "body")}, measures=MEASURES),
     ):
         with Calls(net) as calls, pytest.raises(error, match=message):
-            metric.update(images, masks=masks)
+            metric.update(images, objects=masks)
         assert calls.batches == []
         assert metric.update_count == 0

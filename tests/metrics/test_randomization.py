@@ -9,12 +9,9 @@ from scipy import stats
 from skimage.metrics import structural_similarity
 from torch import nn
 
-from torchmetrics_cam import parameter_randomization
+from torchmetrics_cam import explain, parameter_randomization
 from torchmetrics_cam.cams import EdgeMap, GradCAM, LayerCAM
 from torchmetrics_cam.functional.maps import min_max, resize_maps
-from torchmetrics_cam.model.scores import ScoreFunction
-from torchmetrics_cam.pipeline.explain import explain
-from torchmetrics_cam.protocol import EvaluationProtocol
 
 
 @pytest.fixture
@@ -55,12 +52,11 @@ def test_a_map_that_looks_at_no_network_does_not_change(net, images):
 
 def test_similarities_are_those_of_scipy_and_scikit_image(net, images):
     result = parameter_randomization(net, LayerCAM(net, "body"), images, class_idx=2)
-    scoring = ScoreFunction(None, EvaluationProtocol())
-    first = explain(LayerCAM(net, "body"), images, scoring=scoring, class_idx=2).maps
+    first = explain(LayerCAM(net, "body"), images, class_idx=2).maps
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net.fc.reset_parameters()
-    second = explain(LayerCAM(net, "body"), images, scoring=scoring, class_idx=2).maps
+    second = explain(LayerCAM(net, "body"), images, class_idx=2).maps
     pairs = [min_max(resize_maps(maps, (24, 24))).numpy() for maps in (first, second)]
     for place, (one, other) in enumerate(zip(*pairs, strict=True)):
         expected = stats.spearmanr(one.ravel(), other.ravel()).statistic

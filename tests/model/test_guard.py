@@ -12,7 +12,7 @@ from torch import nn
 from torchmetrics_cam import AverageDrop, ClassificationMetric
 from torchmetrics_cam.cams import CallableSource, GradCAM
 from torchmetrics_cam.model.graph import activation_graph
-from torchmetrics_cam.model.guard import hooks_muted, untouched
+from torchmetrics_cam.model.guard import ModelGuard, hooks_muted
 
 
 class FailingGradCAM(GradCAM):
@@ -140,12 +140,12 @@ def test_only_the_head_has_a_graph(net, images):
     net.stem.register_forward_hook(lambda _m, _a, out: seen.update(stem=out.requires_grad))
     with activation_graph(net, [net.body]) as graph:
         output = net(images)
-        activation = graph.activations[net.body]
+        activation = graph[net.body]
         assert activation.is_leaf
         assert activation.requires_grad
         assert output.requires_grad
     assert seen == {"stem": False}
-    assert not graph.activations
+    assert not graph
 
 
 def test_the_recorded_activation_is_that_of_the_layer_though_an_in_place_relu_follows(net, images):
@@ -153,17 +153,17 @@ def test_the_recorded_activation_is_that_of_the_layer_though_an_in_place_relu_fo
         expected = net.body(net.stem(images))
     with activation_graph(net, [net.body]) as graph:
         net(images)
-        assert torch.equal(graph.activations[net.body], expected)
+        assert torch.equal(graph[net.body], expected)
     assert (expected < 0).any()
 
 
 def test_head_only_gradients_are_those_of_the_full_graph(net, images):
     with activation_graph(net, [net.stem, net.body]) as graph:
         score = net(images)[:, 1].sum()
-        head = torch.autograd.grad(score, [graph.activations[net.stem], graph.activations[net.body]])
+        head = torch.autograd.grad(score, [graph[net.stem], graph[net.body]])
     with activation_graph(net, [net.stem, net.body], head_only=False) as graph:
         score = net(images.clone().requires_grad_())[:, 1].sum()
-        full = torch.autograd.grad(score, [graph.activations[net.stem], graph.activations[net.body]])
+        full = torch.autograd.grad(score, [graph[net.stem], graph[net.body]])
     assert all(map(torch.equal, head, full))
 
 
@@ -208,7 +208,7 @@ def test_extractor_hooks_are_as_they_were_before(net, images):
 def test_no_cache_of_weights_is_live_inside(net):
     """Releases of torch differ in whether a weight that was cached without a graph cuts later gradients."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        with untouched(net):
+        with ModelGuard(net):
             assert not torch.is_autocast_cache_enabled()
         assert torch.is_autocast_cache_enabled()
 
@@ -229,7 +229,7 @@ def test_muted_hooks_are_silent_and_stand_afterwards_in_their_old_order(net, ima
 
 def test_layers_that_were_exchanged_are_back(net):
     body, names = net.body, list(net._modules)
-    with untouched(net):
+    with ModelGuard(net):
         net.body = nn.Identity()
         del net.relu
     assert net.body is body

@@ -12,7 +12,7 @@ import torchvision
 from conftest import small_net
 from torch import nn
 
-from torchmetrics_cam import AverageDrop, EvaluationProtocol, parameter_randomization
+from torchmetrics_cam import AverageDrop, EvaluationProtocol, explain, parameter_randomization
 from torchmetrics_cam.cams import (
     CallableSource,
     CaptumSource,
@@ -24,10 +24,6 @@ from torchmetrics_cam.cams import (
 )
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.functional import min_max
-from torchmetrics_cam.model.scores import ScoreFunction
-from torchmetrics_cam.pipeline.explain import explain
-
-PAPER = ScoreFunction(None, EvaluationProtocol())
 
 
 class Scripted(nn.Module):
@@ -75,21 +71,21 @@ def test_a_network_that_was_made_in_inference_mode_is_refused_before_it_is_froze
 
 def test_refine_cam_has_the_relu_of_its_base(net, images):
     extractor = torchcam.methods.RefineCAM(net, ["stem", "body"], base_method=torchcam.methods.GradCAM)
-    ours = explain(as_source(extractor), images, scoring=PAPER, class_idx=1).maps
+    ours = explain(as_source(extractor), images, class_idx=1).maps
     theirs = extractor.fuse_cams(extractor.base_cam(1, net(images)), normalized=True).detach()
     torch.testing.assert_close(min_max(ours).double(), theirs.double(), rtol=1e-4, atol=1e-5)
 
 
 def test_captum_on_the_method_forward_explains_what_the_protocol_says(net, images):
-    scoring = ScoreFunction(lambda output: output.softmax(-1), EvaluationProtocol.preset("torchcam"))
+    settings = {"logits_fn": lambda output: output.softmax(-1), "protocol": "torchcam"}
     of_network, of_method = (
-        explain(as_source(captum.attr.Saliency(given)), images, scoring=scoring, class_idx=[0, 3, 1, 4]).maps
+        explain(as_source(captum.attr.Saliency(given)), images, class_idx=[0, 3, 1, 4], **settings).maps
         for given in (net, net.forward)
     )
     assert torch.equal(of_network, of_method)
     smooth = captum.attr.NoiseTunnel(captum.attr.Saliency(net.forward))
     source = CaptumSource(smooth, nt_samples=1, stdevs=0.0)
-    assert torch.equal(explain(source, images, scoring=scoring, class_idx=[0, 3, 1, 4]).maps, of_network)
+    assert torch.equal(explain(source, images, class_idx=[0, 3, 1, 4], **settings).maps, of_network)
     assert smooth.forward_func == smooth.attribution_method.forward_func == net.forward
     with pytest.raises(TypeError, match="build it on the network"):
         as_source(captum.attr.Saliency(net.extra_repr))

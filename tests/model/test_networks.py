@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torchcam import methods
 from torchcam.metrics import ClassificationMetric as TorchcamMetric
 
-from torchmetrics_cam import AverageDrop, AverageGain, ClassificationMetric, EvaluationProtocol
+from torchmetrics_cam import AverageDrop, AverageGain, ClassificationMetric, EvaluationProtocol, explain
 from torchmetrics_cam.cams import (
     CallableSource,
     CenterMap,
@@ -25,8 +25,6 @@ from torchmetrics_cam.cams import (
     XGradCAM,
     as_source,
 )
-from torchmetrics_cam.model.scores import ScoreFunction
-from torchmetrics_cam.pipeline.explain import explain
 
 SOFTMAX = partial(torch.softmax, dim=-1)
 OWN = [GradCAM, GradCAMPlusPlus, XGradCAM, LayerCAM, HiResCAM]
@@ -93,7 +91,7 @@ def test_a_copied_module_measures_the_copied_model(images, make, updated):
         original.metric.update(images)
     copied = copy.deepcopy(original)
     assert copied.metric.source.model is copied.model
-    assert copied.metric._evaluation.scoring.logits_fn is copied.temperature
+    assert copied.metric._pipeline.score_function.logits_fn is copied.temperature
     with torch.no_grad():
         for parameter in copied.model.parameters():
             parameter.mul_(0.9)
@@ -113,12 +111,12 @@ def test_maps_are_made_in_full_precision_under_autocast(images, cls, scale):
     model = small_net().float()
     # The head alone is small: its gradient is exact in half precision, so that only the formula can lose it.
     model.fc.weight.data = model.fc.weight.data.mul(scale)
-    source, scoring = cls(model, "body"), ScoreFunction(None, EvaluationProtocol())
+    source = cls(model, "body")
     seen = []
     formula = source.formula
     source.formula = lambda *tensors: seen.append((tensors, formula(*tensors))) or seen[-1][1]
     with torch.autocast("cpu", dtype=torch.float16):
-        explain(source, images.float(), scoring=scoring, class_idx=1)
+        explain(source, images.float(), class_idx=1)
     (tensors, made) = seen[0]
     assert made.dtype == torch.float32
     torch.testing.assert_close(made, formula(*tensors), rtol=1e-5, atol=0)
@@ -380,7 +378,7 @@ def test_absolute_values_reach_the_maps_of_torchcam(net, images):
     """Its extractors clip at zero by themselves; the protocol says otherwise."""
     absolute, paper = EvaluationProtocol(rectify="abs"), EvaluationProtocol()
     ours, theirs, clipped = (
-        explain(as_source(source), images, scoring=ScoreFunction(None, protocol), class_idx=[0, 1, 2, 4]).maps
+        explain(as_source(source), images, protocol=protocol, class_idx=[0, 1, 2, 4]).maps
         for source, protocol in (
             (GradCAM(net, "stem"), absolute),
             (methods.GradCAM(net, "stem"), absolute),

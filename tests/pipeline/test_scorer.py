@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 
 from torchmetrics_cam import AverageDrop, CAMComparison, ClassificationMetric
 from torchmetrics_cam.cams import GradCAM, LayerCAM, UniformMap
-from torchmetrics_cam.pipeline.evaluation import SCORER_TOLERANCE
+from torchmetrics_cam.pipeline.pipeline import SCORER_TOLERANCE
 
 
 @pytest.fixture
@@ -144,8 +144,8 @@ def test_a_copy_of_the_module_that_holds_both_scores_with_the_copied_model(net, 
     holder = nn.ModuleDict({"net": net})
     holder["metric"] = AverageDrop(GradCAM(net, "body"), scorer=Scorer(net))
     copied = copy.deepcopy(holder)
-    assert copied["metric"]._evaluation.scorer.model is copied["net"]
-    assert holder["metric"].clone()._evaluation.scorer is holder["metric"]._evaluation.scorer
+    assert copied["metric"]._pipeline.scorer.model is copied["net"]
+    assert holder["metric"].clone()._pipeline.scorer is holder["metric"]._pipeline.scorer
     copied["metric"].update(images)
 
 

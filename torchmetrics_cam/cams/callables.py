@@ -46,12 +46,12 @@ class CallableSource(CAMSource):
 
     def maps(self, clean: ForwardPass) -> SourceMaps:
         """What the function returns."""
-        assert clean.selection.class_idx is not None
+        assert clean.selector.class_idx is not None
         images = clean.images.detach().clone().requires_grad_()
         # No gradient reaches a parameter, so none of the user's hooks on gradients runs.
         self.model.requires_grad_(False)
         with buffers_kept(self.model):
-            return SourceMaps([self.fn(self.model, images, clean.selection.class_idx)])
+            return SourceMaps([self.fn(self.model, images, clean.selector.class_idx)])
 
     def __repr__(self) -> str:
         name = getattr(self.fn, "__name__", type(self.fn).__name__)

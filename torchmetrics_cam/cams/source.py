@@ -37,16 +37,16 @@ class ForwardPass:
 
     images: Tensor
     scores: Scores
-    selection: ScoreSelector
+    selector: ScoreSelector
     class_idx: ClassIndex | None
     activations: dict[nn.Module, Tensor]
-    scoring: ScoreFunction
+    score_function: ScoreFunction
     cams: Mapping["CAMSource", Tensor] = field(default_factory=dict)
 
     @property
     def protocol(self) -> EvaluationProtocol:
         """The choices of the evaluation."""
-        return self.scoring.protocol
+        return self.score_function.protocol
 
     @property
     def explained(self) -> Any:
@@ -62,7 +62,7 @@ class ForwardPass:
         Raises:
             RuntimeError: if the score has no gradient.
         """
-        score = self.selection.of(self.explained).sum()
+        score = self.selector.select(self.explained).sum()
         if not score.requires_grad:
             raise RuntimeError(
                 "the explained score has no gradient: the model or logits_fn runs under no_grad or"
@@ -74,7 +74,7 @@ class ForwardPass:
 
     def explained_of(self, output: Any) -> Any:
         """The same of an output that a source got by running the model once more."""
-        scores = self.scoring(output)
+        scores = self.score_function(output)
         return scores.raw if self.protocol.cam_of == "logit" else scores.scores
 
 

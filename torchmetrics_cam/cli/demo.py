@@ -18,9 +18,7 @@ from torchmetrics_cam.cams import (
     XGradCAM,
 )
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
-from torchmetrics_cam.model.scores import ScoreFunction
-from torchmetrics_cam.pipeline.explain import explain
-from torchmetrics_cam.pipeline.perturb import apply_mask, masked_scores, to_mask
+from torchmetrics_cam.pipeline.batch import explain
 from torchmetrics_cam.plots import ExplanationRow, explanation_figure
 from torchmetrics_cam.protocol import EvaluationProtocol
 
@@ -148,22 +146,14 @@ def class_names() -> list[str]:
 
 def picture(sources: Mapping[str, CAMSource], images: Tensor) -> "Figure":
     """What each source makes of each image, a row a source."""
-    scoring = ScoreFunction(None, PROTOCOL)
-    rows = []
-    for method, source in sources.items():
-        explanation = explain(source, images, scoring=scoring)
-        mask = to_mask(explanation, PROTOCOL)
-        rows.append(
-            ExplanationRow(
-                method,
-                masks=mask,
-                masked_images=colors(apply_mask(images, mask, PROTOCOL)),
-                masked_scores=masked_scores(source.model, explanation, scoring=scoring),
-            )
-        )
-    assert explanation.selection.class_idx is not None
-    labels = [class_names()[number] for number in explanation.selection.class_idx.tolist()]
-    return explanation_figure(colors(images), rows, labels=labels, scores=explanation.scores)
+    batch = explain(sources, images, protocol=PROTOCOL)
+    rows = [
+        ExplanationRow(method, one.masks, colors(one.masked_images), one.masked_scores)
+        for method, one in zip(batch.methods, batch, strict=True)
+    ]
+    assert batch.class_idx is not None
+    labels = [class_names()[class_idx] for class_idx in batch.class_idx.tolist()]
+    return explanation_figure(colors(images), rows, labels=labels, scores=batch.scores[0])
 
 
 def colors(images: Tensor) -> Tensor:

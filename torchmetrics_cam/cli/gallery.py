@@ -7,9 +7,7 @@ from torch import Tensor
 
 from torchmetrics_cam.functional.confidence import average_drop
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
-from torchmetrics_cam.model.scores import ScoreFunction
-from torchmetrics_cam.pipeline.explain import explain
-from torchmetrics_cam.pipeline.perturb import apply_mask, masked_scores, to_mask
+from torchmetrics_cam.pipeline.batch import explain
 from torchmetrics_cam.report import Picture
 
 
@@ -64,17 +62,12 @@ def gallery(
 def _rows(
     comparison: CAMComparison, image: Tensor, class_idx: int, to_colors: Callable[[Tensor], Tensor]
 ) -> list[tuple[str, Tensor, Tensor, float, float]]:
-    scoring = ScoreFunction(None, comparison.protocol)
+    batch = explain(comparison.sources, image, class_idx, protocol=comparison.protocol)
     rows = []
-    for method, source in comparison.sources.items():
-        silent = list(comparison.sources.values())
-        explanation = explain(source, image, scoring=scoring, class_idx=class_idx, silent=silent)
-        mask = to_mask(explanation, comparison.protocol)
-        masked = apply_mask(image, mask, comparison.protocol)
-        masked_score = masked_scores(source.model, explanation, scoring=scoring)
-        drop = average_drop(explanation.scores, masked_score, **comparison.protocol.drop_settings)
-        shown = _colors(masked, to_colors)
-        rows.append((method, mask[0].cpu(), shown, float(masked_score), float(drop)))
+    for method, one in zip(batch.methods, batch, strict=True):
+        drop = average_drop(one.scores, one.masked_scores, **comparison.protocol.drop_settings)
+        shown = _colors(one.masked_images, to_colors)
+        rows.append((method, one.masks[0].cpu(), shown, float(one.masked_scores), float(drop)))
     return rows
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from torchmetrics_cam.__about__ import __version__
 from torchmetrics_cam.lightning.atomic_file import write_whole
-from torchmetrics_cam.metrics.comparison.metric import CAMComparison
-from torchmetrics_cam.metrics.curve_sums import CURVES
+from torchmetrics_cam.metrics.comparison.metric import CURVES, CAMComparison
 
 FORMAT = 1
 _PACKAGES = (

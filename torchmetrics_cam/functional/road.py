@@ -77,3 +77,8 @@ def _system(shown: Tensor, unknown: Positions) -> tuple[Rows, Tensor]:
     entries = -torch.tensor(weights, dtype=dtype, device=shown.device) * (columns >= 0)
     entries = torch.where(columns == center, sums[:, -1:], entries)
     return Rows(torch.where(columns < 0, center, columns), entries), sums[:, :-1]
+
+
+def road_score(most_first: Tensor, least_first: Tensor) -> Tensor:
+    """TEMP."""
+    return ((least_first - most_first) / 2).mean(0)

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of sums: float64, or float32 on Apple GPUs, which have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean, and the standard error of it.

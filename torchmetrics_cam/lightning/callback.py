@@ -15,11 +15,10 @@ from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.lightning.batches import BatchInputs, update_arguments
 from torchmetrics_cam.lightning.figures import log_figure
-from torchmetrics_cam.metrics.batch_values import BatchValues
+from torchmetrics_cam.metrics.arguments import check_scoring
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
-from torchmetrics_cam.metrics.settings import check_scoring
 from torchmetrics_cam.model.guard import modes_kept
-from torchmetrics_cam.pipeline.batch import Readings
+from torchmetrics_cam.pipeline.batch import Batch
 from torchmetrics_cam.pipeline.explain import Explanation
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 from torchmetrics_cam.report.worst import WorstExplained, worst, worst_figure, worst_of
@@ -266,16 +265,16 @@ class CAMEvaluation(Callback):
 class _Comparison(CAMComparison):
     """It keeps, until it is taken, what the last batch was."""
 
-    last: Readings | None = None
+    last: Batch | None = None
 
     def take(self) -> list[tuple[Explanation, Tensor]]:
         assert self.last is not None
-        read, self.last = self.last, None
-        return list(zip(read.explanations, read.masked, strict=True))
+        batch, self.last = self.last, None
+        return list(zip(batch._perturbed.explanations, batch.masked_scores, strict=True))
 
-    def _read(self, read: Readings) -> BatchValues:
-        self.last = read
-        return super()._read(read)
+    def accumulate(self, batch: Batch, index: Any = None) -> None:
+        super().accumulate(batch, index)
+        self.last = batch
 
 
 def _check_sources(sources: Any) -> None:

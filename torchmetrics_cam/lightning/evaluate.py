@@ -21,7 +21,7 @@ from torchmetrics_cam.lightning.process_group import check_process_group, leave_
 from torchmetrics_cam.lightning.resume import PartialResult, States, key_of
 from torchmetrics_cam.metrics.base import CAMMetric
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
-from torchmetrics_cam.model.guard import untouched, weights_kept
+from torchmetrics_cam.model.guard import ModelGuard, weights_kept
 
 
 def evaluate(
@@ -102,8 +102,7 @@ def evaluate(
 
     networks = _networks(metric)
     with (
-        # A scorer that is compiled runs compiled; what needs hooks switches that off by itself.
-        untouched(networks, compiled=True),
+        ModelGuard(networks),
         weights_kept(networks),
         _on_its_device(metric),
         tempfile.TemporaryDirectory() as folder,
@@ -159,7 +158,7 @@ class _TestLoop(LightningModule):
                 _restore(self.metric, states)
                 for name, member in _members(self.metric):
                     if isinstance(member, CAMMetric):
-                        member._evaluation.random_numbers.states = drawn[name]
+                        member._pipeline.random_stream.states = drawn[name]
         return share(self.loader, rank, ranks, self.seen)
 
     def on_test_start(self) -> None:

@@ -29,10 +29,10 @@ def of_settings(metrics: Sequence[CAMMetric]) -> dict[str, list[Any]]:
         "measures": [[measure.name for measure in metric.measures] for metric in metrics],
         "average": [metric.average for metric in metrics],
         "num_classes": [metric.num_classes for metric in metrics],
-        "logits_fn": [described(metric._evaluation.scoring.logits_fn) for metric in metrics],
+        "logits_fn": [described(metric._pipeline.score_function.logits_fn) for metric in metrics],
         "settings of sources": [
             {name: value for name, value in vars(source).items() if isinstance(value, str | int | float)}
             for metric in metrics
-            for source in metric._evaluation.sources
+            for source in metric._pipeline.sources
         ],
     }

@@ -49,7 +49,7 @@ class PartialResult:
         for name, metric in members:
             states[name] = (metric._update_count, metric._copy_state_dict())
             if isinstance(metric, CAMMetric):
-                drawn[name] = metric._evaluation.random_numbers.states
+                drawn[name] = metric._pipeline.random_stream.states
         self.file.parent.mkdir(parents=True, exist_ok=True)
         # torch.save into a file says nothing of use when the disk is full.
         content = BytesIO()

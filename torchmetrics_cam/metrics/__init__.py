@@ -1,14 +1,17 @@
-"""The metrics, one file a family."""
+"""The metrics, one file for each family of measures."""
 
 from torchmetrics_cam.metrics.adcc import ADCC, Coherency, Complexity
-from torchmetrics_cam.metrics.classification import ClassificationMetric
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.metrics.comparison.table import agreement
-from torchmetrics_cam.metrics.confidence import AverageDrop, AverageGain, IncreaseInConfidence
-from torchmetrics_cam.metrics.curves import DeletionAUC, InsertionAUC
-from torchmetrics_cam.metrics.deletion import DropInDeletion
+from torchmetrics_cam.metrics.confidence import (
+    AverageDrop,
+    AverageGain,
+    ClassificationMetric,
+    DropInDeletion,
+    IncreaseInConfidence,
+)
+from torchmetrics_cam.metrics.curves import ROAD, DeletionAUC, InsertionAUC
 from torchmetrics_cam.metrics.localization import EnergyPointingGame, MaskIoU, PointingGame
-from torchmetrics_cam.metrics.road import ROAD
 
 __all__ = [
     "ADCC",

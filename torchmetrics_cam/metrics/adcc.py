@@ -1,20 +1,43 @@
 """ADCC and its parts, Coherency and Complexity."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from torchmetrics_cam.functional.adcc import adcc
-from torchmetrics_cam.metrics.source_metric import SourceMetric
+from torchmetrics_cam.functional.adcc import adcc, complexity
+from torchmetrics_cam.functional.confidence import average_drop
+from torchmetrics_cam.metrics.arguments import Average
+from torchmetrics_cam.metrics.base import SingleSourceMetric
+from torchmetrics_cam.model.scores import ClassIndex, Target
+from torchmetrics_cam.protocol import EvaluationProtocol
 
 
-class Complexity(SourceMetric):
-    """Complexity: the mean of the map in [0, 1]. A map of few positions is simple; lower is better.
+class Complexity(SingleSourceMetric):
+    r"""Complexity: the mean of the map in [0, 1]. Lower is better: a map of few pixels is simple.
 
-    It asks the model for nothing but the map, and shows what Average Drop cannot: that a map which hides
-    nothing explains nothing.
+    .. math:: \frac{1}{N} \sum_{i=1}^N \frac{1}{P} \sum_{j=1}^P M_{ij}
 
-    Input, output, arguments and errors are those of `AverageDrop`.
+    with the map :math:`M` of :math:`P` pixels. It needs no masked forward pass, and shows what Average Drop
+    cannot: a map that hides nothing explains nothing.
+
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``complexity`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was counted. With
+      ``average="none"`` it is ``(num_classes,)``
+
+    Arguments, counts and errors are those of `AverageDrop`.
+
+    Attributes:
+        value: sum of the complexities, float64.
+        total: how many images were counted.
 
     Source: Poppi et al., ADCC, https://arxiv.org/abs/2104.10252
 
@@ -22,36 +45,69 @@ class Complexity(SourceMetric):
         >>> import torch
         >>> from torch import nn
         >>> from torchmetrics_cam import Complexity
-        >>> from torchmetrics_cam.cams import UniformMap
-        >>> metric = Complexity(UniformMap(nn.Flatten(), value=0.25))
-        >>> metric.update(torch.rand(2, 1, 4, 4))
-        >>> float(metric.compute())
-        0.25
+        >>> from torchmetrics_cam.cams import PrecomputedMaps
+        >>> metric = Complexity(PrecomputedMaps(nn.Flatten()))
+        >>> metric.update(torch.rand(1, 1, 2, 2), cams=torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]))
+        >>> metric.compute()  # one of four pixels
+        tensor(0.2500)
 
     """
 
     higher_is_better: bool = False
-    sums: ClassVar[dict[str, str]] = {"value": "complexity"}
 
     value: Tensor
 
+    def _add_states(self) -> None:
+        self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
+        self._add_counts()
+
+    def update(
+        self,
+        input_tensor: Tensor,
+        class_idx: ClassIndex | None = None,
+        *,
+        targets: Target | list[Target] | None = None,
+        cams: Tensor | None = None,
+    ) -> None:
+        """Explain a batch and accumulate the mean of each map; arguments are those of `AverageDrop`."""
+        with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
+            value = complexity(batch.normalized_maps, reduction="none")
+        valid = batch.valid & value.isfinite()
+        self.value = self.value + self._sum(batch, value.where(valid, 0))
+        self._count(batch, valid)
+
     def compute(self) -> Tensor:
-        """The mean over all images."""
-        return self._mean("value")
+        """Return the mean over all images."""
+        return self._mean(self.value)
 
 
-class Coherency(SourceMetric):
-    r"""Coherency: how alike the map of an image and that of what it leaves of the image are.
+class Coherency(SingleSourceMetric):
+    r"""Coherency: the similarity of the map of an image and the map of the masked image.
 
     .. math:: \frac{1}{N} \sum_{i=1}^N \frac{r\big(M(x_i),\, M(x_i \odot M(x_i))\big) + 1}{2}
 
-    with Pearson's :math:`r`. Higher is better. The source explains every image twice. Two equal constant maps
-    are coherent (1), a constant and another one are not (0.5).
+    with Pearson's correlation :math:`r`. Higher is better. The source explains every image twice. Two equal
+    constant maps are coherent (1), a constant and another one are not (0.5).
 
-    Input, output and arguments are those of `AverageDrop`.
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``coherency`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was counted. With
+      ``average="none"`` it is ``(num_classes,)``
+
+    Arguments, counts and errors are those of `AverageDrop`.
+
+    Attributes:
+        value: sum of the coherencies, float64.
+        total: how many images were counted.
 
     Raises:
-        ValueError: if the source is `PrecomputedMaps`, which has no map of a masked image; and as of
+        ValueError: if the source is `PrecomputedMaps`, which has no map of a masked image; and as
             `AverageDrop`.
 
     Source: Poppi et al., ADCC, https://arxiv.org/abs/2104.10252
@@ -60,37 +116,85 @@ class Coherency(SourceMetric):
         >>> import torch
         >>> from torch import nn
         >>> from torchmetrics_cam import Coherency
-        >>> from torchmetrics_cam.cams import CenterMap
-        >>> metric = Coherency(CenterMap(nn.Flatten()))
-        >>> metric.update(torch.rand(2, 1, 4, 4))
-        >>> float(metric.compute())  # it looks at no image
-        1.0
+        >>> from torchmetrics_cam.cams import CallableSource
+        >>> def edges(model, images, class_idx):  # the change from left to right
+        ...     return images.mean(1).diff(dim=2)
+        >>> metric = Coherency(CallableSource(nn.Flatten(), edges))
+        >>> metric.update(torch.tensor([[[[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]]]]))
+        >>> metric.compute()  # the edges of the masked image lie where those of the image do, but for one
+        tensor(0.9138)
 
     """
 
     higher_is_better: bool = True
-    sums: ClassVar[dict[str, str]] = {"value": "coherency"}
+    explains_masked_images: ClassVar[bool] = True
 
     value: Tensor
 
+    def _add_states(self) -> None:
+        self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
+        self._add_counts()
+
+    def update(
+        self,
+        input_tensor: Tensor,
+        class_idx: ClassIndex | None = None,
+        *,
+        targets: Target | list[Target] | None = None,
+        cams: Tensor | None = None,
+    ) -> None:
+        """Explain a batch and its masked images, and accumulate; arguments are those of `AverageDrop`."""
+        with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
+            value = batch.coherency
+        valid = batch.valid & value.isfinite()
+        self.value = self.value + self._sum(batch, value.where(valid, 0))
+        self._count(batch, valid)
+
     def compute(self) -> Tensor:
-        """The mean over all images."""
-        return self._mean("value")
+        """Return the mean over all images."""
+        return self._mean(self.value)
 
 
-class ADCC(SourceMetric):
+class ADCC(SingleSourceMetric):
     r"""Average DCC: the harmonic mean of coherency, of 1 - complexity and of 1 - Average Drop.
 
     .. math:: \frac{1}{N} \sum_{i=1}^N \frac{3}{\frac{1}{\mathrm{coherency}_i} +
               \frac{1}{1 - \mathrm{complexity}_i} + \frac{1}{1 - \mathrm{drop}_i}}
 
-    Higher is better; where a part is 0, ADCC is 0. The drop is the relative one.
+    Higher is better; where a part is 0, ADCC is 0. The drop is the relative one, whatever the protocol's is.
 
-    Input, output, errors and the other arguments are those of `Coherency`.
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``adcc`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was counted. With
+      ``average="none"`` it is ``(num_classes,)``
+
+    Counts and errors are those of `Coherency`.
+
+    Attributes:
+        value: sum of the values of the images, float64.
+        coherency: sum of the coherencies, float64.
+        complexity: sum of the complexities, float64.
+        drop: sum of the relative drops, float64.
+        total: how many images were counted.
 
     Args:
+        cam_extractor: as for `AverageDrop`, but for `PrecomputedMaps`.
+        logits_fn: as for `AverageDrop`.
         averaged_parts: take the harmonic mean once, of the three means over all images, instead of the mean
-            over the images of each one's.
+            over the images of the harmonic mean of each.
+        protocol: as for `AverageDrop`.
+        scorer: as for `AverageDrop`.
+        batch_size: as for `AverageDrop`.
+        num_classes: as for `AverageDrop`.
+        average: as for `AverageDrop`.
+        validate_args: as for `AverageDrop`.
+        kwargs: as for every `torchmetrics.Metric`.
 
     Source: Poppi et al., https://arxiv.org/abs/2104.10252
 
@@ -98,21 +202,19 @@ class ADCC(SourceMetric):
         >>> import torch
         >>> from torch import nn
         >>> from torchmetrics_cam import ADCC
-        >>> from torchmetrics_cam.cams import UniformMap
-        >>> metric = ADCC(UniformMap(nn.Flatten()))
-        >>> metric.update(torch.rand(2, 1, 4, 4))
-        >>> float(metric.compute())  # its complexity is 1
-        0.0
+        >>> from torchmetrics_cam.cams import CallableSource
+        >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # scores the mean of each channel
+        >>> def first_column(model, images, class_idx):
+        ...     return torch.tensor([1.0, 0.0]).expand(len(images), 2, 2)
+        >>> metric = ADCC(CallableSource(model, first_column), logits_fn=lambda scores: scores)
+        >>> metric.update(torch.full((1, 1, 2, 2), 0.8))
+        >>> metric.compute()  # coherency 1, complexity 0.5 and drop 0.5: 3 / (1 + 2 + 2)
+        tensor(0.6000)
 
     """
 
     higher_is_better: bool = True
-    sums: ClassVar[dict[str, str]] = {
-        "value": "adcc",
-        "coherency": "coherency",
-        "complexity": "complexity",
-        "drop": "relative_drop",
-    }
+    explains_masked_images: ClassVar[bool] = True
 
     value: Tensor
     coherency: Tensor
@@ -120,13 +222,67 @@ class ADCC(SourceMetric):
     drop: Tensor
 
     def __init__(
-        self, cam_extractor: Any, logits_fn: Any = None, *, averaged_parts: bool = False, **settings: Any
+        self,
+        cam_extractor: Any,
+        logits_fn: Callable[[Any], Any] | None = None,
+        *,
+        averaged_parts: bool = False,
+        protocol: EvaluationProtocol | str | None = None,
+        scorer: Callable[[Tensor], Any] | None = None,
+        batch_size: int | None = None,
+        num_classes: int | None = None,
+        average: Average = "micro",
+        validate_args: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(cam_extractor, logits_fn, **settings)
+        super().__init__(
+            cam_extractor,
+            logits_fn,
+            protocol=protocol,
+            scorer=scorer,
+            batch_size=batch_size,
+            num_classes=num_classes,
+            average=average,
+            validate_args=validate_args,
+            **kwargs,
+        )
         self.averaged_parts = averaged_parts
 
+    def _add_states(self) -> None:
+        self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
+        self.add_state("coherency", self._zeros(torch.float64), dist_reduce_fx="sum")
+        self.add_state("complexity", self._zeros(torch.float64), dist_reduce_fx="sum")
+        self.add_state("drop", self._zeros(torch.float64), dist_reduce_fx="sum")
+        self._add_counts()
+
+    def update(
+        self,
+        input_tensor: Tensor,
+        class_idx: ClassIndex | None = None,
+        *,
+        targets: Target | list[Target] | None = None,
+        cams: Tensor | None = None,
+    ) -> None:
+        """Explain a batch and its masked images, and accumulate; arguments are those of `AverageDrop`."""
+        with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
+            coherencies = batch.coherency
+            complexities = complexity(batch.normalized_maps, reduction="none")
+            drops = average_drop(batch.scores, batch.masked_scores, reduction="none")
+            value = adcc(coherencies, complexities, drops)
+        valid = batch.valid & value.isfinite() & coherencies.isfinite() & drops.isfinite()
+        self.value = self.value + self._sum(batch, value.where(valid, 0))
+        self.coherency = self.coherency + self._sum(batch, coherencies.where(valid, 0))
+        self.complexity = self.complexity + self._sum(batch, complexities.where(valid, 0))
+        self.drop = self.drop + self._sum(batch, drops.where(valid, 0))
+        self._count(batch, valid)
+
     def compute(self) -> Tensor:
-        """The mean over all images, or ADCC of the means."""
+        """Return the mean over all images, or with ``averaged_parts`` ADCC of the means."""
         if not self.averaged_parts:
-            return self._mean("value")
-        return adcc(self._mean("coherency"), self._mean("complexity"), self._mean("drop"))
+            return self._mean(self.value, relative=True)
+        parts = (
+            self._mean(self.coherency),
+            self._mean(self.complexity),
+            self._mean(self.drop, relative=True),
+        )
+        return adcc(*parts)

@@ -1,8 +1,10 @@
-"""What every metric shares: it holds CAM sources without owning the model, and keeps its sums exact."""
+"""The base of every metric: it holds CAM sources without owning the model, and keeps its sums exact."""
 
+import functools
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -10,14 +12,15 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
+from torchmetrics_cam.cams.callables import PrecomputedMaps
+from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
-from torchmetrics_cam.metrics.batch_values import BatchValues
-from torchmetrics_cam.metrics.compute_groups import identity, own
-from torchmetrics_cam.metrics.measures import MEASURES, Measure
-from torchmetrics_cam.metrics.settings import Average, check_averaging, check_masks, check_scoring, sum_dtype
-from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, ScoreSelector, Target
-from torchmetrics_cam.pipeline.batch import Readings
-from torchmetrics_cam.pipeline.evaluation import Evaluation
+from torchmetrics_cam.functional.statistics import sum_dtype
+from torchmetrics_cam.metrics.arguments import Average, check_averaging, check_scoring
+from torchmetrics_cam.metrics.compute_groups import identity, keep_own
+from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
+from torchmetrics_cam.pipeline.batch import Batch
+from torchmetrics_cam.pipeline.pipeline import Pipeline
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
 
@@ -37,31 +40,26 @@ class CAMMetric(Metric):
     plot_legend_name: str = "Class"
 
     identity: Tensor
-    measures: tuple[Measure, ...]
     default_protocol: ClassVar[str] = "paper"
     _in_forward: bool = False
 
     def __init__(
         self,
         sources: Sequence[CAMSource],
-        measures: Sequence[str],
-        logits_fn: Callable[[Any], Any] | None = None,
+        logits_fn: Callable[[Any], Any] | None,
         *,
-        protocol: EvaluationProtocol | str | None = None,
-        scorer: Callable[[Tensor], Any] | None = None,
-        batch_size: int | None = None,
-        num_classes: int | None = None,
-        average: Average = "micro",
-        validate_args: bool = True,
+        protocol: EvaluationProtocol | str | None,
+        scorer: Callable[[Tensor], Any] | None,
+        batch_size: int | None,
+        num_classes: int | None,
+        average: Average,
+        validate_args: bool,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_scoring(logits_fn, scorer, batch_size)
         check_averaging(num_classes, average)
-        self.measures = tuple(MEASURES[name] for name in measures)
-        for measure in self.measures:
-            measure.check(sources)
-        self._evaluation = Evaluation(
+        self._pipeline = Pipeline(
             sources,
             ScoreFunction(logits_fn, as_protocol(protocol, self.default_protocol)),
             scorer=scorer,
@@ -70,22 +68,26 @@ class CAMMetric(Metric):
         )
         self.num_classes = num_classes
         self.average = average
-        self.add_state("identity", self._identity(), dist_reduce_fx=own)
 
     @property
     def model(self) -> nn.Module:
         """The network that is explained."""
-        return self._evaluation.model
+        return self._pipeline.model
 
     @property
     def protocol(self) -> EvaluationProtocol:
         """Every choice that the number depends on."""
-        return self._evaluation.scoring.protocol
+        return self._pipeline.protocol
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the values: float32, or float64 after ``set_dtype(torch.float64)``; sums are exact."""
+        return torch.float64 if self._dtype == torch.float64 else torch.float32
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Update, and return the value of this batch alone; a refused batch loses nothing accumulated."""
         states, update_count = self._copy_state_dict(), self._update_count
-        settings = self._to_sync, self._should_unsync, self._enable_grad, self.compute_on_cpu
+        flags = self._to_sync, self._should_unsync, self._enable_grad, self.compute_on_cpu
         self._in_forward = True
         try:
             return super().forward(*args, **kwargs)
@@ -93,18 +95,18 @@ class CAMMetric(Metric):
             for name, state in states.items():
                 setattr(self, name, state)
             self._update_count = update_count
-            self._to_sync, self._should_unsync, self._enable_grad, self.compute_on_cpu = settings
+            self._to_sync, self._should_unsync, self._enable_grad, self.compute_on_cpu = flags
             self._computed = None
             raise
         finally:
             self._in_forward = False
 
     def reset(self) -> None:
-        """Begin anew, also with the random numbers of sources that draw some."""
+        """Reset the states, and the random numbers of sources that draw some."""
         super().reset()
         # The base class resets within forward, for the value of the batch; there the stream goes on.
         if not self._in_forward:
-            self._evaluation.begin()
+            self._pipeline.reset()
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the sums of another metric, such as a shard that was computed elsewhere.
@@ -113,41 +115,27 @@ class CAMMetric(Metric):
             incoming_state: a metric of the same class, or its ``metric_state``.
 
         Raises:
-            ValueError: if its protocol or its classes are not those of this metric.
+            ValueError: if it is neither, or its protocol or its classes are not those of this metric.
         """
         if isinstance(incoming_state, CAMMetric):
-            theirs = incoming_state._sums_of()
-            for what, ours in self._sums_of().items():
-                if theirs.get(what) != ours:
+            theirs = incoming_state._settings_of_sums()
+            for setting, ours in self._settings_of_sums().items():
+                if theirs.get(setting) != ours:
                     raise ValueError(
-                        f"a metric of the {what} {theirs.get(what)} cannot be merged into one of {ours};"
-                        " their sums are of different things"
+                        f"a metric of the {setting} {theirs.get(setting)} cannot be merged into one of"
+                        f" {ours}; their sums are of different things"
                     )
-        missing = [
-            name
-            for name in self._defaults
-            if not isinstance(incoming_state, Metric) and name not in incoming_state
-        ]
-        if missing:
-            raise ValueError(f"the states to merge lack {missing}; pass a metric, or its metric_state")
-        for name in self._defaults:
-            given = (
-                getattr(incoming_state, name, None)
-                if isinstance(incoming_state, Metric)
-                else incoming_state.get(name)
-            )
-            if isinstance(given, Tensor) and given.shape != getattr(self, name).shape:
-                raise ValueError(
-                    f"the state {name!r} to merge has shape {tuple(given.shape)}, not"
-                    f" {tuple(getattr(self, name).shape)}; give both metrics the same num_classes and average"
-                )
+        if isinstance(incoming_state, dict | Metric):
+            self._check_states(incoming_state)
         super().merge_state(incoming_state)
         # The base class returns the value that it computed before, and counts no update.
         self._computed = None
         self._update_count += incoming_state._update_count if isinstance(incoming_state, Metric) else 1
 
     def plot(
-        self, val: Tensor | Sequence[Tensor] | None = None, ax: _AX_TYPE | None = None
+        self,
+        val: Any = None,
+        ax: _AX_TYPE | None = None,
     ) -> _PLOT_OUT_TYPE:
         """Plot one value, or several over time.
 
@@ -164,102 +152,143 @@ class CAMMetric(Metric):
         return self._plot(val, ax)
 
     def persistent(self, mode: bool = False) -> None:
-        """Whether the states are part of ``state_dict``; the identity never is, it may change."""
+        """Set whether the states are part of ``state_dict``; the identity never is, as it may change."""
         super().persistent(mode)
         self._persistent["identity"] = False
 
-    def _load_from_state_dict(self, *arguments: Any, **settings: Any) -> None:
-        """States keep their dtype: a checkpoint in half precision makes no counter that stops at 256."""
-        super()._load_from_state_dict(*arguments, **settings)
+    @contextmanager
+    def _explained(
+        self,
+        images: Tensor,
+        class_idx: ClassIndex | None,
+        *,
+        targets: Target | list[Target] | None,
+        cams: Mapping[CAMSource, Tensor],
+        objects: Tensor | None = None,
+        methods: Sequence[str] = (),
+    ) -> Iterator[Batch]:
+        """Explain a batch; the model is guarded until the end of the context."""
+        if targets is not None and self.average != "micro":
+            raise ValueError(
+                f"average={self.average!r} is over classes, and targets have none; pass class_idx instead"
+            )
+        with self._pipeline.active(images):
+            batch = Batch.of(
+                self._pipeline,
+                images,
+                class_idx,
+                targets=targets,
+                cams=cams,
+                objects=objects,
+                methods=methods,
+            )
+            if None not in (self.num_classes, batch.num_classes) and self.num_classes != batch.num_classes:
+                raise ValueError(
+                    f"the model scores {batch.num_classes} classes but num_classes is {self.num_classes}"
+                )
+            yield batch
+
+    def _zeros(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        """Return the default of a sum ``(*shape)``, or one for each class, ``(num_classes, *shape)``."""
+        classes = () if self.average == "micro" else (self.num_classes or 0,)
+        return torch.zeros((*classes, *shape), dtype=dtype)
+
+    def _sum(self, batch: Batch, values: Tensor) -> Tensor:
+        """Sum values over the images of a batch, in the dtype of the states: int64, or float64 where known.
+
+        Args:
+            batch: whose images they are.
+            values: ``(N, *shape)``.
+
+        Returns:
+            The sum ``(*shape)``, or one for each target class, ``(num_classes, *shape)``.
+        """
+        dtype = sum_dtype(self.device) if values.is_floating_point() else torch.int64
+        values = values.detach().to(self.device).to(dtype)
+        if self.average == "micro":
+            return values.sum(0)
+        assert batch.class_idx is not None
+        classes = batch.class_idx.to(self.device)
+        return self._zeros(dtype, *values.shape[1:]).to(self.device).index_add(0, classes, values)
+
+    def _wrap_update(self, update: Callable[..., Any]) -> Callable[..., None]:
+        """Count an update only if it succeeds, and explain what TorchMetrics' usual arguments are not."""
+        wrapped = super()._wrap_update(update)
+
+        @functools.wraps(update)
+        def counted(*args: Any, **kwargs: Any) -> None:
+            if "target" in kwargs:
+                raise TypeError(
+                    "update has no argument 'target': a metric of CAMs takes images, not predictions and"
+                    " labels. To explain the labels, pass class_idx=labels; targets= takes callables from an"
+                    " output to a scalar"
+                )
+            count = self._update_count
+            try:
+                wrapped(*args, **kwargs)
+            except BaseException:
+                self._update_count = count
+                raise
+
+        # A LightningModule that is compiled has its steps traced, and they call update.
+        return torch.compiler.disable(counted)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _check_states(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Refuse states that lack one of this metric's, or have another shape.
+
+        Raises:
+            ValueError: if they do.
+        """
+        states = incoming_state if isinstance(incoming_state, dict) else vars(incoming_state)
+        missing = [name for name in self._defaults if isinstance(incoming_state, dict) and name not in states]
+        if missing:
+            raise ValueError(f"the states to merge lack {missing}; pass a metric, or its metric_state")
+        for name in self._defaults:
+            given, own = states.get(name), getattr(self, name)
+            if isinstance(given, Tensor) and given.shape != own.shape:
+                raise ValueError(
+                    f"the state {name!r} to merge has shape {tuple(given.shape)}, not {tuple(own.shape)};"
+                    " give both metrics the same num_classes and average"
+                )
+
+    def _settings_of_sums(self) -> dict[str, Any]:
+        """Return the settings that metrics must have in common for their sums to be added."""
+        return {"protocol": self.protocol}
+
+    def _kind_of_sums(self) -> Any:
+        """Return what metrics with equal sums have in common, beside their sources and protocol."""
+        return type(self).update.__qualname__
+
+    def _identity(self) -> Tensor:
+        return identity(*self._pipeline.key(), self._kind_of_sums())
+
+    @contextmanager
+    def _all_ranks(self) -> Iterator[None]:
+        """Hold the states of all ranks inside; every rank must enter it."""
+        is_synced = self._is_synced
+        if not is_synced:
+            self.sync(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute)
+        try:
+            yield
+        finally:
+            if not is_synced and self._is_synced:
+                self.unsync()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Load states, which keep their dtype: a counter in half precision would stop at 256."""
+        super()._load_from_state_dict(*args, **kwargs)
         for name, default in self._defaults.items():
             if isinstance(default, Tensor):
                 setattr(self, name, getattr(self, name).to(default.dtype))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # The model may be another one now, and so the metric another: a copy, or read from a file.
-        identity = self._identity().to(self.device)
-        self._defaults["identity"], self.identity = identity, identity.clone()
-
-    def _sums_of(self) -> dict[str, Any]:
-        """What metrics must have in common for their sums to be added."""
-        return {"protocol": self.protocol}
-
-    @contextmanager
-    def _all_ranks(self) -> Iterator[None]:
-        """The states of all ranks inside, unless they are those already; every rank must ask."""
-        synced_before = self._is_synced
-        if not synced_before:
-            self.sync(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute)
-        try:
-            yield
-        finally:
-            if not synced_before and self._is_synced:
-                self.unsync()
-
-    def _identity(self) -> Tensor:
-        return identity(*self._evaluation.parts(), [measure.name for measure in self.measures])
-
-    # A LightningModule that is compiled has its steps traced, and they call this.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _evaluated(
-        self,
-        images: Tensor,
-        class_idx: ClassIndex | None,
-        targets: Target | list[Target] | None,
-        cams: Mapping[CAMSource, Tensor],
-        masks: Tensor | None = None,
-    ) -> BatchValues:
-        """What the measures of this metric say to a batch."""
-        with self._uncounted_if_refused():
-            if targets is not None and self.average != "micro":
-                raise ValueError(
-                    f"average={self.average!r} is over classes, and targets have none; pass class_idx instead"
-                )
-            if masks is not None or any(measure.needs_objects for measure in self.measures):
-                check_masks(masks, images)
-            arguments = (images, class_idx, targets, cams)
-            return self._evaluation.run(*arguments, check=self._check_classes, read=self._read, objects=masks)
-
-    def _read(self, read: Readings) -> BatchValues:
-        return BatchValues.read(read, self.measures)
-
-    @contextmanager
-    def _uncounted_if_refused(self) -> Iterator[None]:
-        """The base class counts an update before it runs."""
-        try:
-            yield
-        except BaseException:
-            self._update_count -= 1
-            raise
-
-    def _check_classes(self, selection: ScoreSelector) -> None:
-        scored = selection.num_classes
-        if None not in (self.num_classes, scored) and self.num_classes != scored:
-            raise ValueError(f"the model scores {scored} classes but num_classes is {self.num_classes}")
-
-    def _add_sum(self, name: str, dtype: torch.dtype, *shape: int) -> None:
-        """A state that adds up over batches and ranks, ``(*shape)``, or a class ``(num_classes, *shape)``."""
-        classes = () if self.average == "micro" else (self.num_classes or 0,)
-        self.add_state(name, torch.zeros((*classes, *shape), dtype=dtype), dist_reduce_fx="sum")
-
-    def _add(self, name: str, values: Tensor, selection: ScoreSelector) -> None:
-        """Add the values of a batch, ``(N, *shape)``.
-
-        Out of place: a state that was reset in inference mode may not be written to outside of it.
-        """
-        state: Tensor = getattr(self, name)
-        values = values.to(state.device).to(state.dtype)
-        if self.average == "micro":
-            summed = values.sum(0)
-        else:
-            assert selection.class_idx is not None
-            classes = selection.class_idx.to(state.device)
-            summed = torch.zeros_like(state).index_add(0, classes, values)
-        setattr(self, name, state + summed)
+        # A copy, or a metric from a file, may have another model, and so another identity.
+        own = self._identity().to(self.device)
+        self._defaults["identity"], self.identity = own, own.clone()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "CAMMetric":
-        """Move the states, but never cast them: a bfloat16 counter stops at 256."""
+        """Move the states, but never cast them: a counter in bfloat16 stops at 256."""
         super()._apply(fn, exclude_state=tuple(self._defaults))
         for name, default in self._defaults.items():
             if name in exclude_state:
@@ -276,8 +305,134 @@ class CAMMetric(Metric):
         return self
 
 
+class SingleSourceMetric(CAMMetric):
+    """A metric over the maps of one source: the mean of a value over the images.
+
+    A subclass adds its sums in ``_add_states``, explains a batch and accumulates in ``update``, and divides
+    in ``compute``. Sums are exact over any split of the images into batches and ranks. With
+    ``average="macro"`` or ``"none"`` each state holds one value for each class, ``(num_classes,)``.
+
+    Attributes:
+        total: how many images were counted.
+        nan_count: how many images were left out, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
+    """
+
+    # Whether the source has to explain the masked images too.
+    explains_masked_images: ClassVar[bool] = False
+
+    total: Tensor
+    nan_count: Tensor
+    degenerate_count: Tensor
+    outside_count: Tensor
+
+    def __init__(
+        self,
+        cam_extractor: Any,
+        logits_fn: Callable[[Any], Any] | None = None,
+        *,
+        protocol: EvaluationProtocol | str | None = None,
+        scorer: Callable[[Tensor], Any] | None = None,
+        batch_size: int | None = None,
+        num_classes: int | None = None,
+        average: Average = "micro",
+        validate_args: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        source = as_source(cam_extractor)
+        super().__init__(
+            [source],
+            logits_fn,
+            protocol=protocol,
+            scorer=scorer,
+            batch_size=batch_size,
+            num_classes=num_classes,
+            average=average,
+            validate_args=validate_args,
+            **kwargs,
+        )
+        if self.explains_masked_images:
+            refuse_precomputed_maps([source], type(self).__name__)
+        self._add_states()
+        self.add_state("identity", self._identity(), dist_reduce_fx=keep_own)
+
+    @property
+    def source(self) -> CAMSource:
+        """Where the maps come from."""
+        return self._pipeline.sources[0]
+
+    @abstractmethod
+    def _add_states(self) -> None:
+        """Add the sums that `update` accumulates; called once by ``__init__``."""
+
+    def explained(
+        self,
+        input_tensor: Tensor,
+        class_idx: ClassIndex | None,
+        *,
+        targets: Target | list[Target] | None,
+        cams: Tensor | None,
+        objects: Tensor | None = None,
+    ) -> AbstractContextManager[Batch]:
+        """Explain a batch; the model is guarded until the end of the context.
+
+        Args:
+            input_tensor: as for `update`.
+            class_idx: as for `update`.
+            targets: as for `update`.
+            cams: as for `update`.
+            objects: the annotated object of each image, ``(N, *spatial)``.
+
+        Returns:
+            A context manager that gives the `Batch`.
+        """
+        maps = {} if cams is None else {self.source: cams}
+        return self._explained(input_tensor, class_idx, targets=targets, cams=maps, objects=objects)
+
+    def _add_counts(self) -> None:
+        for name in ("total", "nan_count", "degenerate_count", "outside_count"):
+            self.add_state(name, self._zeros(torch.int64), dist_reduce_fx="sum")
+
+    def _count(self, batch: Batch, valid: Tensor) -> None:
+        """Count the images of a batch, of which those that are ``valid``, ``(N,)``, are in the sums."""
+        self.total = self.total + self._sum(batch, valid)
+        self.nan_count = self.nan_count + self._sum(batch, ~valid)
+        self.degenerate_count = self.degenerate_count + self._sum(batch, batch.degenerate & valid)
+        self.outside_count = self.outside_count + self._sum(batch, batch.outside & valid)
+
+    def _mean(self, sums: Tensor, *, relative: bool = False) -> Tensor:
+        """Return a sum over the number of images, NaN for none; for ``"macro"`` the mean over the classes.
+
+        Args:
+            sums: a state.
+            relative: whether it is of changes relative to a score, which mean nothing outside of [0, 1].
+        """
+        if relative:
+            warn_scores_outside_unit_interval(self.outside_count)
+        means = sums.to(sum_dtype(sums.device)) / self.total
+        return (means.nanmean() if self.average == "macro" else means).to(self.dtype)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.source!r}, protocol={self.protocol.name!r})"
+
+
+def refuse_precomputed_maps(sources: Sequence[CAMSource], measure: str) -> None:
+    """Refuse sources that have no maps of the masked images.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if any(isinstance(source, PrecomputedMaps) for source in sources):
+        raise ValueError(
+            f"{measure} needs the maps of the masked images too, and PrecomputedMaps has only those that come"
+            " with the batch; pass the CAM that made them"
+        )
+
+
 def warn_scores_outside_unit_interval(count: Tensor) -> None:
-    """One warning where a relative change was taken of something that is no fraction."""
+    """Warn once where changes relative to scores outside of [0, 1] were accumulated."""
     if count.any():
         warnings.warn(
             f"{int(count.sum())} scores lie outside of [0, 1], and a change relative to such a score means"

@@ -1,76 +1,91 @@
-"""Deletion and insertion: the area under the score while the most relevant positions go, or come."""
+"""Deletion, insertion and ROAD: the scores as pixels are removed or inserted in the order of the map."""
 
 from abc import abstractmethod
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
+from torchmetrics_cam.functional.curves import area_under_curve, resampled_curve
+from torchmetrics_cam.functional.road import road_score
 from torchmetrics_cam.functional.statistics import Estimate, estimate
-from torchmetrics_cam.metrics.batch_values import BatchValues
-from torchmetrics_cam.metrics.curve_sums import CURVES, both_curves, curve_contributions, curve_shares
-from torchmetrics_cam.metrics.source_metric import SourceMetric
-from torchmetrics_cam.pipeline.batch import Readings
+from torchmetrics_cam.metrics.base import SingleSourceMetric
+from torchmetrics_cam.model.scores import ClassIndex, Target
+from torchmetrics_cam.pipeline.batch import Batch
+from torchmetrics_cam.protocol import EvaluationProtocol
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
-class CurveMetric(SourceMetric):
-    """A metric that adds up two curves over the share of positions that is perturbed, beside its values.
+def curve_fractions(protocol: EvaluationProtocol) -> list[float]:
+    """Return the fractions of pixels at which curves are summed, whatever the size of the images."""
+    return [point / protocol.curve_steps for point in range(protocol.curve_steps + 1)]
+
+
+def resampled_curves(batch: Batch) -> Tensor:
+    """Return the deletion and the insertion curve of a batch at `curve_fractions`, ``(P, 2, N)``."""
+    both = torch.stack([batch.deletion_scores, batch.insertion_scores], 1)
+    return resampled_curve(both, batch.fractions, batch.protocol.curve_steps + 1)
+
+
+class CurveMetric(SingleSourceMetric):
+    """A metric that sums two curves over the fraction of perturbed pixels, beside its values.
 
     Attributes:
-        curves: sums of the two curves and of their squares, ``(P, 2, 2)``.
+        curves: sums of the two curves and of their squares, float64, ``(P, 2, 2)``.
     """
 
     curves: Tensor
 
-    def __init__(self, cam_extractor: Any, logits_fn: Any = None, **settings: Any) -> None:
-        super().__init__(cam_extractor, logits_fn, **settings)
-        self._add_sum("curves", torch.float64, len(self._shares()), 2, 2)
+    def _add_curves(self) -> None:
+        shape = (len(self._fractions()), 2, 2)
+        self.add_state("curves", self._zeros(torch.float64, *shape), dist_reduce_fx="sum")
 
-    def plot(self, val: Any = None, ax: Any = None) -> tuple["Figure", Any]:
-        """The mean curves with their 95 % intervals; every rank must call it.
+    def plot(
+        self,
+        val: Any = None,
+        ax: _AX_TYPE | None = None,
+    ) -> _PLOT_OUT_TYPE:
+        """Plot the mean curves with their 95 % intervals, or values over time; every rank must call it.
 
         Args:
-            val: values over time as of any metric, which are plotted instead.
+            val: what `compute` or `forward` returned, or a list of it; None plots the curves.
             ax: a matplotlib axis to draw on; None makes a figure.
 
         Returns:
             Figure and axis.
+
+        Raises:
+            ModuleNotFoundError: if matplotlib is missing; ``pip install "torchmetrics-cam[plot]"`` has it.
         """
         if val is not None:
             return super().plot(val, ax)
         from torchmetrics_cam.plots import curve_figure
 
-        found = self._mean_curves()
-        parts = (found.mean, *found.interval())
-        curves = {name: tuple(part[:, place] for part in parts) for place, name in self._names().items()}
-        return curve_figure(self._shares(), curves, ax)
+        mean = self._mean_curves()
+        parts = (mean.mean, *mean.interval())
+        curves = {
+            name: tuple(part[:, index] for part in parts) for index, name in self._curve_names().items()
+        }
+        return curve_figure(self._fractions(), curves, ax)
 
     @abstractmethod
-    def _names(self) -> dict[int, str]:
-        """Which of the two curves are plotted, and under what names."""
+    def _curve_names(self) -> dict[int, str]:
+        """Return the names of the curves that are plotted, by their index."""
 
     @abstractmethod
-    def _shares(self) -> list[float]:
-        """The shares of positions, one a point."""
+    def _fractions(self) -> list[float]:
+        """Return the fraction of pixels at each point of the curves."""
 
-    @abstractmethod
-    def _curves_of(self, read: Readings) -> Tensor:
-        """The two curves of a batch, ``(P, 2, K, N)``."""
-
-    def _read(self, read: Readings) -> BatchValues:
-        return replace(super()._read(read), curves=self._curves_of(read))
-
-    def _accumulate(self, batch: BatchValues) -> None:
-        super()._accumulate(batch)
-        curves = curve_contributions(batch)[..., 0]
-        self._add("curves", torch.stack([curves, curves.square()], -1), batch.selection)
+    def _sum_of_curves(self, batch: Batch, curves: Tensor, valid: Tensor) -> Tensor:
+        """Sum the curves of a batch, ``(P, 2, N)``, and their squares over its valid images."""
+        curves = torch.where(valid, curves, 0).movedim(2, 0)
+        return self._sum(batch, torch.stack([curves, curves.square()], -1))
 
     def _mean_curves(self) -> Estimate:
-        """The mean of both over the images of all ranks and classes, ``(P, 2)``."""
+        """Return the mean of both curves over the images of all ranks and classes, ``(P, 2)``."""
         with self._all_ranks():
             curves, total = self.curves, self.total
         if self.average != "micro":
@@ -78,94 +93,259 @@ class CurveMetric(SourceMetric):
         return estimate(total, *curves.unbind(-1))
 
 
-class DeletionOrInsertion(CurveMetric):
-    """The states that the two share, so that one pass serves them in a `MetricCollection`.
+class DeletionInsertionMetric(CurveMetric):
+    """The states and the update of deletion and insertion, which share their end points.
+
+    Metrics on one source and protocol have equal states, so that in a `MetricCollection` one update serves
+    both.
 
     Attributes:
         deletion: sum of the areas under the deletion curves, float64.
-        insertion: sum of the areas under the insertion curves.
+        insertion: sum of the areas under the insertion curves, float64.
     """
 
-    sums: ClassVar[dict[str, str]] = {"deletion": "deletion_auc", "insertion": "insertion_auc"}
-    # Which of the two curves is this metric's.
-    which: ClassVar[int]
+    # The index of this metric's curve.
+    curve_index: ClassVar[int]
 
     deletion: Tensor
     insertion: Tensor
 
-    def compute(self) -> Tensor:
-        """The mean area over all images."""
-        return self._mean(list(self.sums)[self.which])
+    def _add_states(self) -> None:
+        self.add_state("deletion", self._zeros(torch.float64), dist_reduce_fx="sum")
+        self.add_state("insertion", self._zeros(torch.float64), dist_reduce_fx="sum")
+        self._add_counts()
+        self._add_curves()
+
+    def update(
+        self,
+        input_tensor: Tensor,
+        class_idx: ClassIndex | None = None,
+        *,
+        targets: Target | list[Target] | None = None,
+        cams: Tensor | None = None,
+    ) -> None:
+        """Explain a batch, score its deletion and insertion curves and accumulate.
+
+        Arguments are those of `AverageDrop`.
+        """
+        with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
+            deletion = area_under_curve(batch.deletion_scores, batch.fractions)
+            insertion = area_under_curve(batch.insertion_scores, batch.fractions)
+            curves = resampled_curves(batch)
+        valid = batch.valid & deletion.isfinite() & insertion.isfinite()
+        self.deletion = self.deletion + self._sum(batch, deletion.where(valid, 0))
+        self.insertion = self.insertion + self._sum(batch, insertion.where(valid, 0))
+        self.curves = self.curves + self._sum_of_curves(batch, curves, valid)
+        self._count(batch, valid)
 
     def curve(self) -> tuple[Tensor, Tensor]:
-        """The mean curve over the images of all ranks; every rank must call it.
+        """Return the mean curve over the images of all ranks; every rank must call it.
 
         Returns:
-            The share of positions that is perturbed, ``(curve_steps + 1,)``, and the mean score there.
+            The fraction of pixels that is perturbed, ``(curve_steps + 1,)``, and the mean score there.
         """
-        mean = self._mean_curves().mean[:, self.which]
-        return torch.tensor(self._shares(), device=mean.device), mean
+        mean = self._mean_curves().mean[:, self.curve_index]
+        return torch.tensor(self._fractions(), device=mean.device), mean
 
-    def _names(self) -> dict[int, str]:
-        return {self.which: type(self).__name__}
+    def _curve_names(self) -> dict[int, str]:
+        return {self.curve_index: type(self).__name__}
 
-    def _shares(self) -> list[float]:
-        return curve_shares(self.protocol)
-
-    def _curves_of(self, read: Readings) -> Tensor:
-        return both_curves(read)
+    def _fractions(self) -> list[float]:
+        return curve_fractions(self.protocol)
 
 
-class DeletionAUC(DeletionOrInsertion):
-    r"""Deletion: the area under the score while the most relevant positions are taken away. Lower is better.
+class DeletionAUC(DeletionInsertionMetric):
+    r"""Deletion: the area under the score as the most relevant pixels are deleted. Lower is better.
 
-    .. math:: \int_0^1 s(x \text{ without its share } f \text{ of the most relevant positions})\, df
+    .. math:: \int_0^1 s(x \text{ without the fraction } f \text{ of its most relevant pixels})\, df
 
-    Positions are ranked by the map, of equal ones the first in row-major order goes first. Both end points
-    are part of the curve, and the area is taken against the true share of positions. What taken positions
-    show is the protocol's ``deletion_baseline`` (zeros, as in RISE), and ``curve_steps`` is how many steps
-    there are. One update makes both curves: with `InsertionAUC` in a `MetricCollection` it runs once.
+    Pixels are ranked by the map; of equal ones the first in row-major order is deleted first. Both end points
+    are part of the curve, and the area is taken against the true fraction of pixels. The protocol's
+    ``deletion_baseline`` replaces deleted pixels (zeros, as in RISE), and ``curve_steps`` is the number of
+    steps. One update makes both curves: with `InsertionAUC` in a `MetricCollection` it runs once.
 
-    Input, output, arguments and errors are those of `AverageDrop`.
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``deletion_auc`` (:class:`~torch.Tensor`): a float32 scalar, the mean score over the curve, in [0, 1]
+      where scores are probabilities; NaN if no image was counted. With ``average="none"`` it is
+      ``(num_classes,)``
+
+    Arguments, counts and errors are those of `AverageDrop`.
 
     Source: Petsiuk et al., RISE, https://arxiv.org/abs/1806.07421
 
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from torchmetrics_cam import DeletionAUC
-        >>> from torchmetrics_cam.cams import RandomMap
-        >>> metric = DeletionAUC(RandomMap(nn.Flatten()), protocol="paper")
-        >>> metric.update(torch.rand(2, 1, 8, 8))
-        >>> fractions, scores = metric.curve()
-        >>> fractions.shape, bool(scores[0] > scores[-1])
-        (torch.Size([21]), True)
+        >>> from torchmetrics_cam import DeletionAUC, EvaluationProtocol
+        >>> from torchmetrics_cam.cams import PrecomputedMaps
+        >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # scores the mean of each channel
+        >>> protocol = EvaluationProtocol(scores="raw", curve_steps=4)
+        >>> metric = DeletionAUC(PrecomputedMaps(model), protocol=protocol)
+        >>> images = torch.tensor([[[[0.8, 0.0], [0.0, 0.0]]]])
+        >>> metric.update(images, cams=torch.tensor([[[1.0, 0.5], [0.4, 0.0]]]))
+        >>> metric.curve()[1]  # the first pixel makes all of the score
+        tensor([0.2000, 0.0000, 0.0000, 0.0000, 0.0000], dtype=torch.float64)
+        >>> metric.compute()
+        tensor(0.0250)
 
     """
 
     higher_is_better: bool = False
-    which: ClassVar[int] = CURVES["deletion_auc"]
+    curve_index: ClassVar[int] = 0
+
+    def compute(self) -> Tensor:
+        """Return the mean area under the deletion curve over all images."""
+        return self._mean(self.deletion)
 
 
-class InsertionAUC(DeletionOrInsertion):
-    """Insertion: the area under the score while the most relevant positions come. Higher is better.
+class InsertionAUC(DeletionInsertionMetric):
+    r"""Insertion: the area under the score as the most relevant pixels are inserted. Higher is better.
 
-    As `DeletionAUC`, from an image that shows the protocol's ``insertion_baseline`` everywhere (a blur of
-    kernel 11 and sigma 5, as in RISE) to the image.
+    .. math:: \int_0^1 s(b \text{ with the fraction } f \text{ of the most relevant pixels of } x)\, df
+
+    It begins with an image :math:`b` that is the protocol's ``insertion_baseline`` everywhere (a blur of
+    kernel 11 and sigma 5, as in RISE) and ends with the image. Ranks, steps and the area are those of
+    `DeletionAUC`.
+
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``insertion_auc`` (:class:`~torch.Tensor`): a float32 scalar, the mean score over the curve, in [0, 1]
+      where scores are probabilities; NaN if no image was counted. With ``average="none"`` it is
+      ``(num_classes,)``
+
+    Arguments, counts and errors are those of `AverageDrop`.
 
     Source: Petsiuk et al., RISE, https://arxiv.org/abs/1806.07421
 
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from torchmetrics_cam import InsertionAUC
-        >>> from torchmetrics_cam.cams import RandomMap
-        >>> metric = InsertionAUC(RandomMap(nn.Flatten()))
-        >>> metric.update(torch.rand(2, 1, 8, 8))
-        >>> bool(0 < metric.compute() < 1)
-        True
+        >>> from torchmetrics_cam import EvaluationProtocol, InsertionAUC
+        >>> from torchmetrics_cam.cams import PrecomputedMaps
+        >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # scores the mean of each channel
+        >>> protocol = EvaluationProtocol(scores="raw", curve_steps=4, insertion_baseline=0.0)
+        >>> metric = InsertionAUC(PrecomputedMaps(model), protocol=protocol)
+        >>> images = torch.tensor([[[[0.8, 0.0], [0.0, 0.0]]]])
+        >>> metric.update(images, cams=torch.tensor([[[1.0, 0.5], [0.4, 0.0]]]))
+        >>> metric.curve()[1]  # the first pixel makes all of the score
+        tensor([0.0000, 0.2000, 0.2000, 0.2000, 0.2000], dtype=torch.float64)
+        >>> metric.compute()
+        tensor(0.1750)
 
     """
 
     higher_is_better: bool = True
-    which: ClassVar[int] = CURVES["insertion_auc"]
+    curve_index: ClassVar[int] = 1
+
+    def compute(self) -> Tensor:
+        """Return the mean area under the insertion curve over all images."""
+        return self._mean(self.insertion)
+
+
+class ROAD(CurveMetric):
+    r"""Remove And Debias: the scores with pixels imputed from their neighbors, which leaves natural images.
+
+    .. math:: \frac{1}{|F|} \sum_{f \in F} \frac{\mathrm{LeRF}(f) - \mathrm{MoRF}(f)}{2}
+
+    where :math:`\mathrm{MoRF}(f)` is the score with the fraction :math:`f` of the most relevant pixels
+    imputed, and :math:`\mathrm{LeRF}(f)` that with the least relevant. Higher is better; a map without
+    information has 0, and the value lies in [-0.5, 0.5] where scores are fractions.
+
+    The imputation is `functional.road.linear_imputation` with noise of the protocol's ``road_noise``; the
+    fractions are its ``road_fractions``, and exactly that fraction of the pixels is imputed. The noise is a
+    hash of the image, the same in any batch and rank.
+
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``road`` (:class:`~torch.Tensor`): a float32 scalar in [-0.5, 0.5] where scores are probabilities; NaN
+      if no image was counted. With ``average="none"`` it is ``(num_classes,)``
+
+    Arguments, counts and errors are those of `AverageDrop`.
+
+    Attributes:
+        value: sum of the values of the images, float64.
+        total: how many images were counted.
+
+    Source: Rong et al., https://arxiv.org/abs/2202.00449
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import ROAD, EvaluationProtocol
+        >>> from torchmetrics_cam.cams import PrecomputedMaps
+        >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # scores the mean of each channel
+        >>> protocol = EvaluationProtocol(scores="raw", road_fractions=(0.25,), road_noise=0.0)
+        >>> metric = ROAD(PrecomputedMaps(model), protocol=protocol)
+        >>> images = torch.tensor([[[[0.8, 0.0], [0.0, 0.0]]]])
+        >>> metric.update(images, cams=torch.tensor([[[1.0, 0.5], [0.4, 0.0]]]))
+        >>> metric.compute()  # without the first pixel the score is 0, without the last more than 0.2
+        tensor(0.1200)
+
+    """
+
+    higher_is_better: bool = True
+    plot_lower_bound: float = -0.5
+    plot_upper_bound: float = 0.5
+
+    value: Tensor
+
+    def _add_states(self) -> None:
+        self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
+        self._add_counts()
+        self._add_curves()
+
+    def update(
+        self,
+        input_tensor: Tensor,
+        class_idx: ClassIndex | None = None,
+        *,
+        targets: Target | list[Target] | None = None,
+        cams: Tensor | None = None,
+    ) -> None:
+        """Explain a batch, score its imputed images and accumulate; arguments are those of `AverageDrop`."""
+        with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
+            most_first, least_first = batch.road_scores.unbind(1)
+            value = road_score(most_first, least_first)
+        valid = batch.valid & value.isfinite()
+        self.value = self.value + self._sum(batch, value.where(valid, 0))
+        self.curves = self.curves + self._sum_of_curves(batch, batch.road_scores, valid)
+        self._count(batch, valid)
+
+    def compute(self) -> Tensor:
+        """Return the mean over all images and fractions."""
+        return self._mean(self.value)
+
+    def curve(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean scores over the images of all ranks; every rank must call it.
+
+        Returns:
+            The fraction of pixels that is imputed, ``(F,)``, and the mean scores with the most and with the
+            least relevant pixels imputed.
+        """
+        most, least = self._mean_curves().mean.unbind(1)
+        return torch.tensor(self._fractions(), device=most.device), most, least
+
+    def _curve_names(self) -> dict[int, str]:
+        return {0: "most relevant first", 1: "least relevant first"}
+
+    def _fractions(self) -> list[float]:
+        return list(self.protocol.road_fractions)

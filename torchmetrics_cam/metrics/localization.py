@@ -1,59 +1,91 @@
-"""Localization: does the map point at the object that somebody has marked."""
+"""Localization: does the map point at the annotated object."""
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from torchmetrics_cam.metrics.source_metric import SourceMetric
+from torchmetrics_cam.metrics.arguments import check_objects
+from torchmetrics_cam.metrics.base import SingleSourceMetric
+from torchmetrics_cam.metrics.measures import MEASURES, Measure
 from torchmetrics_cam.model.scores import ClassIndex, Target
 
 
-class LocalizationMetric(SourceMetric):
-    """What the three share: they compare the map with masks of objects, and ask the model for nothing else.
+class LocalizationMetric(SingleSourceMetric):
+    """The states and the update of the metrics that compare maps with annotated objects.
+
+    They need no masked forward pass.
 
     Attributes:
-        value: the sum over the images, float64.
+        value: sum over the images, float64.
     """
 
     higher_is_better: bool = True
+    measure: ClassVar[Measure]
 
     value: Tensor
+
+    def _add_states(self) -> None:
+        self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
+        self._add_counts()
 
     def update(
         self,
         input_tensor: Tensor,
         class_idx: ClassIndex | None = None,
         *,
-        masks: Tensor | None = None,
+        objects: Tensor | None = None,
         targets: Target | list[Target] | None = None,
         cams: Tensor | None = None,
     ) -> None:
-        """Explain a batch and compare the maps with the objects.
+        """Explain a batch and compare its maps with the objects.
 
         Args:
             input_tensor: as for `AverageDrop`.
             class_idx: as for `AverageDrop`.
-            masks: where the object of each image is, ``(N, *spatial)`` of the images' size, bool or 0 and 1;
-                `boxes_to_objects` makes them of boxes.
+            objects: the annotated object of each image, ``(N, *spatial)`` of the images' size, bool or 0 and
+                1; `boxes_to_objects` makes them of boxes.
             targets: as for `AverageDrop`.
             cams: as for `AverageDrop`.
 
         Raises:
             TypeError: if an argument is of a wrong type.
-            ValueError: if the masks are missing or do not fit the images; and as `AverageDrop`.
+            ValueError: if the objects are missing or do not fit the images; and as `AverageDrop`.
         """
-        handed = {} if cams is None else {self.source: cams}
-        self._accumulate(self._evaluated(input_tensor, class_idx, targets, handed, masks))
+        check_objects(objects, input_tensor)
+        with self.explained(input_tensor, class_idx, targets=targets, cams=cams, objects=objects) as batch:
+            value = self.measure.values(batch)
+        valid = batch.valid & value.isfinite()
+        self.value = self.value + self._sum(batch, value.where(valid, 0))
+        self._count(batch, valid)
+
+    def _kind_of_sums(self) -> str:
+        return self.measure.name
 
     def compute(self) -> Tensor:
-        """The mean over all images."""
-        return self._mean("value")
+        """Return the mean over all images."""
+        return self._mean(self.value)
 
 
 class EnergyPointingGame(LocalizationMetric):
-    """Energy-based pointing game: the share of the map that lies on the object. Higher is better.
+    r"""Energy-based pointing game: the fraction of the map that lies on the object. Higher is better.
 
-    Output, errors and the other arguments are those of `AverageDrop`; `update` takes ``masks``.
+    .. math:: \frac{1}{N} \sum_{i=1}^N \frac{\sum_{j \in \mathrm{object}} M_{ij}}{\sum_j M_{ij}}
+
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+    - ``objects`` (:class:`~torch.Tensor`): the annotated object of each image, ``(N, *spatial)`` of the
+      images' size, bool or 0 and 1
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``energy_pointing_game`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was
+      counted. With ``average="none"`` it is ``(num_classes,)``
+
+    Arguments, counts and errors are those of `AverageDrop`.
 
     Source: Wang et al., Score-CAM, https://arxiv.org/abs/1910.01279
 
@@ -65,46 +97,77 @@ class EnergyPointingGame(LocalizationMetric):
         >>> from torchmetrics_cam.functional import boxes_to_objects
         >>> metric = EnergyPointingGame(UniformMap(nn.Flatten()))
         >>> objects = boxes_to_objects(torch.tensor([[0, 0, 2, 2]]), (4, 4))
-        >>> metric.update(torch.rand(1, 1, 4, 4), masks=objects)
-        >>> float(metric.compute())
-        0.25
+        >>> metric.update(torch.rand(1, 1, 4, 4), objects=objects)
+        >>> metric.compute()  # the object covers a quarter of the image
+        tensor(0.2500)
 
     """
 
-    sums: ClassVar[dict[str, str]] = {"value": "energy_pointing_game"}
+    measure: ClassVar[Measure] = MEASURES["energy_pointing_game"]
 
 
 class PointingGame(LocalizationMetric):
-    """Pointing game: on how many images the highest position lies on the object. Higher is better.
+    """Pointing game: the fraction of images whose highest pixel lies on the object. Higher is better.
 
-    The protocol's ``pointing_tolerance`` is how many pixels beside the object still count. Of several highest
-    positions the share counts that lies there.
+    The protocol's ``pointing_tolerance`` is the largest distance from the object, in pixels, that still
+    counts. Of several highest pixels, the fraction that lies there counts.
 
-    Input, output, arguments and errors are those of `EnergyPointingGame`.
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+    - ``objects`` (:class:`~torch.Tensor`): the annotated object of each image, ``(N, *spatial)`` of the
+      images' size, bool or 0 and 1
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``pointing_game`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was counted.
+      With ``average="none"`` it is ``(num_classes,)``
+
+    Arguments, counts and errors are those of `AverageDrop`.
 
     Source: Zhang et al., Excitation Backprop, https://arxiv.org/abs/1608.00507
 
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from torchmetrics_cam import PointingGame
+        >>> from torchmetrics_cam import EvaluationProtocol, PointingGame
         >>> from torchmetrics_cam.cams import CenterMap
-        >>> metric = PointingGame(CenterMap(nn.Flatten()))
-        >>> metric.update(torch.rand(1, 1, 5, 5), masks=torch.ones(1, 5, 5))
-        >>> float(metric.compute())
-        1.0
+        >>> from torchmetrics_cam.functional import boxes_to_objects
+        >>> metric = PointingGame(CenterMap(nn.Flatten()), protocol=EvaluationProtocol(pointing_tolerance=0))
+        >>> objects = boxes_to_objects(torch.tensor([[2, 2, 3, 3], [0, 0, 1, 1]]), (5, 5))
+        >>> metric.update(torch.rand(2, 1, 5, 5), objects=objects)
+        >>> metric.compute()  # the first object lies in the center, the second in a corner
+        tensor(0.5000)
 
     """
 
-    sums: ClassVar[dict[str, str]] = {"value": "pointing_game"}
+    measure: ClassVar[Measure] = MEASURES["pointing_game"]
 
 
 class MaskIoU(LocalizationMetric):
-    """Intersection over union of the object and of where the map is high. Higher is better.
+    r"""Intersection over union of the object and of the highest part of the map. Higher is better.
 
-    High is what is at least the protocol's ``iou_threshold``.
+    .. math:: \frac{1}{N} \sum_{i=1}^N \frac{|\{M_i \ge t\} \cap \mathrm{object}_i|}
+              {|\{M_i \ge t\} \cup \mathrm{object}_i|}
 
-    Input, output, arguments and errors are those of `EnergyPointingGame`.
+    with the protocol's ``iou_threshold`` :math:`t`.
+
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+    - ``objects`` (:class:`~torch.Tensor`): the annotated object of each image, ``(N, *spatial)`` of the
+      images' size, bool or 0 and 1
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``mask_iou`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was counted. With
+      ``average="none"`` it is ``(num_classes,)``
+
+    Arguments, counts and errors are those of `AverageDrop`.
 
     Example:
         >>> import torch
@@ -112,10 +175,10 @@ class MaskIoU(LocalizationMetric):
         >>> from torchmetrics_cam import MaskIoU
         >>> from torchmetrics_cam.cams import UniformMap
         >>> metric = MaskIoU(UniformMap(nn.Flatten()))
-        >>> metric.update(torch.rand(1, 1, 2, 2), masks=torch.tensor([[[1, 0], [0, 0]]]))
-        >>> float(metric.compute())
-        0.25
+        >>> metric.update(torch.rand(1, 1, 2, 2), objects=torch.tensor([[[1, 0], [0, 0]]]))
+        >>> metric.compute()  # the map is high everywhere, the object is one of four pixels
+        tensor(0.2500)
 
     """
 
-    sums: ClassVar[dict[str, str]] = {"value": "mask_iou"}
+    measure: ClassVar[Measure] = MEASURES["mask_iou"]

@@ -1,13 +1,13 @@
-"""The measures by name: the value of one image, which way is better, and what kind of number it is."""
+"""The measures by name: the value of each image of a batch, and the properties of the measure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from torchmetrics_cam.cams.callables import PrecomputedMaps
 from torchmetrics_cam.cams.source import CAMSource
-from torchmetrics_cam.functional.adcc import adcc
+from torchmetrics_cam.functional.adcc import adcc, complexity
 from torchmetrics_cam.functional.confidence import (
     average_drop,
     average_gain,
@@ -16,43 +16,49 @@ from torchmetrics_cam.functional.confidence import (
 )
 from torchmetrics_cam.functional.curves import area_under_curve
 from torchmetrics_cam.functional.localization import energy_pointing_game, mask_iou, pointing_game
-from torchmetrics_cam.pipeline.batch import Readings
+from torchmetrics_cam.functional.road import road_score
+from torchmetrics_cam.metrics.base import refuse_precomputed_maps
+from torchmetrics_cam.pipeline.batch import Batch
 from torchmetrics_cam.protocol import EvaluationProtocol
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What can be read off a batch.
+    """Definition of a measure: its formula and properties.
 
     Args:
         name: as in the keys of `CAMComparison`.
-        title: as people read it.
-        of: the value of each method and image, ``(K, N)``.
-        higher_is_better: which way is better.
+        title: as in tables and figures.
+        values: from the batch of one source to the value of each image, ``(N,)``.
+        higher_is_better: whether a higher value is better.
         proportion: whether each value is 0 or 1, so that their mean is a proportion.
-        relative: whether it is a share of the score, and means nothing where that lies outside of [0, 1];
-            the drop is not where the protocol's is absolute.
-        of_map: whether it reads the map itself, and not only what the model says.
-        needs_objects: whether it compares the map with masks of objects.
-        explains_again: whether the source has to explain the masked images too.
+        relative: whether it is a fraction of the score, which means nothing where that lies outside of [0,
+            1]; the drop is not where the protocol's is absolute.
+        of_map: whether it depends on the map itself, and not only on scores of perturbed images.
+        explains_masked_images: whether the source has to explain the masked images too.
+        needs_objects: whether it compares the map with annotated objects.
     """
 
     name: str
     title: str
-    of: Callable[[Readings], Tensor]
+    values: Callable[[Batch], Tensor]
     higher_is_better: bool
     proportion: bool = False
     relative: bool = False
     of_map: bool = False
-    explains_again: bool = False
+    explains_masked_images: bool = False
     needs_objects: bool = False
 
-    def warns(self, protocol: EvaluationProtocol) -> bool:
-        """Whether scores outside of [0, 1] are worth a warning."""
+    def summary(self) -> dict[str, Any]:
+        """Return name, title and direction, as tables and figures need them."""
+        return {"name": self.name, "title": self.title, "higher_is_better": self.higher_is_better}
+
+    def needs_fractions(self, protocol: EvaluationProtocol) -> bool:
+        """Return whether scores outside of [0, 1] are worth a warning."""
         return self.relative and not (self.name == "average_drop" and protocol.drop == "absolute")
 
     def better(self, values: Tensor, others: Tensor) -> Tensor:
-        """Where the values are better than the others."""
+        """Return where the values are better than the others."""
         return values > others if self.higher_is_better else values < others
 
     def check(self, sources: Sequence[CAMSource]) -> None:
@@ -61,73 +67,70 @@ class Measure:
         Raises:
             ValueError: if there is one.
         """
-        if self.explains_again and any(isinstance(source, PrecomputedMaps) for source in sources):
-            raise ValueError(
-                f"{self.title} needs the maps of the masked images too, and PrecomputedMaps has only those"
-                " that come with the batch; pass the CAM that made them"
-            )
+        if self.explains_masked_images:
+            refuse_precomputed_maps(sources, self.title)
 
 
-def _average_drop(read: Readings) -> Tensor:
-    return _each(average_drop, read.scores, read.masked, **read.protocol.drop_settings)
+def _average_drop(batch: Batch) -> Tensor:
+    settings = batch.protocol.drop_settings
+    return average_drop(batch.scores, batch.masked_scores, **settings, reduction="none")
 
 
-def _relative_drop(read: Readings) -> Tensor:
-    return _each(average_drop, read.scores, read.masked)
+def _relative_drop(batch: Batch) -> Tensor:
+    return average_drop(batch.scores, batch.masked_scores, reduction="none")
 
 
-def _increase_in_confidence(read: Readings) -> Tensor:
-    return _each(increase_in_confidence, read.scores, read.masked)
+def _increase_in_confidence(batch: Batch) -> Tensor:
+    return increase_in_confidence(batch.scores, batch.masked_scores, reduction="none")
 
 
-def _average_gain(read: Readings) -> Tensor:
-    return _each(average_gain, read.scores, read.masked, eps=read.protocol.gain_eps)
+def _average_gain(batch: Batch) -> Tensor:
+    return average_gain(batch.scores, batch.masked_scores, eps=batch.protocol.gain_eps, reduction="none")
 
 
-def _drop_in_deletion(read: Readings) -> Tensor:
-    return _each(drop_in_deletion, read.scores, read.complement)
+def _drop_in_deletion(batch: Batch) -> Tensor:
+    return drop_in_deletion(batch.scores, batch.complement_scores, reduction="none")
 
 
-def _complexity(read: Readings) -> Tensor:
-    return read.complexity
+def _complexity(batch: Batch) -> Tensor:
+    return complexity(batch.normalized_maps, reduction="none")
 
 
-def _coherency(read: Readings) -> Tensor:
-    return read.coherency
+def _coherency(batch: Batch) -> Tensor:
+    return batch.coherency
 
 
-def _adcc(read: Readings) -> Tensor:
-    return adcc(read.coherency, read.complexity, _relative_drop(read))
+def _adcc(batch: Batch) -> Tensor:
+    return adcc(batch.coherency, _complexity(batch), _relative_drop(batch))
 
 
-def _deletion_auc(read: Readings) -> Tensor:
-    return area_under_curve(read.deletion, read.fractions)
+def _deletion_auc(batch: Batch) -> Tensor:
+    return area_under_curve(batch.deletion_scores, batch.fractions)
 
 
-def _insertion_auc(read: Readings) -> Tensor:
-    return area_under_curve(read.insertion, read.fractions)
+def _insertion_auc(batch: Batch) -> Tensor:
+    return area_under_curve(batch.insertion_scores, batch.fractions)
 
 
-def _road(read: Readings) -> Tensor:
-    most, least = read.road.unbind(1)
-    return ((least - most) / 2).mean(0)
+def _road(batch: Batch) -> Tensor:
+    return road_score(*batch.road_scores.unbind(1))
 
 
-def _energy_pointing_game(read: Readings) -> Tensor:
-    return read.compared(energy_pointing_game)
+def _energy_pointing_game(batch: Batch) -> Tensor:
+    assert batch.objects is not None
+    return energy_pointing_game(batch.normalized_maps, batch.objects, reduction="none")
 
 
-def _pointing_game(read: Readings) -> Tensor:
-    return read.compared(pointing_game, tolerance=read.protocol.pointing_tolerance)
+def _pointing_game(batch: Batch) -> Tensor:
+    assert batch.objects is not None
+    tolerance = batch.protocol.pointing_tolerance
+    return pointing_game(batch.normalized_maps, batch.objects, tolerance=tolerance, reduction="none")
 
 
-def _mask_iou(read: Readings) -> Tensor:
-    return read.compared(mask_iou, threshold=read.protocol.iou_threshold)
-
-
-def _each(formula: Callable[..., Tensor], scores: Tensor, perturbed: Tensor, **settings: object) -> Tensor:
-    """A formula of ``(N,)`` scores for each of K methods."""
-    return formula(scores.flatten(), perturbed.flatten(), reduction="none", **settings).view_as(perturbed)
+def _mask_iou(batch: Batch) -> Tensor:
+    assert batch.objects is not None
+    threshold = batch.protocol.iou_threshold
+    return mask_iou(batch.normalized_maps, batch.objects, threshold=threshold, reduction="none")
 
 
 MEASURES = {
@@ -135,7 +138,11 @@ MEASURES = {
     for measure in (
         Measure("average_drop", "Average Drop", _average_drop, higher_is_better=False, relative=True),
         Measure(
-            "increase_in_confidence", "Increase in Confidence", _increase_in_confidence, True, proportion=True
+            "increase_in_confidence",
+            "Increase in Confidence",
+            _increase_in_confidence,
+            higher_is_better=True,
+            proportion=True,
         ),
         Measure("average_gain", "Average Gain", _average_gain, higher_is_better=True, relative=True),
         Measure(
@@ -145,10 +152,25 @@ MEASURES = {
         Measure("insertion_auc", "Insertion AUC", _insertion_auc, higher_is_better=True),
         Measure("road", "ROAD", _road, higher_is_better=True),
         Measure("complexity", "Complexity", _complexity, higher_is_better=False, of_map=True),
-        Measure("coherency", "Coherency", _coherency, True, of_map=True, explains_again=True),
-        # The drop that ADCC takes, whatever the protocol's is.
+        Measure(
+            "coherency",
+            "Coherency",
+            _coherency,
+            higher_is_better=True,
+            of_map=True,
+            explains_masked_images=True,
+        ),
+        # The drop that is part of ADCC, whatever the protocol's is.
         Measure("relative_drop", "Relative Drop", _relative_drop, higher_is_better=False, relative=True),
-        Measure("adcc", "ADCC", _adcc, True, relative=True, of_map=True, explains_again=True),
+        Measure(
+            "adcc",
+            "ADCC",
+            _adcc,
+            higher_is_better=True,
+            relative=True,
+            of_map=True,
+            explains_masked_images=True,
+        ),
         Measure(
             "energy_pointing_game",
             "Energy Pointing Game",
@@ -157,8 +179,15 @@ MEASURES = {
             of_map=True,
             needs_objects=True,
         ),
-        Measure("pointing_game", "Pointing Game", _pointing_game, True, of_map=True, needs_objects=True),
-        Measure("mask_iou", "Mask IoU", _mask_iou, True, of_map=True, needs_objects=True),
+        Measure(
+            "pointing_game",
+            "Pointing Game",
+            _pointing_game,
+            higher_is_better=True,
+            of_map=True,
+            needs_objects=True,
+        ),
+        Measure("mask_iou", "Mask IoU", _mask_iou, higher_is_better=True, of_map=True, needs_objects=True),
     )
 }
 DEFAULT_MEASURES = ("average_drop", "increase_in_confidence", "average_gain")

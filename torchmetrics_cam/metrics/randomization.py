@@ -14,9 +14,8 @@ from torchmetrics.functional.regression import spearman_corrcoef
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.model.guard import unwrapped
-from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction
-from torchmetrics_cam.pipeline.explain import Explanation, explain
-from torchmetrics_cam.pipeline.perturb import to_mask
+from torchmetrics_cam.model.scores import ClassIndex
+from torchmetrics_cam.pipeline.batch import explain
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
 if TYPE_CHECKING:
@@ -120,15 +119,15 @@ def parameter_randomization(
             " they have learnt",
             stacklevel=2,
         )
-    scoring = ScoreFunction(None, as_protocol(protocol))
-    first = explain(random_source, images, scoring=scoring, class_idx=class_idx)
-    maps = [_grid(first)]
+    protocol = as_protocol(protocol).replace(normalize="after_resize", normalize_eps=0.0)
+    first = explain(random_source, images, class_idx, protocol=protocol)
+    maps = [first.normalized_maps]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for reset in reversed(resets.values()):
             reset()
-            again = explain(random_source, images, scoring=scoring, class_idx=first.selection.class_idx)
-            maps.append(_grid(again))
+            again = explain(random_source, images, first.class_idx, protocol=protocol)
+            maps.append(again.normalized_maps)
     random_source.remove_hooks()
     return RandomizationResult(
         layers=("none", *reversed(resets)),
@@ -153,11 +152,6 @@ def _reset_of(module: nn.Module) -> Callable[[], Any] | None:
     """What gives a module new weights of its own; attention has it under another name."""
     named = (getattr(module, name, None) for name in ("reset_parameters", "_reset_parameters"))
     return next((reset for reset in named if callable(reset)), None)
-
-
-def _grid(explanation: Explanation) -> Tensor:
-    """The map at the images' size; 0 everywhere where it is constant or not finite."""
-    return to_mask(explanation, EvaluationProtocol())
 
 
 def _rank_correlation(maps: Tensor, others: Tensor) -> Tensor:

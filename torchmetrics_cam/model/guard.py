@@ -1,17 +1,19 @@
-"""All that touches the user's model: every context here puts back what it found, also after an error."""
+"""The guard of the user's model: whatever happens inside, afterwards the model is as it was found."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import mode
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
+_LAZY = (UninitializedParameter, UninitializedBuffer)
 _HOOK_TABLES = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -23,29 +25,168 @@ _HOOK_TABLES = (
 )
 
 
-@contextmanager
-def untouched(model: nn.Module, *, compiled: bool = False) -> Iterator[None]:
-    """Evaluation mode inside; afterwards modes, gradients, buffers and hooks are what they were.
+class _Module(NamedTuple):
+    """The state of one module, without its parameters and buffers."""
 
-    Parameters have no ``.grad`` inside, so that a source which calls ``backward`` or ``zero_grad`` cannot
-    reach the user's gradients. What is compiled runs as it is written, so that hooks are seen, unless
-    ``compiled``.
+    module: nn.Module
+    children: dict[str, nn.Module | None]
+    training: bool
+    is_full_backward_hook: bool | None
+    hooks: list[set[int]]
+
+
+class ModelGuard:
+    """A context in which the model is in evaluation mode, and after which it is as it was found.
+
+    Entering walks the module tree once and notes submodules, modes, hooks, gradients, ``requires_grad`` flags
+    and buffers. Leaving puts back what has changed. Inside, parameters have no ``.grad``, so that a source
+    which calls ``backward`` or ``zero_grad`` cannot reach the user's gradients.
+
+    Hooks that were added inside are removed; a hook that removed itself stays removed, as it was meant to.
+    Buffers of normalization layers are not copied: in evaluation mode they are only read.
+
+    Args:
+        model: the network.
+
+    Raises:
+        ValueError: on entering, if a parameter or buffer is lazy, that is, has no shape yet.
     """
-    with ExitStack() as stack:
-        if not compiled:
-            stack.enter_context(_uncompiled())
-        stack.enter_context(_no_cached_weights())
-        stack.enter_context(_submodules_kept(model))
-        stack.enter_context(_hooks_kept(model))
-        stack.enter_context(_parameters_kept(model))
-        # Observers of quantization write to their buffers in evaluation mode too; batch norm does not.
-        stack.enter_context(buffers_kept(model, but=_NormBase))
-        stack.enter_context(_evaluating(model))
-        yield
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> "ModelGuard":
+        self._note()
+        self._is_used = False
+        self._caches = (
+            torch.is_autocast_cache_enabled(),
+            parametrize._cache_enabled,
+            parametrize._cache,
+        )
+        # A weight that autocast or `parametrize.cached` made without a graph would stay in their cache, and
+        # cut the gradients of a training step in the same region.
+        torch.set_autocast_cache_enabled(False)
+        parametrize._cache_enabled, parametrize._cache = 0, {}
+        try:
+            self._prepare()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._restore_modes()
+            self._restore_tensors_and_hooks()
+        finally:
+            autocast, parametrize._cache_enabled, parametrize._cache = self._caches
+            torch.set_autocast_cache_enabled(autocast)
+            del self._modules, self._parameters, self._buffers, self._caches
+
+    def begin_pass(self) -> None:
+        """Undo what an earlier forward pass inside, or a source, has changed on the model."""
+        if self._is_used:
+            self._restore_modes()
+            self._restore_tensors_and_hooks()
+            self._prepare()
+        self._is_used = True
+
+    def dtype_for(self, images: Tensor) -> torch.dtype:
+        """Return the images' dtype if a parameter of the model has it, else that of most parameters."""
+        dtypes = [parameter.dtype for parameter, _, _ in self._parameters if parameter.is_floating_point()]
+        return images.dtype if images.dtype in dtypes or not dtypes else mode(dtypes)
+
+    def refuse_inference_tensors(self) -> None:
+        """Refuse a model that was made in inference mode, whose tensors autograd cannot save.
+
+        Raises:
+            ValueError: if a parameter or buffer is an inference tensor.
+        """
+        if self._has_inference_tensors:
+            name = _name_of(self.model, Tensor.is_inference)
+            raise ValueError(
+                f"the model's {name!r} was made under torch.inference_mode(), and no gradient can pass such a"
+                " tensor; build or load the model outside of inference_mode, or copy.deepcopy it there"
+            )
+
+    def _note(self) -> None:
+        """Walk the module tree once and note its state."""
+        self._modules: list[_Module] = []
+        self._parameters: list[tuple[nn.Parameter, Tensor | None, bool]] = []
+        self._buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+        self._has_inference_tensors = False
+        modules, seen = [self.model], {id(self.model)}
+        seen_parameters: set[int] = set()
+        for module in modules:
+            children = dict(module._modules)
+            hooks = [set(getattr(module, table)) for table in _HOOK_TABLES]
+            self._modules.append(
+                _Module(module, children, module.training, module._is_full_backward_hook, hooks)
+            )
+            for parameter in module._parameters.values():
+                if parameter is not None and id(parameter) not in seen_parameters:
+                    seen_parameters.add(id(parameter))
+                    self._refuse_lazy(parameter)
+                    self._has_inference_tensors |= parameter.is_inference()
+                    self._parameters.append((parameter, parameter.grad, parameter.requires_grad))
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    self._refuse_lazy(buffer)
+                    self._has_inference_tensors |= buffer.is_inference()
+                    if not (isinstance(module, _NormBase) or buffer.is_inference() or _is_expanded(buffer)):
+                        self._buffers.append((module, name, buffer, buffer.detach().clone()))
+            for child in children.values():
+                if child is not None and id(child) not in seen:
+                    seen.add(id(child))
+                    modules.append(child)
+
+    def _refuse_lazy(self, tensor: Tensor) -> None:
+        """Refuse a lazy tensor, which would take its shape from the images of the metric.
+
+        Raises:
+            ValueError: if it has no shape yet.
+        """
+        if isinstance(tensor, _LAZY):
+            name = _name_of(self.model, lambda one: isinstance(one, _LAZY))
+            raise ValueError(f"the model's {name!r} is lazy and has no shape yet; run the model once before")
+
+    def _prepare(self) -> None:
+        """Switch to evaluation mode, and take the gradients off the parameters."""
+        for module, *_ in self._modules:
+            if module.training:
+                self.model.eval()
+                break
+        for parameter, gradient, _ in self._parameters:
+            if gradient is not None:
+                parameter.grad = None
+
+    def _restore_modes(self) -> None:
+        _set_modes([(module.module, module.training) for module in self._modules])
+
+    def _restore_tensors_and_hooks(self) -> None:
+        for module, name, buffer, value in self._buffers:
+            module._buffers[name] = buffer
+            # Through .data: a graph of the user may hold the buffer, and would see that it was written to.
+            buffer.data.copy_(value)
+        for parameter, gradient, requires_grad in self._parameters:
+            if parameter.requires_grad is not requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+        for module, children, _, is_full_backward_hook, hooks in self._modules:
+            module._is_full_backward_hook = is_full_backward_hook
+            for table_name, known in zip(_HOOK_TABLES, hooks, strict=True):
+                table = getattr(module, table_name)
+                for added in set(table) - known:
+                    del table[added]
+            # A scripted module has a table of its own kind, which is equal to none.
+            if dict(module._modules) != children:
+                module._modules.clear()
+                module._modules.update(children)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside of wrappers that change how it runs, not what it computes.
+    """Return the network inside of wrappers that change how it runs, not what it computes.
 
     `DistributedDataParallel` talks to the other ranks in every forward pass, also in evaluation, and never
     returns where their batches are uneven. A compiled module does not see hooks.
@@ -60,78 +201,42 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Modules that are compiled inside of the model run as they are written."""
+def eager() -> Iterator[None]:
+    """Run compiled modules as they are written, so that their hooks are seen."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    with modes_kept(model):
-        if any(module.training for module in model.modules()):
-            model.eval()
-        yield
-
-
-@contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Training and evaluation modes of all modules are afterwards what they were."""
+    """Put the training and evaluation modes of all modules back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        # Through train(): some modules override it to change their weights with the mode, as adapters do.
-        for module, training in modes:
-            if module.training is not training:
-                module.train(training)
-        for module, training in modes:
-            module.training = training
+        _set_modes(modes)
 
 
 @contextmanager
-def _parameters_kept(model: nn.Module) -> Iterator[None]:
-    before = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _, _ in before:
-            parameter.grad = None
-        yield
-    finally:
-        for parameter, gradient, requires_grad in before:
-            if parameter.requires_grad is not requires_grad:
-                parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
-
-
-@contextmanager
-def buffers_kept(model: nn.Module, *, but: type[nn.Module] | tuple[()] = ()) -> Iterator[None]:
-    """Buffers of all modules ``but`` those of a type are afterwards what they were."""
-    before = [
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put the values of all buffers back afterwards."""
+    buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
-        if not isinstance(module, but)
         for name, buffer in module._buffers.items()
         if buffer is not None and not buffer.is_inference() and not _is_expanded(buffer)
     ]
     try:
         yield
     finally:
-        for module, name, buffer, value in before:
+        for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
-            # Through .data: a graph of the user may hold the buffer, and would see that it was written to.
             buffer.data.copy_(value)
-
-
-def _is_expanded(tensor: torch.Tensor) -> bool:
-    """Whether values share memory: nobody can write to such a tensor in place, not even to put it back."""
-    return tensor.layout is torch.strided and any(
-        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
-    )
 
 
 @contextmanager
 def weights_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards weights and buffers are the tensors that they were: same values, dtype and device."""
+    """Put back the tensors of all weights and buffers afterwards: same values, dtype and device."""
     parameters = [(parameter, parameter.data) for parameter in model.parameters()]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     try:
@@ -144,70 +249,8 @@ def weights_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _submodules_kept(model: nn.Module) -> Iterator[None]:
-    """Layers that were exchanged for others, as Ablation-CAM does, are back in their places."""
-    before = [(module, dict(module._modules)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, submodules in before:
-            # A scripted module has a table of its own kind, which is equal to none.
-            if dict(module._modules) != submodules:
-                module._modules.clear()
-                module._modules.update(submodules)
-
-
-@contextmanager
-def _hooks_kept(model: nn.Module) -> Iterator[None]:
-    """Hooks that were added are removed. One that removed itself stays away: that is what it is made for."""
-    modules = list(model.modules())
-    before = [[set(getattr(module, table)) for table in _HOOK_TABLES] for module in modules]
-    kinds = [module._is_full_backward_hook for module in modules]
-    try:
-        yield
-    finally:
-        for module, tables, kind in zip(modules, before, kinds, strict=True):
-            module._is_full_backward_hook = kind
-            for name, known in zip(_HOOK_TABLES, tables, strict=True):
-                table = getattr(module, name)
-                for added in set(table) - known:
-                    del table[added]
-
-
-@contextmanager
-def _no_cached_weights() -> Iterator[None]:
-    """A weight that autocast or `parametrize.cached` made without a graph would stay in their cache.
-
-    It would cut the gradients of a training step in the same region.
-    """
-    autocast, enabled, cache = (
-        torch.is_autocast_cache_enabled(),
-        parametrize._cache_enabled,
-        parametrize._cache,
-    )
-    try:
-        torch.set_autocast_cache_enabled(False)
-        parametrize._cache_enabled, parametrize._cache = 0, {}
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(autocast)
-        parametrize._cache_enabled, parametrize._cache = enabled, cache
-
-
-def refuse_lazy_modules(model: nn.Module) -> None:
-    """A lazy module takes its shape from the first images that it sees, which must not be those of a metric.
-
-    Raises:
-        ValueError: if a parameter or buffer has no shape yet.
-    """
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if is_lazy(tensor):
-            raise ValueError(f"the model's {name!r} is lazy and has no shape yet; run the model once before")
-
-
-@contextmanager
 def hooks_muted(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """These hooks are taken off, and afterwards stand again among the others in their old order."""
+    """Take these hooks off, and afterwards put them back among the others in their old order."""
     before = []
     for handle in handles:
         table = handle.hooks_dict_ref()
@@ -226,7 +269,7 @@ def hooks_muted(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(*objects: Any) -> Iterator[None]:
-    """Attributes that were set, changed or removed are afterwards what they were."""
+    """Put the attributes of these objects back afterwards, whether set, changed or removed."""
     before = [(one, dict(vars(one))) for one in objects]
     try:
         yield
@@ -234,3 +277,26 @@ def attributes_kept(*objects: Any) -> Iterator[None]:
         for one, attributes in before:
             vars(one).clear()
             vars(one).update(attributes)
+
+
+def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    # Through train(): some modules override it to change their weights with the mode, as adapters do.
+    for module, training in modes:
+        if module.training is not training:
+            module.train(training)
+    for module, training in modes:
+        if module.training is not training:
+            module.training = training
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Return whether values share memory: such a tensor cannot be written to, not even to restore it."""
+    return tensor.layout is torch.strided and any(
+        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
+
+
+def _name_of(model: nn.Module, is_meant: Any) -> str:
+    """Return the name of the first parameter or buffer that a function returns True for."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return next(name for name, tensor in tensors if is_meant(tensor))

@@ -1,4 +1,4 @@
-"""From a model's output to the score of the class, or of the target, that is explained."""
+"""From the output of a model to the score of the explained class or target."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +15,14 @@ ClassIndex = int | Sequence[int] | Tensor
 
 
 def logits_of(output: Any) -> Any:
-    """The class scores within a model's output.
+    """Return the class scores within a model's output.
 
     Args:
         output: a tensor; an object or a mapping with ``logits``, as of transformers, or ``out``, as of
             torchvision's segmentation models; or a tuple, whose first entry they are.
 
     Returns:
-        What was found, or the output itself.
+        The class scores, or the output itself where it has none of these forms.
     """
     for name in ("logits", "out"):
         if isinstance(output, Mapping) and name in output:
@@ -34,7 +34,7 @@ def logits_of(output: Any) -> Any:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one forward pass said.
+    """The output of one forward pass, raw and as scores.
 
     Args:
         raw: the class scores within the model's output (`logits_of`), or, where targets are explained and it
@@ -46,27 +46,33 @@ class Scores:
     scores: Any
 
     def detached(self) -> "Scores":
-        """The same without the autograd graph; a mapping becomes a dict."""
+        """Return the same without the autograd graph; a mapping becomes a dict."""
         return Scores(_detached(self.raw), _detached(self.scores))
 
 
 @dataclass(frozen=True)
 class ScoreFunction:
-    """How the model's output becomes scores: ``logits_fn`` if there is one, else as the protocol says."""
+    """The function from a model's output to scores: ``logits_fn`` if there is one, else the protocol's.
+
+    Args:
+        logits_fn: from the model's output to scores ``(N, K)``; None for the protocol's.
+        protocol: its ``scores`` is ``"softmax"`` or ``"raw"``.
+        for_targets: whether targets are explained, which see every part of an output.
+    """
 
     logits_fn: Callable[[Any], Any] | None
     protocol: EvaluationProtocol
     for_targets: bool = False
 
     def explaining(self, targets: Any) -> "ScoreFunction":
-        """For targets that see every part of an output, or, where there are none, for classes."""
+        """Return the function for these targets, or for classes where they are None."""
         return replace(self, for_targets=targets is not None)
 
     def __call__(self, output: Any) -> Scores:
-        """Scores of an output, in at least float32 where the protocol's own softmax makes them.
+        """Return the scores of an output, in at least float32 where the protocol's softmax makes them.
 
         Raises:
-            ValueError: if the softmax runs over a single class, where it is 1 whatever the image shows.
+            ValueError: if the softmax runs over a single class, where it is always 1.
         """
         logits = getattr(output, "logits", output) if self.for_targets else logits_of(output)
         if self.logits_fn is not None:
@@ -83,17 +89,23 @@ class ScoreFunction:
 
 @dataclass(frozen=True)
 class ScoreSelector:
-    """Which score of each sample is explained: a class index each, of so many, or a target callable each."""
+    """The choice of one score for each image: that of its target class, or the value of its target.
+
+    Args:
+        class_idx: the target class of each image, ``(N,)``, or None.
+        targets: instead, one callable for each image, from a sample of the output to a scalar.
+        num_classes: how many classes the model scores, where classes are explained.
+    """
 
     class_idx: Tensor | None = None
     targets: Sequence[Target] | None = None
     num_classes: int | None = None
 
-    def of(self, output: Any) -> Tensor:
-        """The selected score of each sample, shape ``(N,)``.
+    def select(self, output: Any) -> Tensor:
+        """Return the selected score of each image, ``(N,)``.
 
         Raises:
-            TypeError: if targets are asked of an output without a batch dimension, or one returns no tensor.
+            TypeError: if targets are given an output without a batch dimension, or one returns no tensor.
             ValueError: if a target returns more than one value.
         """
         if self.targets is None:
@@ -110,8 +122,8 @@ class ScoreSelector:
         return torch.stack([value.reshape(()) for value in values])
 
     @classmethod
-    def joined(cls, parts: Sequence["ScoreSelector"]) -> "ScoreSelector":
-        """Of several batches, one after the other."""
+    def concatenated(cls, parts: Sequence["ScoreSelector"]) -> "ScoreSelector":
+        """Return the selector of several batches, one after the other."""
         if parts[0].targets is not None:
             return cls(targets=[target for part in parts for target in part.targets or ()])
         indices = [part.class_idx for part in parts if part.class_idx is not None]
@@ -125,10 +137,10 @@ class ScoreSelector:
         )
 
 
-def check_selection(
+def check_class_idx_and_targets(
     class_idx: ClassIndex | None, targets: Any, batch_size: int, *, read_values: bool
 ) -> None:
-    """Refuse a class index or targets that fit no model, before any model runs.
+    """Refuse class indices or targets that fit no model, before any model runs.
 
     Raises:
         TypeError: if they are of a wrong type.
@@ -137,7 +149,7 @@ def check_selection(
     if targets is not None:
         if class_idx is not None:
             raise ValueError("class_idx and targets were both given; pass one of them")
-        resolve_targets(targets, batch_size)
+        targets_per_image(targets, batch_size)
     if class_idx is None:
         return
     if isinstance(class_idx, Tensor):
@@ -150,15 +162,15 @@ def check_selection(
                 f"class_idx has shape {tuple(class_idx.shape)} but input_tensor holds {batch_size} images;"
                 f" pass one index for all or a tensor of shape ({batch_size},)"
             )
-    elif not _is_index(class_idx):
-        if not isinstance(class_idx, list | tuple) or not all(map(_is_index, class_idx)):
+    elif not _is_integer(class_idx):
+        if not isinstance(class_idx, list | tuple) or not all(map(_is_integer, class_idx)):
             raise TypeError(
                 f"class_idx is {class_idx!r}; pass an int, a list of ints, a LongTensor (N,), or None"
             )
         if len(class_idx) != batch_size:
             raise ValueError(
                 f"class_idx has {len(class_idx)} entries but input_tensor holds {batch_size} images;"
-                " pass one index for all or one an image"
+                " pass one index for all images or one for each"
             )
     _check_range(class_idx, None, read_values=read_values)
 
@@ -170,7 +182,7 @@ def check_scores(scores: Any, class_idx: ClassIndex | None, batch_size: int, *, 
         TypeError: if the scores are no tensor.
         ValueError: if their shape is not ``(N, K)``, or a class index is not below K.
     """
-    hint = "pass a logits_fn that returns one row of class scores an image, or use targets"
+    hint = "pass a logits_fn that returns one row of class scores for each image, or use targets"
     if not isinstance(scores, Tensor):
         raise TypeError(f"the scores are a {type(scores).__name__}, not an (N, K) tensor; {hint}")
     if scores.ndim != 2 or scores.shape[0] != batch_size:
@@ -182,35 +194,37 @@ def check_scores(scores: Any, class_idx: ClassIndex | None, batch_size: int, *, 
 
 
 def class_tensor(class_idx: ClassIndex | None, scores: Tensor) -> Tensor:
-    """One class index a sample, ``(N,)``: the one given, or the class with the highest score."""
+    """Return the target class of each image, ``(N,)``: the given one, or that of the highest score."""
     if class_idx is None:
         return scores.detach().argmax(dim=-1)
     if isinstance(class_idx, Tensor):
         # A copy: labels that were made in inference mode may not enter the autograd graph.
         return class_idx.to(device=scores.device, dtype=torch.long, copy=True)
-    if _is_index(class_idx):
+    if _is_integer(class_idx):
         return torch.full((len(scores),), int(class_idx), device=scores.device)  # type: ignore[arg-type]
     return torch.tensor(list(class_idx), device=scores.device, dtype=torch.long)  # type: ignore[arg-type]
 
 
-def resolve_targets(targets: Target | Sequence[Target], batch_size: int) -> list[Target]:
-    """One target a sample, from one for all or one each.
+def targets_per_image(targets: Target | Sequence[Target], batch_size: int) -> list[Target]:
+    """Return one target for each image, from one for all images or one for each.
 
     Raises:
         TypeError: if they are not callable.
-        ValueError: if there is not one a sample.
+        ValueError: if their number is not that of the images.
     """
     if callable(targets):
         return [targets] * batch_size
     if not isinstance(targets, list | tuple) or not all(map(callable, targets)):
-        raise TypeError(f"targets is {targets!r}; it must be a callable or a list of one callable an image")
+        raise TypeError(
+            f"targets is {targets!r}; it must be a callable or a list with one callable for each image"
+        )
     if len(targets) != batch_size:
         raise ValueError(f"targets has {len(targets)} entries but input_tensor holds {batch_size} images")
     return list(targets)
 
 
 def samples(output: Any) -> Sequence[Any]:
-    """The output of each sample: of a tensor ``(N, ...)``, of a list, of a tuple or mapping of these.
+    """Return the output of each image: of a tensor ``(N, ...)``, a list, a tuple or a mapping of these.
 
     Raises:
         TypeError: if the output has no batch dimension.
@@ -224,13 +238,13 @@ def samples(output: Any) -> Sequence[Any]:
     if isinstance(output, Tensor) and output.ndim:
         return output.unbind(0)
     raise TypeError(
-        "targets need a tensor (N, ...), a list of N outputs, or a tuple or dict of these, and the model gave"
-        f" {type(output).__name__}"
+        "targets need a tensor (N, ...), a list of N outputs, or a tuple or dict of these, and the model"
+        f" returned {type(output).__name__}"
     )
 
 
 def in_float32(values: Tensor) -> Tensor:
-    """The values in at least float32, whatever the model computes in."""
+    """Return the values in at least float32, whatever the model computes in."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -244,7 +258,7 @@ def _detached(output: Any) -> Any:
     return output
 
 
-def _is_index(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -252,10 +266,10 @@ def _check_range(class_idx: ClassIndex, num_classes: int | None, *, read_values:
     if isinstance(class_idx, Tensor):
         indices = class_idx.tolist() if read_values else []
     else:
-        indices = [class_idx] if _is_index(class_idx) else list(class_idx)  # type: ignore[arg-type]
+        indices = [class_idx] if _is_integer(class_idx) else list(class_idx)  # type: ignore[arg-type]
     wrong = [index for index in indices if index < 0 or (num_classes is not None and index >= num_classes)]
     if wrong:
-        known = (
+        needed = (
             "a class index is not negative" if num_classes is None else f"the model has {num_classes} classes"
         )
-        raise ValueError(f"class_idx {wrong[0]} is out of range: {known}")
+        raise ValueError(f"class_idx {wrong[0]} is out of range: {needed}")

@@ -1,212 +1,418 @@
-"""What the model says to a batch and to perturbations of it: what every measure is made of."""
+"""A batch of images with its maps, masks and scores: what every measure is computed from."""
 
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchmetrics_cam.baselines import baseline_of
-from torchmetrics_cam.functional.adcc import complexity, map_correlation
+from torchmetrics_cam.cams.resolve import as_source
+from torchmetrics_cam.functional.adcc import map_correlation
 from torchmetrics_cam.functional.curves import perturbed_counts, position_ranks
-from torchmetrics_cam.model.scores import ScoreSelector
-from torchmetrics_cam.pipeline.explain import Explanation, explain
+from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
+from torchmetrics_cam.pipeline.explain import Explanation
 from torchmetrics_cam.pipeline.perturb import (
-    Perturbed,
+    Imputation,
+    Masking,
+    Perturbation,
+    Replacement,
     apply_mask,
-    hide_positions,
-    impute_positions,
-    masked_images,
-    perturbed_scores,
+    normalized_maps,
     to_mask,
 )
-from torchmetrics_cam.protocol import EvaluationProtocol
-
-if TYPE_CHECKING:
-    from torchmetrics_cam.pipeline.evaluation import Evaluation
+from torchmetrics_cam.pipeline.pipeline import Pipeline
+from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
 
-class Readings:
-    """A batch of N images by K sources. A perturbation is scored when a measure first asks for it, and once.
+class _PerturbedScores:
+    """The scores of N perturbed images for K sources, each computed when it is first asked for, and once.
 
-    Args:
-        evaluation: the sources, and how images become scores.
-        explanations: of the batch, by each source.
-        objects: where the object of each image is, bool, ``(N, *spatial)``, if a measure asks.
+    One object serves the batch of all sources and the batch of each, so that their perturbed images go
+    through the model together.
     """
 
-    def __init__(
-        self, evaluation: "Evaluation", explanations: Sequence[Explanation], objects: Tensor | None = None
-    ) -> None:
-        self._evaluation = evaluation
+    def __init__(self, pipeline: Pipeline, explanations: Sequence[Explanation]) -> None:
+        self.pipeline = pipeline
         self.explanations = explanations
-        self._objects = objects
-        self._asked: list[Tensor] = []
+        self._computed: list[Tensor] = []
 
     @property
-    def protocol(self) -> EvaluationProtocol:
-        """The choices of the evaluation."""
-        return self._evaluation.scoring.protocol
+    def computed(self) -> Tensor:
+        """All scores of perturbed images that were computed so far, ``(A, K, N)``."""
+        if not self._computed:
+            return self.clean.new_zeros(0, *self.clean.shape)
+        return torch.stack(self._computed)
 
     @property
-    def selection(self) -> ScoreSelector:
-        """What is explained."""
-        return self.explanations[0].selection
-
-    @property
-    def asked(self) -> Tensor:
-        """All scores on perturbed images that were asked for so far, ``(A, K, N)``."""
-        return torch.stack(self._asked) if self._asked else self.scores.new_zeros(0, *self.scores.shape)
-
-    @property
-    def valid(self) -> Tensor:
-        """Where pixels, maps and all scores that were asked for are finite, ``(K, N)``."""
-        return torch.stack([one.valid for one in self.explanations]) & self.asked.isfinite().all(0)
-
-    @property
-    def degenerate(self) -> Tensor:
-        """Where the map is constant, ``(K, N)``."""
-        return torch.stack([one.degenerate for one in self.explanations])
-
-    @cached_property
-    def scores(self) -> Tensor:
-        """The score on the image, the same for all sources, ``(K, N)``."""
+    def clean(self) -> Tensor:
+        """The scores of the clean images, the same for all sources, ``(K, N)``."""
         return self.explanations[0].scores.expand(len(self.explanations), -1)
 
     @cached_property
     def masked(self) -> Tensor:
-        """The score on what the mask leaves of the image, ``(K, N)``."""
-        left = [partial(masked_images, one, self.protocol) for one in self.explanations]
-        self._asked.append(self._scored(left))
-        return self._asked[-1]
+        """The scores of the masked images, ``(K, N)``."""
+        scores = self._score([Masking(one, self.pipeline.protocol) for one in self.explanations])
+        self._computed.append(scores)
+        return scores
 
     @cached_property
     def complement(self) -> Tensor:
-        """The score on what the mask takes of the image, ``(K, N)``."""
-        taken = [partial(masked_images, one, self.protocol, complement=True) for one in self.explanations]
-        self._asked.append(self._scored(taken))
-        return self._asked[-1]
-
-    def compared(self, formula: Callable[..., Tensor], **settings: float) -> Tensor:
-        """A formula of maps and objects for each source, ``(K, N)``."""
-        maps = [self._map(explanation) for explanation in self.explanations]
-        return torch.stack([formula(one, self._objects, reduction="none", **settings) for one in maps])
-
-    @cached_property
-    def complexity(self) -> Tensor:
-        """The mean of the map, ``(K, N)``."""
-        return torch.stack([complexity(self._map(one), reduction="none") for one in self.explanations])
-
-    @cached_property
-    def coherency(self) -> Tensor:
-        """How alike the map of the image and that of the masked image are, ``(K, N)``."""
-        return torch.stack([self._coherency(one) for one in range(len(self.explanations))])
+        """The scores of the images with the highlighted part hidden, ``(K, N)``."""
+        scores = self._score(
+            [Masking(one, self.pipeline.protocol, complement=True) for one in self.explanations]
+        )
+        self._computed.append(scores)
+        return scores
 
     @cached_property
     def deletion(self) -> Tensor:
-        """The score while the most relevant positions go, first to last point of the curve, ``(P, K, N)``."""
-        self._asked += [*self._curves[0]]
+        """The scores as the most relevant pixels are deleted, ``(P, K, N)``."""
+        self._computed += [*self._curves[0]]
         return self._curves[0]
 
     @cached_property
     def insertion(self) -> Tensor:
-        """The score while the most relevant positions come, ``(P, K, N)``."""
-        self._asked += [*self._curves[1]]
+        """The scores as the most relevant pixels are inserted, ``(P, K, N)``."""
+        self._computed += [*self._curves[1]]
         return self._curves[1]
 
     @cached_property
-    def fractions(self) -> Tensor:
-        """The share of positions that is perturbed at each point of the curves, ``(P,)``."""
-        positions = self.explanations[0].images[0, 0].numel()
-        counts = perturbed_counts(positions, self.protocol.curve_steps)
-        # Made on the device: a copy from the host would wait for it.
-        points = torch.arange(len(counts), dtype=torch.float32, device=self.scores.device)
-        return (points * counts[1]).clamp(max=positions) / positions
-
-    @cached_property
     def _curves(self) -> tuple[Tensor, Tensor]:
-        """Both, because their end points are the image itself and, on one baseline, the same hidden image."""
+        """Both curves: their end points are the clean image and, on one baseline, the same baseline image."""
         curves = [self._curves_of(one) for one in self.explanations]
         deletion, insertion = (torch.stack(parts, 1) for parts in zip(*curves, strict=True))
         return deletion, insertion
 
     def _curves_of(self, explanation: Explanation) -> tuple[Tensor, Tensor]:
-        """Those of one source, ``(P, N)`` each."""
-        ranks = position_ranks(self._map(explanation))
-        *between, whole = perturbed_counts(ranks[0].numel(), self.protocol.curve_steps)[1:]
-        gone, kept = self.protocol.deletion_baseline, self.protocol.insertion_baseline
-        images = explanation.images
-        # Once a batch: a blur is a twentieth of a forward pass of a ResNet-18.
-        shown = {keep: baseline_of(images, kept if keep else gone) for keep in (False, True)}
-
-        def hidden(count: int, keep: bool) -> Callable[[slice], Perturbed]:
-            def chosen(chunk: slice) -> Perturbed:
-                of_each = shown[keep].ndim == images.ndim and len(shown[keep]) == len(images)
-                part = shown[keep][chunk] if of_each else shown[keep]
-                return hide_positions(images[chunk], (ranks[chunk] < count) != keep, part)
-
-            return chosen
-
-        asked = [hidden(count, False) for count in [*between, whole]]
-        asked += [hidden(count, True) for count in ([] if gone == kept else [0]) + between]
-        scores = self._scored(asked)
-        image = explanation.scores.to(scores.dtype).unsqueeze(0)
-        deletion = scores[: len(between) + 1]
-        insertion = scores[len(between) + 1 :]
-        if gone == kept:
+        """Return the curves of one source, ``(P, N)`` each."""
+        protocol, images = self.pipeline.protocol, explanation.images
+        ranks = position_ranks(normalized_maps(explanation, protocol))
+        *between, all_pixels = perturbed_counts(ranks[0].numel(), protocol.curve_steps)[1:]
+        is_one_baseline = protocol.deletion_baseline == protocol.insertion_baseline
+        # Once for each batch: a blur takes a twentieth of a forward pass of a ResNet-18.
+        deleted = baseline_of(images, protocol.deletion_baseline)
+        blurred = baseline_of(images, protocol.insertion_baseline)
+        perturbations: list[Perturbation] = [
+            Replacement(images, ranks, count, keep=False, baseline=deleted)
+            for count in [*between, all_pixels]
+        ]
+        perturbations += [
+            Replacement(images, ranks, count, keep=True, baseline=blurred)
+            for count in ([] if is_one_baseline else [0]) + between
+        ]
+        scores = self._score(perturbations)
+        clean = explanation.scores.to(scores.dtype).unsqueeze(0)
+        deletion, insertion = scores[: len(between) + 1], scores[len(between) + 1 :]
+        if is_one_baseline:
             insertion = torch.cat([deletion[-1:], insertion])
-        return torch.cat([image, deletion]), torch.cat([insertion, image])
+        return torch.cat([clean, deletion]), torch.cat([insertion, clean])
 
     @cached_property
     def road(self) -> Tensor:
-        """The score with a share of the positions imputed, the most or least relevant, ``(F, 2, K, N)``."""
-        scores = torch.stack([self._road_of(explanation) for explanation in self.explanations], 1)
-        self._asked += [*scores]
+        """The scores with a fraction of the pixels imputed, most and least relevant, ``(F, 2, K, N)``."""
+        scores = torch.stack([self._road_of(one) for one in self.explanations], 1)
+        self._computed += [*scores]
         return scores.view(-1, 2, *scores.shape[1:])
 
     def _road_of(self, explanation: Explanation) -> Tensor:
-        """That of one source, ``(F * 2, N)``."""
-        ranks = position_ranks(self._map(explanation))
-        positions, noise = ranks[0].numel(), self.protocol.road_noise
-
-        def imputed(count: int, most: bool, seed: int) -> Callable[[slice], Perturbed]:
-            def chosen(chunk: slice) -> Perturbed:
-                part = ranks[chunk]
-                hidden = part < count if most else part >= positions - count
-                return impute_positions(explanation.images[chunk], hidden, noise, seed)
-
-            return chosen
-
-        counts = [round(share * positions) for share in self.protocol.road_fractions]
-        asked = [
-            imputed(count, most, 2 * place + most)
-            for place, count in enumerate(counts)
-            for most in (True, False)
-        ]
-        return self._scored(asked)
-
-    def _map(self, explanation: Explanation) -> Tensor:
-        """The map itself, in [0, 1] and of the images' size, also where the mask is cut out of it."""
-        return to_mask(explanation, self.protocol.replace(mask="soft"))
-
-    def _scored(self, asked: Sequence[Callable[[slice], Perturbed]]) -> Tensor:
-        return perturbed_scores(
-            asked, self.explanations[0].scores, self.selection, **self._evaluation.scored_by()
+        """Return the scores of one source, ``(F * 2, N)``."""
+        protocol = self.pipeline.protocol
+        ranks = position_ranks(normalized_maps(explanation, protocol))
+        counts = [round(fraction * ranks[0].numel()) for fraction in protocol.road_fractions]
+        return self._score(
+            [
+                Imputation(
+                    explanation.images,
+                    ranks,
+                    count,
+                    most_relevant=most_relevant,
+                    noise=protocol.road_noise,
+                    seed=2 * index + most_relevant,
+                )
+                for index, count in enumerate(counts)
+                for most_relevant in (True, False)
+            ]
         )
 
-    def _coherency(self, place: int) -> Tensor:
-        """The source explains the masked images anew, for the class that it explained before."""
-        explanation, source = self.explanations[place], self._evaluation.sources[place]
-        mask = to_mask(explanation, self.protocol)
-        again = explain(
-            source,
-            apply_mask(explanation.images, mask, self.protocol),
-            scoring=self._evaluation.scoring,
-            class_idx=self.selection.class_idx,
-            targets=None if self.selection.targets is None else list(self.selection.targets),
-            silent=self._evaluation.sources,
-            validate_args=False,
-        )
-        correlation = map_correlation(self._map(explanation), self._map(again))
-        return torch.where(again.valid, correlation, torch.full_like(correlation, torch.nan))
+    @cached_property
+    def coherency(self) -> Tensor:
+        """The similarity of the maps of the clean and of the masked images, ``(K, N)``."""
+        pairs = zip(self.pipeline.sources, self.explanations, strict=True)
+        coherencies = []
+        for source, explanation in pairs:
+            masked = apply_mask(
+                explanation.images, to_mask(explanation, self.pipeline.protocol), self.pipeline.protocol
+            )
+            again = self.pipeline.explain_again(source, masked, explanation.selector)
+            correlation = map_correlation(
+                *(normalized_maps(one, self.pipeline.protocol) for one in (explanation, again))
+            )
+            coherencies.append(torch.where(again.valid, correlation, torch.full_like(correlation, torch.nan)))
+        return torch.stack(coherencies)
+
+    def _score(self, perturbations: Sequence[Perturbation]) -> Tensor:
+        first = self.explanations[0]
+        return self.pipeline.score(perturbations, first.scores, first.selector)
+
+
+class Batch:
+    """N images that were explained by one source, or by K sources: maps, masks, masked images and scores.
+
+    It is what the metrics work on; `explain` makes one for a user. Every attribute is computed when it is
+    first used, and once. For a mapping of sources, attributes that depend on the source have a leading
+    dimension K in the order of ``methods``, and iterating over the batch gives the batch of each source
+    alone.
+
+    Attributes:
+        methods: the names of the sources; empty for a single source.
+        protocol: the `EvaluationProtocol`.
+        objects: the annotated object of each image, bool, ``(N, *spatial)``, or None.
+    """
+
+    def __init__(
+        self,
+        perturbed: _PerturbedScores,
+        *,
+        source: int | None,
+        methods: Sequence[str] = (),
+        objects: Tensor | None = None,
+    ) -> None:
+        self._perturbed = perturbed
+        self._source = source
+        self.methods = tuple(methods)
+        self.objects = objects
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: Pipeline,
+        images: Tensor,
+        class_idx: ClassIndex | None = None,
+        *,
+        targets: Target | list[Target] | None = None,
+        cams: Mapping[Any, Tensor] | None = None,
+        objects: Tensor | None = None,
+        methods: Sequence[str] = (),
+    ) -> "Batch":
+        """Explain images by the sources of a pipeline; with ``methods``, the batch has a dimension K."""
+        explanations = pipeline.explain(images, class_idx, targets=targets, cams=cams)
+        marked = None if objects is None else objects.to(images.device) > 0
+        perturbed = _PerturbedScores(pipeline, explanations)
+        return cls(perturbed, source=None if methods else 0, methods=methods, objects=marked)
+
+    def __len__(self) -> int:
+        return len(self._perturbed.explanations) if self._source is None else 1
+
+    def __iter__(self) -> Iterator["Batch"]:
+        """Iterate over the batches of each source alone."""
+        if self._source is not None:
+            yield self
+            return
+        for source in range(len(self)):
+            yield Batch(self._perturbed, source=source, objects=self.objects)
+
+    @property
+    def protocol(self) -> EvaluationProtocol:
+        """Every choice that the numbers depend on."""
+        return self._perturbed.pipeline.protocol
+
+    @property
+    def images(self) -> Tensor:
+        """The clean images as the model was given them, ``(N, C, *spatial)``."""
+        return self._first.images
+
+    @property
+    def class_idx(self) -> Tensor | None:
+        """The target class of each image, ``(N,)``; None where targets are explained."""
+        return self._first.selector.class_idx
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the model scores; None where targets are explained."""
+        return self._first.selector.num_classes
+
+    @cached_property
+    def maps(self) -> Tensor:
+        """The maps as the source gave them, rectified, ``(N, *any spatial)``."""
+        return self._stacked(lambda explanation: explanation.maps)
+
+    @cached_property
+    def normalized_maps(self) -> Tensor:
+        """The maps in [0, 1] at the images' size, ``(N, *spatial)``."""
+        return self._stacked(lambda explanation: normalized_maps(explanation, self.protocol))
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """The masks in [0, 1], ``(N, *spatial)``: 1 keeps a pixel, 0 hides it."""
+        return self._stacked(lambda explanation: to_mask(explanation, self.protocol))
+
+    @cached_property
+    def masked_images(self) -> Tensor:
+        """The images with the baseline where the mask hides them, ``(N, C, *spatial)``."""
+        if self._source is None:
+            return torch.stack([batch.masked_images for batch in self])
+        return apply_mask(self.images, self.masks, self.protocol)
+
+    @property
+    def scores(self) -> Tensor:
+        """The scores of the clean images, ``(N,)``."""
+        return self._select(self._perturbed.clean)
+
+    @property
+    def masked_scores(self) -> Tensor:
+        """The scores of the masked images, ``(N,)``."""
+        return self._select(self._perturbed.masked)
+
+    @property
+    def complement_scores(self) -> Tensor:
+        """The scores of the images with the highlighted part hidden, ``(N,)``."""
+        return self._select(self._perturbed.complement)
+
+    @property
+    def deletion_scores(self) -> Tensor:
+        """The scores as the most relevant pixels are deleted, at each of ``fractions``, ``(P, N)``."""
+        return self._select(self._perturbed.deletion)
+
+    @property
+    def insertion_scores(self) -> Tensor:
+        """The scores as the most relevant pixels are inserted, at each of ``fractions``, ``(P, N)``."""
+        return self._select(self._perturbed.insertion)
+
+    @property
+    def fractions(self) -> Tensor:
+        """The fraction of the pixels that is deleted or inserted at each point of the curves, ``(P,)``."""
+        pixels = self.images[0, 0].numel()
+        counts = perturbed_counts(pixels, self.protocol.curve_steps)
+        # Made on the device: a copy from the host would wait for it.
+        points = torch.arange(len(counts), dtype=torch.float32, device=self.scores.device)
+        return (points * counts[1]).clamp(max=pixels) / pixels
+
+    @property
+    def road_scores(self) -> Tensor:
+        """The scores with each of the protocol's ``road_fractions`` of the pixels imputed, ``(F, 2, N)``.
+
+        Along the second dimension first the most relevant pixels are imputed, then the least relevant.
+        """
+        return self._select(self._perturbed.road)
+
+    @property
+    def coherency(self) -> Tensor:
+        """The similarity of the maps of the clean and of the masked images in [0, 1], ``(N,)``."""
+        return self._select(self._perturbed.coherency)
+
+    @property
+    def perturbed_scores(self) -> Tensor:
+        """All scores of perturbed images that were computed so far, ``(A, N)``."""
+        return self._select(self._perturbed.computed)
+
+    @property
+    def has_masked_scores(self) -> bool:
+        """Whether ``masked_scores`` were computed."""
+        return "masked" in vars(self._perturbed)
+
+    @property
+    def valid(self) -> Tensor:
+        """Whether pixels, map, and all scores that were computed so far are finite, bool, ``(N,)``."""
+        finite = self.perturbed_scores.isfinite().all(0)
+        return self._stacked(lambda explanation: explanation.valid) & finite
+
+    @property
+    def degenerate(self) -> Tensor:
+        """Whether the map is constant, bool, ``(N,)``."""
+        return self._stacked(lambda explanation: explanation.degenerate)
+
+    @property
+    def outside(self) -> Tensor:
+        """Whether a score that was computed so far lies outside of [0, 1], bool, ``(N,)``."""
+        scores = torch.cat([self.scores.unsqueeze(0), self.perturbed_scores])
+        return ((scores < 0) | (scores > 1)).any(0)
+
+    @property
+    def _first(self) -> Explanation:
+        return self._perturbed.explanations[0]
+
+    def _stacked(self, of: Callable[[Explanation], Tensor]) -> Tensor:
+        """Return a tensor of the explanation, or of the K explanations with a leading dimension."""
+        if self._source is not None:
+            return of(self._perturbed.explanations[self._source])
+        return torch.stack([of(explanation) for explanation in self._perturbed.explanations])
+
+    def _select(self, scores: Tensor) -> Tensor:
+        """Return the scores of the source from ``(..., K, N)``, or those of all."""
+        return scores if self._source is None else scores[..., self._source, :]
+
+
+def explain(
+    cam_extractor: Any,
+    input_tensor: Tensor,
+    class_idx: ClassIndex | None = None,
+    *,
+    logits_fn: Callable[[Any], Any] | None = None,
+    protocol: EvaluationProtocol | str | None = None,
+    targets: Target | list[Target] | None = None,
+    cams: Tensor | Mapping[str, Tensor] | None = None,
+    scorer: Callable[[Tensor], Any] | None = None,
+    batch_size: int | None = None,
+) -> Batch:
+    """Explain a batch of images, and return its maps, masks, masked images and scores.
+
+    This is the object that the metrics themselves work on. Nothing is left on the model.
+
+    Args:
+        cam_extractor: where the maps come from, as for `AverageDrop`; or a mapping from names to several
+            sources of one model, which share the forward pass on the clean images.
+        input_tensor: images ``(N, C, *spatial)`` with one to three spatial dimensions, as the model takes
+            them.
+        class_idx: the target class: an int for all images, a list or LongTensor ``(N,)`` with one for each,
+            or None for the model's top class of each image.
+        logits_fn: from the model's raw output to scores ``(N, K)``; None takes the protocol's.
+        protocol: an `EvaluationProtocol` or the name of a preset; None for ``"paper"``.
+        targets: instead of a class, one callable for all images or one for each, from a sample's output to a
+            scalar.
+        cams: maps computed beforehand ``(N, *any spatial)``, where the source is `PrecomputedMaps`; for a
+            mapping of sources, a mapping by the same names.
+        scorer: from images to the model's raw output, scores the masked images in place of the model.
+        batch_size: the largest number of masked images in one forward pass; None for that of the batch.
+
+    Returns:
+        A `Batch`. Its attributes are computed when they are first used, with the model as it is then.
+
+    Raises:
+        TypeError: if an argument is of a wrong type.
+        ValueError: if an argument does not fit the model or the others.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import explain
+        >>> from torchmetrics_cam.cams import CallableSource
+        >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # scores the mean of each channel
+        >>> source = CallableSource(model, lambda model, images, class_idx: images.mean(1))
+        >>> image = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]])
+        >>> batch = explain(source, image, protocol="torchcam")
+        >>> batch.masks
+        tensor([[[1., 0.],
+                 [0., 0.]]])
+        >>> batch.scores, batch.masked_scores
+        (tensor([0.2500]), tensor([0.2500]))
+
+    """
+    named = cam_extractor if isinstance(cam_extractor, Mapping) else {"": cam_extractor}
+    sources = {name: as_source(source) for name, source in named.items()}
+    given = cams if isinstance(cams, Mapping) else {} if cams is None else {name: cams for name in sources}
+    pipeline = Pipeline(
+        list(sources.values()),
+        ScoreFunction(logits_fn, as_protocol(protocol)),
+        scorer=scorer,
+        batch_size=batch_size,
+    )
+    return Batch.of(
+        pipeline,
+        input_tensor,
+        class_idx,
+        targets=targets,
+        cams={sources[name]: maps for name, maps in given.items()},
+        methods=list(sources) if isinstance(cam_extractor, Mapping) else (),
+    )

@@ -1,47 +1,54 @@
-"""explain(): one batch, one guarded clean forward pass, the maps of one source or of many."""
+"""From images to maps: one forward pass on the clean images, and the maps of one source or of many."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from torchmetrics_cam.cams.callables import check_maps
 from torchmetrics_cam.cams.source import CAMSource, ForwardPass
 from torchmetrics_cam.functional.maps import fuse_maps, rectify
-from torchmetrics_cam.model.graph import gradients_on, refuse_inference_tensors
-from torchmetrics_cam.model.guard import refuse_lazy_modules, untouched
+from torchmetrics_cam.model.graph import Activations, activation_graph, activations_of, gradients_on
+from torchmetrics_cam.model.guard import ModelGuard, eager
 from torchmetrics_cam.model.scores import (
     ClassIndex,
     ScoreFunction,
+    Scores,
     ScoreSelector,
     Target,
-    check_selection,
+    check_class_idx_and_targets,
+    check_scores,
+    class_tensor,
     in_float32,
+    targets_per_image,
 )
-from torchmetrics_cam.pipeline.clean_pass import clean_pass, model_dtype
+from torchmetrics_cam.protocol import EvaluationProtocol
+
+Targets = Target | list[Target] | None
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the clean forward pass of one batch gave: the scores, what is explained, and the maps.
+    """The maps of one batch by one source, and the scores on the clean images.
 
     ``explanation[chunk]`` is that of some of the images.
 
     Args:
         images: the images as the model was given them, ``(N, C, *spatial)``.
         scores: the score of the explained class or target on each image, ``(N,)``.
-        selection: which class or target each image is explained for.
-        maps: one map an image, ``(N, *any spatial)``, rectified, not normalized unless ``normalized``.
-        normalized: the maps are masks in [0, 1] already.
-        valid: images whose pixels, score and map are all finite, ``(N,)``; the others leave the metric.
-        degenerate: images whose map is constant, ``(N,)``.
+        selector: which class or target of each image is explained.
+        maps: one map for each image, ``(N, *any spatial)``, rectified, not normalized unless ``normalized``.
+        normalized: whether the maps are masks in [0, 1] already.
+        valid: whether the pixels, the score and the map of an image are all finite, ``(N,)``.
+        degenerate: whether the map of an image is constant, ``(N,)``.
     """
 
     images: Tensor
     scores: Tensor
-    selection: ScoreSelector
+    selector: ScoreSelector
     maps: Tensor
     normalized: bool
     valid: Tensor
@@ -52,128 +59,218 @@ class Explanation:
         return replace(self, **{name: part[chunk] for name, part in parts.items() if name != "normalized"})
 
 
-def explain(source: CAMSource, images: Tensor, *, cams: Tensor | None = None, **settings: Any) -> Explanation:
-    """`explain_all` of one source; ``cams`` are the maps that were computed beforehand."""
-    return explain_all([source], images, cams={} if cams is None else {source: cams}, **settings)[0]
-
-
-def explain_all(
+def check_batch(
     sources: Sequence[CAMSource],
     images: Tensor,
+    class_idx: ClassIndex | None,
+    targets: Targets,
+    cams: Mapping[CAMSource, Tensor],
+    protocol: EvaluationProtocol,
     *,
-    scoring: ScoreFunction,
-    class_idx: ClassIndex | None = None,
-    targets: Target | list[Target] | None = None,
-    cams: Mapping[CAMSource, Tensor] | None = None,
-    silent: Sequence[CAMSource] = (),
-    validate_args: bool = True,
-) -> list[Explanation]:
-    """Scores and maps of one batch; nothing is left on the model.
-
-    All sources that look only at what a clean forward pass has recorded share one. What is explained is
-    decided once, on the first pass.
+    read_values: bool,
+) -> None:
+    """Refuse a batch that cannot be explained, before the model runs.
 
     Args:
-        sources: where the maps come from; all of one model.
-        images: ``(N, C, *spatial)`` with one to three spatial dimensions, floating point, on the model's
-            device.
-        scoring: how the model's output becomes scores.
-        class_idx: the class to explain: one for all, one an image, or None for the top class of each.
-        targets: instead of a class, one callable for all or one an image, from a sample's output to a scalar.
-        cams: maps computed beforehand, by their `PrecomputedMaps`.
-        silent: more sources of the model, whose hooks must not notice.
-        validate_args: False skips the checks that read values off the device.
-
-    Returns:
-        The explanation of the batch by each source, without any autograd graph.
+        sources: where the maps come from.
+        images: as for `explain_all`.
+        class_idx: as for `explain_all`.
+        targets: as for `explain_all`.
+        cams: as for `explain_all`.
+        protocol: the choices of the evaluation.
+        read_values: whether to check the values of class indices, which waits for a GPU.
 
     Raises:
-        TypeError: if an argument is of a wrong type; the model has not run.
-        ValueError: if an argument does not fit the others; the model has not run, unless only its output
-            could tell.
+        TypeError: if an argument is of a wrong type.
+        ValueError: if an argument does not fit the others or the sources.
     """
-    model, cams = sources[0].model, cams or {}
-    _check_images(images, sources[0])
-    check_selection(class_idx, targets, len(images), read_values=validate_args)
-    if class_idx is None and targets is None and scoring.protocol.class_selection == "given":
-        raise ValueError(
-            f"the protocol {scoring.protocol.name!r} explains a given class; pass class_idx or targets"
-        )
+    _check_images(images, sources[0].model)
+    check_class_idx_and_targets(class_idx, targets, len(images), read_values=read_values)
+    if class_idx is None and targets is None and protocol.class_selection == "given":
+        raise ValueError(f"the protocol {protocol.name!r} explains a given class; pass class_idx or targets")
     for source in sources:
         if targets is not None and not source.supports_targets:
             raise ValueError(
                 f"{source!r} explains a class, not an arbitrary target; pass class_idx instead of targets"
             )
         source.check(images, cams.get(source))
-    refuse_lazy_modules(model)
-    if any(source.graph != "none" or source.freezes for source in sources):
-        refuse_inference_tensors(model)
 
+
+def explain_all(
+    sources: Sequence[CAMSource],
+    images: Tensor,
+    guard: ModelGuard,
+    *,
+    score_function: ScoreFunction,
+    class_idx: ClassIndex | None = None,
+    targets: Targets = None,
+    cams: Mapping[CAMSource, Tensor] | None = None,
+    other_sources: Sequence[CAMSource] = (),
+    read_values: bool = True,
+) -> list[Explanation]:
+    """Return the maps of one batch by each source, and the scores on its images.
+
+    Sources that need nothing but what a forward pass has recorded share one. The target class is chosen once,
+    in the first forward pass.
+
+    Args:
+        sources: where the maps come from; all of one model.
+        images: ``(N, C, *spatial)`` with one to three spatial dimensions, floating point, on the model's
+            device; checked by `check_batch`.
+        guard: of the model, entered.
+        score_function: from the model's output to scores.
+        class_idx: the target class: one for all images, one for each, or None for the top class of each.
+        targets: instead of a class, one callable for all images or one for each, from a sample's output to a
+            scalar.
+        cams: maps computed beforehand, by their `PrecomputedMaps`.
+        other_sources: sources of the same model that are not asked, and whose hooks are muted.
+        read_values: whether to check the values of class indices, which waits for a GPU.
+
+    Returns:
+        The explanation of the batch by each source, without any autograd graph.
+
+    Raises:
+        ValueError: if the model's output does not fit the arguments.
+    """
+    if any(source.graph != "none" or source.freezes for source in sources):
+        guard.refuse_inference_tensors()
     with gradients_on():
-        images = images.detach().to(model_dtype(model, images))
+        images = images.detach().as_subclass(Tensor)
+        images = images.to(guard.dtype_for(images))
     finite = _all_finite(images)
-    made: dict[CAMSource, Explanation] = {}
+    explanations: dict[CAMSource, Explanation] = {}
     first: ForwardPass | None = None
     for group in _groups(sources):
-        with gradients_on(), untouched(model), ExitStack() as stack:
+        guard.begin_pass()
+        with gradients_on(), eager(), ExitStack() as stack:
             for source in group:
                 stack.callback(source.release)
-            for source in dict.fromkeys([*sources, *silent]):
+            for source in dict.fromkeys([*sources, *other_sources]):
                 if not any(source is one or source.shares_hooks(one) for one in group):
                     stack.enter_context(source.muted())
             if first is not None and group[0].sharing == "scores":
                 stack.enter_context(group[0].recording())
-                clean = first
+                forward = first
             else:
-                one_pass = clean_pass(
-                    group,
-                    images,
-                    scoring=scoring.explaining(targets),
-                    class_idx=class_idx,
-                    targets=targets,
-                    cams=cams,
-                    selection=None if first is None else first.selection,
-                    validate_args=validate_args,
+                forward = stack.enter_context(
+                    _forward_pass(
+                        group,
+                        images,
+                        score_function=score_function.explaining(targets),
+                        class_idx=class_idx,
+                        targets=targets,
+                        cams=cams or {},
+                        selector=None if first is None else first.selector,
+                        read_values=read_values,
+                    )
                 )
-                clean = stack.enter_context(one_pass)
             if first is None:
-                first = replace(clean, scores=clean.scores.detached(), activations={})
-                scores = in_float32(first.selection.of(first.scores.scores).detach())
+                first = replace(forward, scores=forward.scores.detached(), activations={})
+                scores = in_float32(first.selector.select(first.scores.scores).detach()).as_subclass(Tensor)
             for source in group:
-                made[source] = _explanation(source, clean, first.selection, scores, finite)
-            # Its graph goes before the next pass makes another.
-            del clean
-    return [made[source] for source in sources]
+                explanations[source] = _explanation(source, forward, first.selector, scores, finite)
+            # Its graph is freed before the next pass makes another.
+            del forward
+    return [explanations[source] for source in sources]
 
 
 def _groups(sources: Sequence[CAMSource]) -> list[list[CAMSource]]:
-    """Which sources have a clean pass together: those that share one, and each of the others by itself."""
+    """Return which sources share a forward pass, and each of the others alone."""
     together: list[CAMSource] = []
     alone: list[CAMSource] = []
     for source in dict.fromkeys(sources):
         # A graph down to the images would not end at the layers of the others.
         shares = source.sharing == "pass" and source.graph != "input"
         (together if shares else alone).append(source)
-    # Those that can do with the scores of another's pass come last.
+    # Sources that need only the scores of another's pass come last.
     alone.sort(key=lambda source: source.sharing == "scores")
     return [group for group in (together, *([source] for source in alone)) if group]
 
 
+@contextmanager
+def _forward_pass(
+    sources: Sequence[CAMSource],
+    images: Tensor,
+    *,
+    score_function: ScoreFunction,
+    class_idx: ClassIndex | None,
+    targets: Targets,
+    cams: Mapping[CAMSource, Tensor],
+    selector: ScoreSelector | None,
+    read_values: bool,
+) -> Iterator[ForwardPass]:
+    """Run the model once with the graph that the sources need, open until their maps are made.
+
+    The model gets a clone of the images: it may work on its input in place, and the images are needed again.
+    """
+    with ExitStack() as stack:
+        for source in sources:
+            stack.enter_context(source.recording())
+        activations, scores = _run(sources[0].model, sources, images, score_function, stack)
+        if selector is None:
+            selector = _selector(scores, class_idx, targets, len(images), read_values=read_values)
+        if targets is None and score_function.protocol.cam_of == "logit":
+            _check_logits(scores, sources)
+        yield ForwardPass(images, scores, selector, class_idx, activations, score_function, cams)
+
+
+def _run(
+    model: nn.Module,
+    sources: Sequence[CAMSource],
+    images: Tensor,
+    score_function: ScoreFunction,
+    stack: ExitStack,
+) -> tuple[Activations, Scores]:
+    """Return the activations and the scores, with the longest graph that one of the sources needs."""
+    in_graph = [layer for source in sources if source.graph == "head" for layer in source.layers]
+    without = [layer for source in sources if source.graph == "none" for layer in source.layers]
+    recorded = stack.enter_context(activations_of([layer for layer in without if layer not in in_graph]))
+    if any(source.graph == "input" for source in sources):
+        return recorded, score_function(model(_in_graph(images)))
+    if not any(source.graph == "head" for source in sources):
+        with torch.no_grad():
+            return recorded, score_function(model(images.clone()))
+    attempt = stack.enter_context(ExitStack())
+    activations = attempt.enter_context(activation_graph(model, in_graph))
+    scores = score_function(model(images.clone()))
+    if not (activations and (_has_graph(scores.raw) or _has_graph(scores.scores))):
+        # The layers were not reached, or the model itself turned gradients off: run it as it is written.
+        attempt.close()
+        activations = stack.enter_context(activation_graph(model, in_graph, head_only=False))
+        scores = score_function(model(_in_graph(images)))
+    return recorded | activations, scores
+
+
+def _selector(
+    scores: Scores, class_idx: ClassIndex | None, targets: Targets, batch_size: int, *, read_values: bool
+) -> ScoreSelector:
+    if targets is not None:
+        return ScoreSelector(targets=targets_per_image(targets, batch_size))
+    check_scores(scores.scores, class_idx, batch_size, read_values=read_values)
+    return ScoreSelector(
+        class_idx=class_tensor(class_idx, scores.scores).as_subclass(Tensor),
+        num_classes=scores.scores.shape[1],
+    )
+
+
 def _explanation(
-    source: CAMSource, clean: ForwardPass, selection: ScoreSelector, scores: Tensor, finite: Tensor
+    source: CAMSource, forward: ForwardPass, selector: ScoreSelector, scores: Tensor, finite: Tensor
 ) -> Explanation:
-    """The maps of a source, and what does not depend on the source."""
-    made = source.maps(clean)
+    """Return the maps of a source with what does not depend on the source."""
+    made = source.maps(forward)
     for layer in made.layers:
-        check_maps(layer, clean.images)
-    layers = [in_float32(layer.detach().to(clean.images.device)) for layer in made.layers]
-    if not made.rectified and clean.protocol.rectify != "source":
-        layers = [rectify(layer, clean.protocol.rectify) for layer in layers]
+        check_maps(layer, forward.images)
+    layers = [
+        in_float32(layer.detach().as_subclass(Tensor).to(forward.images.device)) for layer in made.layers
+    ]
+    protocol = forward.protocol
+    if not made.rectified and protocol.rectify != "source":
+        layers = [rectify(layer, protocol.rectify) for layer in layers]
     maps = fuse_maps(layers)
     return Explanation(
-        images=clean.images,
+        images=forward.images,
         scores=scores,
-        selection=selection,
+        selector=selector,
         maps=maps,
         normalized=made.normalized,
         valid=finite & _all_finite(maps) & scores.isfinite(),
@@ -181,7 +278,7 @@ def _explanation(
     )
 
 
-def _check_images(images: Tensor, source: CAMSource) -> None:
+def _check_images(images: Tensor, model: nn.Module) -> None:
     if not isinstance(images, Tensor):
         raise TypeError(
             f"input_tensor is a {type(images).__name__}; it must be a tensor (N, C, *spatial) of images"
@@ -198,9 +295,9 @@ def _check_images(images: Tensor, source: CAMSource) -> None:
         )
     if not images.numel():
         raise ValueError(
-            f"input_tensor has shape {tuple(images.shape)} and holds nothing; skip empty batches"
+            f"input_tensor has shape {tuple(images.shape)} and holds no image; skip empty batches"
         )
-    weight = next(source.model.parameters(), None)
+    weight = next(model.parameters(), None)
     if weight is not None and weight.device != images.device:
         raise ValueError(
             f"input_tensor is on {images.device} but the model is on {weight.device}; move one of them:"
@@ -208,8 +305,34 @@ def _check_images(images: Tensor, source: CAMSource) -> None:
         )
 
 
+def _check_logits(scores: Scores, sources: Sequence[CAMSource]) -> None:
+    if all(source.graph == "none" for source in sources):
+        return
+    if not isinstance(scores.raw, Tensor) or scores.raw.shape != scores.scores.shape:
+        given = tuple(scores.raw.shape) if isinstance(scores.raw, Tensor) else type(scores.raw).__name__
+        raise ValueError(
+            f"the protocol takes the CAM of the logit, but the model returns {given}, not one logit for each"
+            " class; return (N, K) or an object with .logits, or use a protocol with cam_of='scores'"
+        )
+
+
+def _in_graph(images: Tensor) -> Tensor:
+    """Return the images as an input with a gradient; no leaf, so that a model may work on it in place."""
+    given = images.clone().requires_grad_().clone()
+    given.retain_grad()
+    return given
+
+
+def _has_graph(output: Any) -> bool:
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, list | tuple):
+        return any(map(_has_graph, output))
+    return isinstance(output, Tensor) and output.requires_grad
+
+
 def _all_finite(tensor: Tensor) -> Tensor:
-    """Whether every value of a sample is finite, ``(N,)``, without a mask of the tensor's size."""
+    """Return whether every value of a sample is finite, ``(N,)``, without a mask of the tensor's size."""
     # Both are many times faster than torch.aminmax, and need no copy of images in channels-last layout.
     dims = tuple(range(1, tensor.ndim))
     return tensor.amin(dims).isfinite() & tensor.amax(dims).isfinite()

@@ -1,36 +1,54 @@
-"""From a map to a mask, from mask and baseline to images, and to what the model says of them."""
+"""From a map to a mask, and from a mask and a baseline to perturbed images."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import gt
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchmetrics_cam.baselines import Picture, baseline_of
 from torchmetrics_cam.functional._noise import normal_noise
 from torchmetrics_cam.functional.maps import min_max, resize_maps, top_fraction
 from torchmetrics_cam.functional.road import linear_imputation
-from torchmetrics_cam.model.guard import untouched
-from torchmetrics_cam.model.scores import ScoreFunction, ScoreSelector, in_float32
 from torchmetrics_cam.pipeline.explain import Explanation
 from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
 
-# Images ``(n, C, *spatial)``, and which of them are what they were, ``(n,)``.
-Perturbed = tuple[Tensor, Tensor]
-
 
 def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
-    """The maps as masks in [0, 1] of the images' size, ``(N, *spatial)``; 1 keeps, 0 hides.
+    """Return the masks of a batch: its normalized maps, or where the protocol says so their highest part.
 
-    An image that is not valid gets a mask of 0, and so does one whose map is constant, unless the map is not
-    normalized.
+    Args:
+        explanation: the maps.
+        protocol: its ``mask`` is ``"soft"``, ``"top"`` or ``"threshold"``.
+
+    Returns:
+        Masks in [0, 1] of the images' size, ``(N, *spatial)``; 1 keeps a pixel, 0 hides it.
     """
+    maps, constant = _normalized(explanation, protocol)
+    if protocol.mask == "top":
+        # A constant map has no highest part: it stays as it is, all 0, or for the uniform control all 1.
+        return torch.where(constant, maps, top_fraction(maps, protocol.mask_fraction))
+    if protocol.mask == "threshold":
+        valid = explanation.valid.view(-1, *(1,) * (maps.ndim - 1))
+        return ((maps >= protocol.mask_threshold) & valid).to(maps.dtype)
+    return maps
+
+
+def normalized_maps(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
+    """Return the maps in [0, 1] at the images' size, ``(N, *spatial)``.
+
+    The map of an image that is not valid is 0, and so is a constant one, unless its source has normalized it.
+    """
+    return _normalized(explanation, protocol)[0]
+
+
+def _normalized(explanation: Explanation, protocol: EvaluationProtocol) -> tuple[Tensor, Tensor]:
+    """Return the normalized maps, and which of them are constant, ``(N, 1, ...)``."""
     maps, normalize = explanation.maps, "none" if explanation.normalized else protocol.normalize
     constant, valid = (
-        which.view(-1, *(1,) * (maps.ndim - 1)) for which in (explanation.degenerate, explanation.valid)
+        flags.view(-1, *(1,) * (maps.ndim - 1)) for flags in (explanation.degenerate, explanation.valid)
     )
     maps, constant = torch.where(valid, maps, torch.zeros_like(maps)), constant | ~valid
     if normalize in ("before_resize", "before_and_after_resize"):
@@ -38,19 +56,15 @@ def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
     maps, constant = _resized(maps, explanation.images.shape[2:], constant)
     if normalize in ("after_resize", "before_and_after_resize"):
         maps = min_max(maps, eps=protocol.normalize_eps)
-    if protocol.mask == "top":
-        # A constant map has no top: it stays as it is, all hidden, or for the uniform control all kept.
-        maps = torch.where(constant, maps, top_fraction(maps, protocol.mask_fraction))
-    if protocol.mask == "threshold":
-        maps = ((maps >= protocol.mask_threshold) & valid).to(maps.dtype)
-    return maps
+    return maps, constant
 
 
 def _resized(maps: Tensor, size: Sequence[int], constant: Tensor) -> tuple[Tensor, Tensor]:
-    """The maps at the images' size, and which are constant there, without the rounding errors of the resize.
+    """Return the maps at the images' size, and which are constant there, without rounding errors.
 
-    Normalized, the errors would be as large as a map; and a map of ones that they make smaller than 1 would
-    hide a little. What a smaller size averages out, such as a column of two in a row of two, is constant too.
+    A resize leaves rounding errors in a constant map. Normalized, they would be as large as a map; and a map
+    of ones that they make smaller than 1 would hide a little. A map that a smaller size averages out, such as
+    a column of two pixels in a row of two, is constant too.
     """
     resized = resize_maps(maps, size)
     if resized is maps:
@@ -65,11 +79,11 @@ def _resized(maps: Tensor, size: Sequence[int], constant: Tensor) -> tuple[Tenso
 
 
 def apply_mask(images: Tensor, mask: Tensor, protocol: EvaluationProtocol) -> Tensor:
-    """The images with the baseline where the mask hides them: M * x + (1 - M) * b.
+    """Return the masked images M * x + (1 - M) * b.
 
     Args:
-        images: ``(N, C, *spatial)``.
-        mask: ``(N, *spatial)``.
+        images: x, ``(N, C, *spatial)``.
+        mask: M, ``(N, *spatial)``.
         protocol: its ``baseline`` is b.
 
     Returns:
@@ -86,131 +100,125 @@ def check_baselines(images: Tensor, protocol: EvaluationProtocol) -> None:
     """Refuse a baseline that does not fit the images.
 
     Raises:
-        ValueError: if it has not one value a channel, or is a picture of another shape.
+        ValueError: if it has not one value for each channel, or is an image of another shape.
     """
     for name in BASELINES:
         baseline = getattr(protocol, name)
         if isinstance(baseline, tuple) and len(baseline) != images.shape[1]:
             raise ValueError(
                 f"the protocol's {name} has {len(baseline)} values but the images have {images.shape[1]}"
-                " channels; give one value, or one a channel"
+                " channels; give one value, or one for each channel"
             )
         if isinstance(baseline, Picture):
             baseline.check(images)
 
 
-def masked_images(
-    explanation: Explanation, protocol: EvaluationProtocol, chunk: slice, *, complement: bool = False
-) -> Perturbed:
-    """What the masks leave of some of the images, or with ``complement`` what they take.
+class Perturbation(ABC):
+    """A perturbation of the images of a batch, made for some of them at a time."""
+
+    @abstractmethod
+    def perturb(self, chunk: slice) -> tuple[Tensor, Tensor]:
+        """Perturb some of the images.
+
+        Args:
+            chunk: which images of the batch.
+
+        Returns:
+            The perturbed images ``(n, C, *spatial)``, and which of them are unchanged, bool, ``(n,)``.
+        """
+
+
+@dataclass(frozen=True)
+class NoPerturbation(Perturbation):
+    """The images themselves.
 
     Args:
-        explanation: of the batch.
-        protocol: how a map becomes a mask, and what hidden positions show.
-        chunk: which of the images.
+        images: ``(N, C, *spatial)``.
+    """
+
+    images: Tensor
+
+    def perturb(self, chunk: slice) -> tuple[Tensor, Tensor]:
+        """Return a copy of the images, none of which counts as unchanged, so that each is scored."""
+        images = self.images[chunk].clone()
+        return images, torch.zeros(len(images), dtype=torch.bool, device=images.device)
+
+
+@dataclass(frozen=True)
+class Masking(Perturbation):
+    """The masked images, or with ``complement`` the images with the highlighted part hidden.
+
+    Args:
+        explanation: the images and their maps.
+        protocol: how a map becomes a mask, and the baseline.
         complement: whether the mask hides instead of keeping.
-
-    Returns:
-        The images, and which of them are whole.
     """
-    part = explanation[chunk]
-    mask = to_mask(part, protocol)
-    mask = 1 - mask if complement else mask
-    return apply_mask(part.images, mask, protocol), mask.flatten(1).amin(1) == 1
+
+    explanation: Explanation
+    protocol: EvaluationProtocol
+    complement: bool = False
+
+    def perturb(self, chunk: slice) -> tuple[Tensor, Tensor]:
+        """Mask some of the images; those whose mask is 1 everywhere are unchanged."""
+        part = self.explanation[chunk]
+        mask = to_mask(part, self.protocol)
+        mask = 1 - mask if self.complement else mask
+        return apply_mask(part.images, mask, self.protocol), mask.flatten(1).amin(1) == 1
 
 
-def hide_positions(images: Tensor, hidden: Tensor, shown: Tensor) -> Perturbed:
-    """The images with something else at some positions.
+@dataclass(frozen=True)
+class Replacement(Perturbation):
+    """The images with their most relevant pixels replaced, or all but those.
 
     Args:
         images: ``(N, C, *spatial)``.
-        hidden: which positions, ``(N, *spatial)``.
-        shown: what they show, of a shape that broadcasts to the images.
-
-    Returns:
-        Images of the same shape, and those of which nothing is hidden.
+        ranks: the rank of each pixel in the map, 0 for the most relevant, ``(N, *spatial)``.
+        count: how many of the most relevant pixels.
+        keep: whether these are kept and all others replaced.
+        baseline: the values that replace them, of a shape that broadcasts to the images.
     """
-    return torch.where(hidden.unsqueeze(1), shown, images), ~hidden.flatten(1).any(1)
+
+    images: Tensor
+    ranks: Tensor
+    count: int
+    keep: bool
+    baseline: Tensor
+
+    def perturb(self, chunk: slice) -> tuple[Tensor, Tensor]:
+        """Replace pixels of some of the images."""
+        replaced = (self.ranks[chunk] < self.count) != self.keep
+        for_each = self.baseline.ndim == self.images.ndim and len(self.baseline) == len(self.images)
+        baseline = self.baseline[chunk] if for_each else self.baseline
+        images = torch.where(replaced.unsqueeze(1), baseline, self.images[chunk])
+        return images, ~replaced.flatten(1).any(1)
 
 
-def impute_positions(images: Tensor, hidden: Tensor, noise: float, seed: int) -> Perturbed:
-    """The images with some positions imputed from their neighbors, and noise added there.
+@dataclass(frozen=True)
+class Imputation(Perturbation):
+    """The images with their most or least relevant pixels imputed from their neighbors, and noise added.
 
     Args:
         images: ``(N, C, *spatial)``.
-        hidden: which positions, ``(N, *spatial)``.
+        ranks: the rank of each pixel in the map, 0 for the most relevant, ``(N, *spatial)``.
+        count: how many pixels are imputed.
+        most_relevant: whether these are the most relevant pixels or the least relevant ones.
         noise: the standard deviation of the noise, in units of the images.
-        seed: of the noise, which is otherwise the image's own.
-
-    Returns:
-        Images of the same shape, and those of which nothing is hidden.
+        seed: of the noise, which otherwise depends on the image alone.
     """
-    imputed = linear_imputation(images, hidden)
-    if noise:
-        imputed = imputed + noise * normal_noise(images, seed) * hidden.unsqueeze(1)
-    return imputed, ~hidden.flatten(1).any(1)
 
+    images: Tensor
+    ranks: Tensor
+    count: int
+    most_relevant: bool
+    noise: float
+    seed: int
 
-def perturbed_scores(
-    perturbed: Sequence[Callable[[slice], Perturbed]],
-    scores: Tensor,
-    selection: ScoreSelector,
-    *,
-    model: nn.Module,
-    scoring: ScoreFunction,
-    muted: Sequence[AbstractContextManager[None]] = (),
-    scorer: Callable[[Tensor], Any] | None = None,
-    batch_size: int | None = None,
-) -> Tensor:
-    """The score of what is explained on perturbed images.
-
-    The perturbed batches go through the model one after the other, in chunks that are made when their turn
-    comes, so the memory is that of one chunk.
-
-    Args:
-        perturbed: Q functions from some of the N images to what is left of them.
-        scores: on the images themselves, ``(N,)``.
-        selection: what is explained.
-        model: the network.
-        scoring: how the model's output becomes scores.
-        muted: contexts in which the hooks of CAM extractors are silent.
-        scorer: runs in place of the model, from images to the model's raw output.
-        batch_size: at most so many perturbed images at once; None for as many as the batch has.
-
-    Returns:
-        A tensor of shape ``(Q, N)``.
-    """
-    count, found = len(scores), []
-    scoring = scoring.explaining(selection.targets)
-    run = model if scorer is None else scorer
-    with torch.no_grad(), untouched(model, compiled=scorer is not None), ExitStack() as stack:
-        for context in muted:
-            stack.enter_context(context)
-        for chunks in _chunks(len(perturbed), count, batch_size or count):
-            images, same = zip(*(perturbed[place](chunk) for place, chunk in chunks), strict=True)
-            output = run(images[0] if len(images) == 1 else torch.cat(images))
-            selected = ScoreSelector.joined([selection[chunk] for _, chunk in chunks])
-            # An image of which nothing is hidden keeps its score. In a chunk of another size, or by a
-            # compiled scorer, it would come out a rounding error higher or lower.
-            clean = torch.cat([scores[chunk] for _, chunk in chunks])
-            said = in_float32(selected.of(scoring(output).scores))
-            found.append(torch.where(torch.cat(same), clean, said))
-    return torch.cat(found).view(len(perturbed), count)
-
-
-def masked_scores(model: nn.Module, explanation: Explanation, *, scoring: ScoreFunction) -> Tensor:
-    """The score of what is explained on the masked images of one explanation, ``(N,)``."""
-    masked = partial(masked_images, explanation, scoring.protocol)
-    return perturbed_scores(
-        [masked], explanation.scores, explanation.selection, model=model, scoring=scoring
-    )[0]
-
-
-def _chunks(batches: int, count: int, size: int) -> Iterator[list[tuple[int, slice]]]:
-    """The images of all batches in chunks of ``size``: of which batch which images, for each chunk."""
-    for start in range(0, batches * count, size):
-        end = min(start + size, batches * count)
-        yield [
-            (batch, slice(max(start - batch * count, 0), min(end - batch * count, count)))
-            for batch in range(start // count, -(-end // count))
-        ]
+    def perturb(self, chunk: slice) -> tuple[Tensor, Tensor]:
+        """Impute pixels of some of the images."""
+        images, ranks = self.images[chunk], self.ranks[chunk]
+        pixels = ranks[0].numel()
+        imputed = ranks < self.count if self.most_relevant else ranks >= pixels - self.count
+        result = linear_imputation(images, imputed)
+        if self.noise:
+            result = result + self.noise * normal_noise(images, self.seed) * imputed.unsqueeze(1)
+        return result, ~imputed.flatten(1).any(1)

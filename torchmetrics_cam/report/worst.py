@@ -100,9 +100,9 @@ def _kept(batch_of_one: Tensor) -> Tensor:
 
 
 def _label(explanation: Explanation, index: int, class_names: Sequence[str] | None) -> str:
-    if explanation.selection.class_idx is None:
+    if explanation.selector.class_idx is None:
         return "target"
-    class_idx = int(explanation.selection.class_idx[index])
+    class_idx = int(explanation.selector.class_idx[index])
     if class_names is None or class_idx >= len(class_names):
         return f"class {class_idx}"
     return class_names[class_idx]

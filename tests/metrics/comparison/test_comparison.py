@@ -548,7 +548,7 @@ def test_a_source_with_a_graph_to_the_images_has_a_pass_of_its_own(net, images):
             return ()
 
         def maps(self, clean):
-            (gradient,) = torch.autograd.grad(clean.selection.of(clean.explained).sum(), clean.scores.raw)
+            (gradient,) = torch.autograd.grad(clean.selector.select(clean.explained).sum(), clean.scores.raw)
             return SourceMaps([gradient.sum(1)[:, None, None] + clean.images.sum(1)])
 
     comparison = CAMComparison({"whole": Whole(net, "body"), "Grad-CAM": GradCAM(net, "body")})

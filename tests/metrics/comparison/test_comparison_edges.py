@@ -186,16 +186,16 @@ def test_masks_are_looked_at_before_the_model_runs_also_where_no_measure_needs_t
     comparison = CAMComparison({"own": GradCAM(net, "body")})
     with Calls(net) as calls:
         with pytest.raises(TypeError, match="masks is a ndarray; it must be a tensor"):
-            comparison.update(images, masks=np.ones((12, 12, 12)))
+            comparison.update(images, objects=np.ones((12, 12, 12)))
         with pytest.raises(ValueError, match="masks"):
-            comparison.update(images, masks=torch.ones(12, 5, 5))
+            comparison.update(images, objects=torch.ones(12, 5, 5))
     assert calls.batches == []
 
 
 def test_random_numbers_go_on_when_a_generator_joins_them(monkeypatch):
     """As that of a GPU, when model and metric move."""
     known = random_numbers._generators
-    own, taken = random_numbers.OwnRandomNumbers(), []
+    own, taken = random_numbers.RandomStream(), []
 
     def more(device):
         python, *others = known(device).items()

@@ -65,7 +65,7 @@ class CaptumSource(CAMSource):
         Raises:
             TypeError: if it returns more than one tensor.
         """
-        target = {"target": clean.selection.class_idx} if self._takes_target else {}
+        target = {"target": clean.selector.class_idx} if self._takes_target else {}
         images = clean.images.clone().requires_grad_()
         # No gradient reaches a parameter, so none of the user's hooks on gradients runs.
         self.model.requires_grad_(False)

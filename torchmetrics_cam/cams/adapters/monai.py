@@ -68,10 +68,10 @@ class MonaiSource(CAMSource):
 
         def class_score(output: Any, _class_idx: Any) -> Tensor:
             """One score an image, in a shape that multiplies its gradient."""
-            return clean.selection.of(clean.explained_of(output)).view(-1, *(1,) * (clean.images.ndim - 1))
+            return clean.selector.select(clean.explained_of(output)).view(-1, *(1,) * (clean.images.ndim - 1))
 
         images = clean.images.clone().requires_grad_()
-        selected = clean.selection.class_idx
+        selected = clean.selector.class_idx
         classes = [0] * len(images) if selected is None else selected.tolist()
         self.cam.nn_module.class_score = class_score
         made = self.cam.compute_map(images, class_idx=classes, layer_idx=self.layer_idx)

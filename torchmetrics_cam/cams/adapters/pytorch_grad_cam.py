@@ -162,23 +162,23 @@ class PytorchGradCAMSource(CAMSource):
     def _called(self, images: Tensor, clean: ForwardPass) -> Any:
         if self.parts:
             return self.cam(images, self._targets(clean), **self.settings)
-        assert clean.selection.class_idx is not None
-        classes = clean.selection.class_idx.tolist()
+        assert clean.selector.class_idx is not None
+        classes = clean.selector.class_idx.tolist()
         made = [
             self.cam(image, index) for image, index in zip(images.detach().unsqueeze(1), classes, strict=True)
         ]
         return torch.stack([torch.from_numpy(one).sum(-1) for one in made]).numpy()
 
     def _targets(self, clean: ForwardPass) -> list[Callable[[Any], Tensor]]:
-        if clean.selection.targets is not None:
-            return list(clean.selection.targets)
-        assert clean.selection.class_idx is not None
-        classes = clean.selection.class_idx.tolist()
+        if clean.selector.targets is not None:
+            return list(clean.selector.targets)
+        assert clean.selector.class_idx is not None
+        classes = clean.selector.class_idx.tolist()
         if "FinerCAM" not in _kinds(self.cam):
             return [_ClassScore(index) for index in classes]
         scores = clean.explained.detach()
         nearest = (
-            (scores - clean.selection.of(scores).unsqueeze(1)).abs().argsort(dim=1, stable=True).tolist()
+            (scores - clean.selector.select(scores).unsqueeze(1)).abs().argsort(dim=1, stable=True).tolist()
         )
         places = self.settings.get("comparison_categories") or _COMPARED
         alpha = self.settings.get("alpha", 1)

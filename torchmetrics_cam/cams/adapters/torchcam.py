@@ -145,13 +145,13 @@ class TorchcamSource(CAMSource):
 
     def _called(self, clean: ForwardPass, **settings: bool) -> list[Tensor]:
         """The call as torchcam's own metric makes it: a class as int or list, never as a tensor."""
-        if clean.selection.targets is not None:
-            targets = list(clean.selection.targets)
+        if clean.selector.targets is not None:
+            targets = list(clean.selector.targets)
             return self.extractor(scores=clean.explained, targets=targets, **settings)  # type: ignore[no-any-return]
         class_idx = clean.class_idx
         if not isinstance(class_idx, int | list):
-            assert clean.selection.class_idx is not None
-            class_idx = clean.selection.class_idx.tolist()
+            assert clean.selector.class_idx is not None
+            class_idx = clean.selector.class_idx.tolist()
         return self.extractor(class_idx, clean.explained, **settings)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a comparison is made of and fed with: named sources of one model, measures, maps by method."""
+"""The arguments of a comparison: named sources of one model, measures, and maps by method."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,22 +20,22 @@ CONTROLS: dict[str, Callable[[nn.Module], CAMSource]] = {
 
 
 def check_measures(names: Sequence[str]) -> None:
-    """Refuse names of measures that are not known or named twice, or none.
+    """Validate the names of measures.
 
     Raises:
-        ValueError: if they are.
+        ValueError: if there is none, one is unknown, or one is given twice.
     """
     if isinstance(names, str) or not names or len(set(names)) < len(names):
         raise ValueError(f"measures is {names!r}; give a list of different names, of {sorted(MEASURES)}")
     for name in names:
-        known(name, list(MEASURES), "measure")
+        index_of(name, list(MEASURES), "measure")
 
 
 def named_sources(sources: Any, *, with_controls: bool) -> dict[str, CAMSource]:
-    """The sources by name, with the controls behind them.
+    """Return the sources by name, followed by the controls.
 
     Raises:
-        TypeError: if they have no names, or one is no source.
+        TypeError: if the sources have no names, or one gives no maps.
         ValueError: if they have different models, or one has the name of a control.
     """
     if not isinstance(sources, Mapping) or not sources or not all(isinstance(name, str) for name in sources):
@@ -43,16 +43,18 @@ def named_sources(sources: Any, *, with_controls: bool) -> dict[str, CAMSource]:
             f"sources is {sources!r}; give each a name, as in {{'Grad-CAM': GradCAM(model, 'layer4')}}"
         )
     named = {name: as_source(source) for name, source in sources.items()}
-    first: dict[int, str] = {}
+    first_names: dict[int, str] = {}
     for name, source in sources.items():
-        if first.setdefault(id(source), name) != name:
-            raise ValueError(f"{first[id(source)]!r} and {name!r} are one source; a method has one name")
+        if first_names.setdefault(id(source), name) != name:
+            raise ValueError(
+                f"{first_names[id(source)]!r} and {name!r} are one source; give each source one name"
+            )
     model = next(iter(named.values())).model
     for name, source in named.items():
         if source.model is not model:
             raise ValueError(
                 f"{name!r} explains another model than {next(iter(named))!r}; a comparison is of one model,"
-                " so make one for each"
+                " so make one comparison for each model"
             )
     taken = [name for name in CONTROLS if with_controls and name in named]
     if taken:
@@ -60,22 +62,22 @@ def named_sources(sources: Any, *, with_controls: bool) -> dict[str, CAMSource]:
     return named | ({name: control(model) for name, control in CONTROLS.items()} if with_controls else {})
 
 
-def known(name: str, names: Sequence[str], what: str) -> int:
-    """The place of a name among those that there are.
+def index_of(name: str, names: Sequence[str], kind: str) -> int:
+    """Return the index of a name.
 
     Raises:
-        ValueError: if it is not among them.
+        ValueError: if it is not among the names.
     """
     if name not in names:
-        raise ValueError(f"{name!r} is no {what} of this comparison; it has {list(names)}")
+        raise ValueError(f"{name!r} is no {kind} of this comparison; it has {list(names)}")
     return list(names).index(name)
 
 
 def check_index(index: Any, images: Any) -> None:
-    """Refuse numbers of images that are not one integer an image.
+    """Validate the numbers of images.
 
     Raises:
-        ValueError: if they are not.
+        ValueError: if they are not one integer for each image.
     """
     if index is None:
         return
@@ -87,24 +89,24 @@ def check_index(index: Any, images: Any) -> None:
         )
 
 
-def handed_maps(
+def maps_by_source(
     sources: Mapping[str, CAMSource], cams: Tensor | Mapping[str, Tensor] | None
 ) -> dict[CAMSource, Tensor]:
-    """The maps that were handed in, by the source that they are for.
+    """Return the maps that were computed beforehand, by their source.
 
     Raises:
-        ValueError: if they are for no method, or it is not clear for which.
+        ValueError: if they belong to no method, or it is not clear to which.
     """
     if cams is None:
         return {}
     if isinstance(cams, Mapping):
         for name in cams:
-            known(name, list(sources), "method")
+            index_of(name, list(sources), "method")
         return {sources[name]: maps for name, maps in cams.items()}
-    waiting = [source for source in sources.values() if isinstance(source, PrecomputedMaps)]
-    if len(waiting) != 1:
+    precomputed = [source for source in sources.values() if isinstance(source, PrecomputedMaps)]
+    if len(precomputed) != 1:
         raise ValueError(
-            f"cams is one tensor, and {len(waiting)} methods of the comparison take maps; pass"
+            f"cams is one tensor, and {len(precomputed)} methods of the comparison take maps; pass"
             " cams={method: maps}"
         )
-    return {waiting[0]: cams}
+    return {precomputed[0]: cams}

@@ -1,96 +1,119 @@
 """CAMComparison: many CAM methods of one model in one pass, with intervals and controls."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
 from torchmetrics_cam.cams.source import CAMSource
+from torchmetrics_cam.metrics.arguments import Average, check_objects
 from torchmetrics_cam.metrics.base import warn_scores_outside_unit_interval
-from torchmetrics_cam.metrics.batch_values import BatchValues
+from torchmetrics_cam.metrics.comparison.contributions import ComparedBatch
 from torchmetrics_cam.metrics.comparison.inputs import (
     CONTROLS,
     check_index,
     check_measures,
-    handed_maps,
-    known,
+    index_of,
+    maps_by_source,
     named_sources,
 )
-from torchmetrics_cam.metrics.comparison.records import RecordingMetric
+from torchmetrics_cam.metrics.comparison.samples import SampleMetric
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
-from torchmetrics_cam.metrics.comparison.table import ComparisonTable, PairedDifference, comparison_table
-from torchmetrics_cam.metrics.curve_sums import CURVES, both_curves, curve_contributions, curve_shares
+from torchmetrics_cam.metrics.comparison.table import (
+    ComparisonTable,
+    PairedDifference,
+    comparison_table,
+    rows_of_values,
+)
+from torchmetrics_cam.metrics.compute_groups import keep_own
+from torchmetrics_cam.metrics.curves import curve_fractions, resampled_curves
 from torchmetrics_cam.metrics.measures import DEFAULT_MEASURES
 from torchmetrics_cam.model.scores import ClassIndex, Target
-from torchmetrics_cam.pipeline.batch import Readings
+from torchmetrics_cam.pipeline.batch import Batch
+from torchmetrics_cam.protocol import EvaluationProtocol
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+# The index of each measure's curve.
+CURVES = {"deletion_auc": 0, "insertion_auc": 1}
 
 
-class CAMComparison(RecordingMetric):
+class CAMComparison(SampleMetric):
     r"""Several CAM methods of one model on the same images, with 95 % intervals and paired comparisons.
 
-    One clean forward pass serves all methods, gradient CAMs of a layer share its activation and gradient, and
-    the masked images of all go through the model in chunks. Methods that run the model by themselves
-    (Score-CAM, objects of other libraries) take part with passes of their own.
+    One forward pass on the clean images serves all methods, gradient CAMs of a layer share its activation and
+    gradient, and the masked images of all methods go through the model in chunks. Methods that run the model
+    by themselves (Score-CAM, objects of other libraries) take part with passes of their own.
 
-    As input to ``forward`` and ``update`` the metric accepts images ``(N, C, *spatial)``, and a class as an
-    int, a list or a LongTensor ``(N,)``.
+    As input to ``forward`` and ``update`` the metric accepts the following input:
 
-    As output of ``forward`` and ``compute`` it returns a flat dict of scalar tensors: for every method and
-    measure the mean as ``"{method}/{measure}"``, and the bounds of its interval as
-    ``"{method}/{measure}_lower"`` and ``"..._upper"``. A mean is that of the single metric, over the images
-    of which every measure knows the method's value: one with a score that is not finite leaves them all.
-    Intervals are those of the normal distribution, of a proportion Wilson's, and of one image NaN.
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - a flat dict of float32 scalars (:class:`~torch.Tensor`): for every method and measure the mean as
+      ``"{method}/{measure}"``, and the bounds of its interval as ``"{method}/{measure}_lower"`` and
+      ``"..._upper"``
+
+    A mean is that of the single metric, over the images for which every measure has a value for the method:
+    an image with a score that is not finite leaves them all. Intervals use the normal distribution, for
+    proportions Wilson's interval; for a single image they are NaN.
 
     The states are sums whose size does not depend on the number of images. An entry ``[k, l]`` is over the
     images that are valid for both methods.
 
     Attributes:
-        count: how many images, ``(K, K)``.
-        sums: of the values of method k, for each measure, ``(M, K, K)``.
-        squares: of the squared differences of the two methods, and on the diagonal of the squared values.
-        wins: on how many images method k is better than l; differences up to 1e-6 are ties.
-        nan_count, degenerate_count, outside_count: as of `AverageDrop`, ``(K,)``.
-        apart: on how many images the model, or a measure of the map, says something else to the two,
-            ``(K, K)``.
-        curves: sums of the deletion and the insertion curves, ``(P, 2, K)``, if one of them is asked for.
+        count: number of images, int64, ``(K, K)``.
+        sums: sum of the values of method k, float64, for each measure, ``(M, K, K)``.
+        squares: sum of the squared differences of the two methods, and on the diagonal of the squared values.
+        wins: number of images on which method k is better than l; differences up to 1e-6 are ties.
+        differing: number of images on which the two methods yield different scores or, in a measure of the
+            map, different values, ``(K, K)``.
+        nan_count: as of `AverageDrop`, ``(K,)``.
+        degenerate_count: as of `AverageDrop`, ``(K,)``.
+        outside_count: as of `AverageDrop`, ``(K,)``.
+        curves: sums of the deletion and the insertion curves, ``(P, 2, K)``, if one of them is a measure.
 
     Args:
-        sources: the methods by name: whatever `AverageDrop` takes, all of one model.
+        sources: the methods by name: whatever `AverageDrop` accepts, all of one model.
         logits_fn: as for `AverageDrop`.
         measures: the names of the measures; the first one orders the table. ``"average_drop"``,
             ``"increase_in_confidence"`` and ``"average_gain"`` by default; ``"drop_in_deletion"``,
             ``"deletion_auc"``, ``"insertion_auc"``, ``"road"``, ``"complexity"``, ``"coherency"``,
-            ``"adcc"``, ``"relative_drop"`` (ADCC's, whatever the protocol's is) and, with ``masks`` in
+            ``"adcc"``, ``"relative_drop"`` (ADCC's, whatever the protocol's is) and, with ``objects`` in
             ``update``, ``"energy_pointing_game"``, ``"pointing_game"`` and ``"mask_iou"``.
-        controls: whether `UniformMap`, `RandomMap` and `CenterMap` stand beside the methods.
-        per_sample: keep a row an image, for `samples`. Memory then grows with the number of images.
-        settings: ``protocol``, ``scorer``, ``batch_size`` (masked images of one method or of several),
-            ``num_classes``, ``average`` and the others of `AverageDrop`. With ``average="none"`` the values
-            are ``(num_classes,)``.
+        controls: whether `UniformMap`, `RandomMap` and `CenterMap` are compared too.
+        per_sample: whether to keep a row for each image, for `samples`. Memory then grows with their number.
+        protocol: as for `AverageDrop`.
+        scorer: as for `AverageDrop`.
+        batch_size: as for `AverageDrop`; a forward pass may hold masked images of several methods.
+        num_classes: as for `AverageDrop`.
+        average: as for `AverageDrop`. With ``"none"`` the values are ``(num_classes,)``.
+        validate_args: as for `AverageDrop`.
+        kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
-        TypeError: if a source is none, or they have no names.
-        ValueError: if sources have different models, a measure is not known, or a name is taken twice.
+        TypeError: if a source gives no maps, or the sources have no names; and as `AverageDrop`.
+        ValueError: if sources have different models, a measure is unknown, or a name is taken twice; and as
+            `AverageDrop`.
 
     Example:
         >>> import torch
         >>> from torch import nn
         >>> from torchmetrics_cam import CAMComparison
-        >>> from torchmetrics_cam.cams import GradCAM, LayerCAM
-        >>> _ = torch.manual_seed(0)
-        >>> head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *head)
-        >>> comparison = CAMComparison({"Grad-CAM": GradCAM(model, "1"), "Layer-CAM": LayerCAM(model, "1")})
-        >>> comparison.update(torch.rand(8, 3, 16, 16))
-        >>> comparison.compute()["Grad-CAM/average_drop_lower"] >= 0
-        tensor(True)
+        >>> from torchmetrics_cam.cams import UniformMap
+        >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # scores the mean of each channel
+        >>> sources = {"half": UniformMap(model, 0.5), "all": UniformMap(model, 1.0)}
+        >>> comparison = CAMComparison(sources, controls=False, logits_fn=lambda scores: scores)
+        >>> comparison.update(torch.rand(8, 1, 4, 4))
+        >>> values = comparison.compute()
+        >>> values["half/average_drop"], values["all/average_drop"]  # half of all pixels, half of the score
+        (tensor(0.5000), tensor(0.))
         >>> comparison.table().rows[0]["method"]
-        'uniform map'
+        'all'
 
     """
 
@@ -100,10 +123,10 @@ class CAMComparison(RecordingMetric):
     sums: Tensor
     squares: Tensor
     wins: Tensor
+    differing: Tensor
     nan_count: Tensor
     degenerate_count: Tensor
     outside_count: Tensor
-    apart: Tensor
     curves: Tensor
 
     def __init__(
@@ -114,28 +137,77 @@ class CAMComparison(RecordingMetric):
         measures: Sequence[str] = DEFAULT_MEASURES,
         controls: bool = True,
         per_sample: bool = False,
-        **settings: Any,
+        protocol: EvaluationProtocol | str | None = None,
+        scorer: Callable[[Tensor], Any] | None = None,
+        batch_size: int | None = None,
+        num_classes: int | None = None,
+        average: Average = "micro",
+        validate_args: bool = True,
+        **kwargs: Any,
     ) -> None:
         check_measures(measures)
-        named = named_sources(sources, with_controls=controls)
-        settings |= {"per_sample": per_sample, "methods": list(named)}
-        super().__init__(list(named.values()), measures, logits_fn, **settings)
+        super().__init__(
+            named_sources(sources, with_controls=controls),
+            logits_fn,
+            measures=measures,
+            per_sample=per_sample,
+            protocol=protocol,
+            scorer=scorer,
+            batch_size=batch_size,
+            num_classes=num_classes,
+            average=average,
+            validate_args=validate_args,
+            **kwargs,
+        )
         self.controls = tuple(CONTROLS) if controls else ()
-        pairs = (len(self.measures), len(named), len(named))
-        self._add_sum("count", torch.int64, *pairs[1:])
-        self._add_sum("apart", torch.int64, *pairs[1:])
-        self._add_sum("sums", torch.float64, *pairs)
-        self._add_sum("squares", torch.float64, *pairs)
-        self._add_sum("wins", torch.int64, *pairs)
-        for name in ("nan_count", "degenerate_count", "outside_count"):
-            self._add_sum(name, torch.int64, len(named))
-        if any(measure in CURVES for measure in measures):
-            self._add_sum("curves", torch.float64, len(curve_shares(self.protocol)), 2, len(named))
+        methods = len(self.methods)
+        pairs, measured_pairs = (methods, methods), (len(self.measures), methods, methods)
+        self.add_state("count", self._zeros(torch.int64, *pairs), dist_reduce_fx="sum")
+        self.add_state("differing", self._zeros(torch.int64, *pairs), dist_reduce_fx="sum")
+        self.add_state("sums", self._zeros(torch.float64, *measured_pairs), dist_reduce_fx="sum")
+        self.add_state("squares", self._zeros(torch.float64, *measured_pairs), dist_reduce_fx="sum")
+        self.add_state("wins", self._zeros(torch.int64, *measured_pairs), dist_reduce_fx="sum")
+        self.add_state("nan_count", self._zeros(torch.int64, methods), dist_reduce_fx="sum")
+        self.add_state("degenerate_count", self._zeros(torch.int64, methods), dist_reduce_fx="sum")
+        self.add_state("outside_count", self._zeros(torch.int64, methods), dist_reduce_fx="sum")
+        self._has_curves = any(measure in CURVES for measure in measures)
+        if self._has_curves:
+            points = len(curve_fractions(self.protocol))
+            self.add_state("curves", self._zeros(torch.float64, points, 2, methods), dist_reduce_fx="sum")
+        self.add_state("identity", self._identity(), dist_reduce_fx=keep_own)
 
     @property
     def sources(self) -> dict[str, CAMSource]:
         """Where the maps come from, by method; controls come last."""
-        return dict(zip(self.methods, self._evaluation.sources, strict=True))
+        return dict(zip(self.methods, self._pipeline.sources, strict=True))
+
+    def explained(
+        self,
+        input_tensor: Tensor,
+        class_idx: ClassIndex | None = None,
+        *,
+        targets: Target | list[Target] | None = None,
+        cams: Tensor | Mapping[str, Tensor] | None = None,
+        objects: Tensor | None = None,
+    ) -> AbstractContextManager[Batch]:
+        """Explain a batch by every method; the model is guarded until the end of the context.
+
+        Args:
+            input_tensor: as for `update`.
+            class_idx: as for `update`.
+            targets: as for `update`.
+            cams: as for `update`.
+            objects: as for `update`.
+
+        Returns:
+            A context manager that gives the `Batch`, whose attributes have a leading dimension K.
+        """
+        maps = maps_by_source(self.sources, cams)
+        if objects is not None or any(measure.needs_objects for measure in self.measures):
+            check_objects(objects, input_tensor)
+        return self._explained(
+            input_tensor, class_idx, targets=targets, cams=maps, objects=objects, methods=self.methods
+        )
 
     def update(
         self,
@@ -144,48 +216,67 @@ class CAMComparison(RecordingMetric):
         *,
         targets: Target | list[Target] | None = None,
         cams: Tensor | Mapping[str, Tensor] | None = None,
-        masks: Tensor | None = None,
+        objects: Tensor | None = None,
         index: Tensor | Sequence[int] | None = None,
     ) -> None:
-        """Explain a batch by every method, mask it, score it again and add the results to the states.
+        """Explain a batch by every method, score its perturbed images and accumulate.
 
         Args:
             input_tensor: as for `AverageDrop`.
             class_idx: as for `AverageDrop`.
             targets: as for `AverageDrop`.
-            cams: maps computed beforehand ``(N, *any spatial)``, by the name of the method; alone, where one
-                source is `PrecomputedMaps`.
-            masks: of objects, as for `EnergyPointingGame`.
+            cams: maps computed beforehand ``(N, *any spatial)``, by the name of the method; a tensor alone,
+                where one source is `PrecomputedMaps`.
+            objects: as for `EnergyPointingGame`.
             index: the number of each image in its dataset, ``(N,)``, for `samples`; None counts the images
                 that this process has seen.
 
-        Raises: as `AverageDrop`; nothing accumulated is lost.
+        Raises:
+            TypeError: as `AverageDrop`.
+            ValueError: as `AverageDrop`. The states are unchanged then.
         """
-        with self._uncounted_if_refused():
-            handed = handed_maps(self.sources, cams)
-            check_index(index, input_tensor)
-        batch = self._evaluated(input_tensor, class_idx, targets, handed, masks)
-        for name, contribution in batch.contributions(self.measures).items():
-            self._add(name, contribution, batch.selection)
-        if batch.curves is not None:
-            self._add("curves", curve_contributions(batch), batch.selection)
-        self._record(batch, index)
+        check_index(index, input_tensor)
+        with self.explained(input_tensor, class_idx, targets=targets, cams=cams, objects=objects) as batch:
+            self.accumulate(batch, index)
+
+    def accumulate(self, batch: Batch, index: Tensor | Sequence[int] | None = None) -> None:
+        """Add a batch to the states; called by `update` while the model is guarded.
+
+        Args:
+            batch: of the context `explained`.
+            index: as for `update`.
+        """
+        compared = ComparedBatch.of(batch, self.measures)
+        valid, outside = compared.valid, batch.outside
+        self.count = self.count + self._sum(batch, compared.counted_for_both)
+        self.differing = self.differing + self._sum(batch, compared.differing(self.measures))
+        self.sums = self.sums + self._sum(batch, compared.sums())
+        self.squares = self.squares + self._sum(batch, compared.squares())
+        self.wins = self.wins + self._sum(batch, compared.wins(self.measures))
+        self.nan_count = self.nan_count + self._sum(batch, ~valid.T)
+        self.degenerate_count = self.degenerate_count + self._sum(batch, (batch.degenerate & valid).T)
+        self.outside_count = self.outside_count + self._sum(batch, (outside & valid).T)
+        if self._has_curves:
+            curves = torch.stack([resampled_curves(one) for one in batch], 2)
+            curves = torch.where(valid, curves, torch.zeros_like(curves))
+            self.curves = self.curves + self._sum(batch, curves.movedim(3, 0))
+        self._record(compared, batch.class_idx, index)
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean of every method and measure, and the bounds of its 95 % interval."""
+        """Return the mean of every method and measure, and the bounds of its 95 % interval."""
         statistics = self._statistics()
-        if any(measure.warns(self.protocol) for measure in self.measures):
+        if any(measure.needs_fractions(self.protocol) for measure in self.measures):
             warn_scores_outside_unit_interval(self.outside_count.amax(-1))
-        means = [statistics.mean(place) for place in range(len(self.measures))]
+        means = [statistics.mean(index) for index in range(len(self.measures))]
         return {
-            f"{method}/{measure.name}{suffix}": part[..., place]
-            for place, method in enumerate(self.methods)
-            for measure, parts in zip(self.measures, means, strict=True)
-            for suffix, part in zip(("", "_lower", "_upper"), parts, strict=True)
+            f"{method}/{measure.name}{suffix}": value[..., index].to(self.dtype)
+            for index, method in enumerate(self.methods)
+            for measure, values in zip(self.measures, means, strict=True)
+            for suffix, value in zip(("", "_lower", "_upper"), values, strict=True)
         }
 
     def table(self) -> ComparisonTable:
-        """All values with intervals, ranks and counts; the classes of ``average="none"`` pooled.
+        """Return all values with intervals, ranks and counts; the classes of ``average="none"`` are pooled.
 
         It gathers the sums of all ranks, so every rank must call it, as with `compute`.
         """
@@ -197,30 +288,30 @@ class CAMComparison(RecordingMetric):
                 excluded=self.nan_count,
                 degenerate=self.degenerate_count,
                 model=type(self.model).__name__,
-                scoring=self._evaluation.scoring,
+                score_function=self._pipeline.score_function,
             )
 
     def win_rate(self, measure: str | None = None) -> tuple[Tensor, Tensor]:
-        """How often one method is better than another on the same image; every rank must call it.
+        """Return how often one method is better than another on the same image; every rank must call it.
 
         Args:
             measure: the name of the measure; None for the first.
 
         Returns:
-            The share of images on which method k is better than method l, ``(K, K)`` in the order of
-            ``methods``, and the share of ties. With ``average="none"`` both are ``(num_classes, K, K)``.
+            The fraction of images on which method k is better than method l, ``(K, K)`` in the order of
+            ``methods``, and the fraction of ties. With ``average="none"`` both are ``(num_classes, K, K)``.
 
         Raises:
             ValueError: if there is no such measure.
 
         Source: Chattopadhyay et al., Grad-CAM++, https://arxiv.org/abs/1710.11063
         """
-        place = self._place(measure)
+        measure_index = self._measure_index(measure)
         with self._all_ranks():
-            return self._statistics().win_rate(place)
+            return self._statistics().win_rate(measure_index)
 
     def paired_difference(self, first: str, second: str, measure: str | None = None) -> PairedDifference:
-        """The mean difference of two methods on the same images, with its interval; every rank must call it.
+        """Return the mean difference of two methods on the same images; every rank must call it.
 
         Args:
             first: a method.
@@ -228,71 +319,94 @@ class CAMComparison(RecordingMetric):
             measure: the name of the measure; None for the first.
 
         Returns:
-            Mean of ``first`` minus ``second``, bounds and p-value: scalars, or ``(num_classes,)``.
+            Mean of ``first`` minus ``second``, 95 % bounds and p-value: scalars, or ``(num_classes,)``.
 
         Raises:
             ValueError: if there is no such method or measure.
         """
-        place = self._place(measure)
-        pair = tuple(known(method, self.methods, "method") for method in (first, second))
+        measure_index = self._measure_index(measure)
+        row, column = (index_of(method, self.methods, "method") for method in (first, second))
         with self._all_ranks():
             statistics = self._statistics()
-        difference = statistics.difference(place)
-        parts = (difference.mean, *difference.interval(), statistics.p_value(place), statistics.count)
-        mean, lower, upper, p_value, count = (part[..., pair[0], pair[1]] for part in parts)
+        difference = statistics.difference(measure_index)
+        values = (
+            difference.mean,
+            *difference.interval(),
+            statistics.p_value(measure_index),
+            statistics.count,
+        )
+        mean, lower, upper, p_value, count = (value[..., row, column] for value in values)
         return PairedDifference(
             mean, lower, upper, p_value, count.sum() if self.average == "macro" else count
         )
 
     def curve(self, measure: str) -> tuple[Tensor, Tensor]:
-        """The mean deletion or insertion curve of every method; every rank must call it.
+        """Return the mean deletion or insertion curve of every method; every rank must call it.
 
         Args:
             measure: ``"deletion_auc"`` or ``"insertion_auc"``, if it is one of the measures.
 
         Returns:
-            The share of positions that is perturbed, ``(curve_steps + 1,)``, and the mean score there of each
+            The fraction of pixels that is perturbed, ``(curve_steps + 1,)``, and the mean score there of each
             method, ``(K, curve_steps + 1)``. Classes are pooled.
 
         Raises:
-            ValueError: if the measure has no curve, or was not asked for.
+            ValueError: if the measure has no curve, or is not one of the measures.
         """
-        asked = [one.name for one in self.measures if one.name in CURVES]
-        which = CURVES[asked[known(measure, asked, "measure with a curve")]]
+        with_curve = [one.name for one in self.measures if one.name in CURVES]
+        curve_index = CURVES[with_curve[index_of(measure, with_curve, "measure with a curve")]]
         with self._all_ranks():
-            total, count = self.curves[..., which, :], self.count.diagonal(dim1=-2, dim2=-1)
+            total, count = self.curves[..., curve_index, :], self.count.diagonal(dim1=-2, dim2=-1)
         if self.average != "micro":
             total, count = total.sum(0), count.sum(0)
-        return torch.tensor(curve_shares(self.protocol), device=total.device), (total / count).T
+        return torch.tensor(curve_fractions(self.protocol), device=total.device), (total / count).T
 
-    def plot(self, val: ComparisonTable | None = None, ax: Any = None) -> tuple["Figure", Any]:  # type: ignore[override]
-        """Every method's value with its interval, a panel a measure; every rank must call it.
+    def plot(
+        self,
+        val: Any = None,
+        ax: _AX_TYPE | None = None,
+    ) -> _PLOT_OUT_TYPE:
+        """Plot every method's value with its 95 % interval, in one panel for each measure.
 
         Args:
-            val: what `table` returned; None calls it.
+            val: what `compute` or `forward` returned, or a list of it, which is plotted over time; None plots
+                `table`, and every rank must call it.
             ax: a matplotlib axis for each measure to draw on; None makes a figure.
 
-        Returns: figure and axes.
-        """
-        from torchmetrics_cam.plots import comparison_figure
+        Returns:
+            Figure and axes: one axis for a single measure, else a list.
 
-        return comparison_figure(self.table() if val is None else val, ax)
+        Raises:
+            ModuleNotFoundError: if matplotlib is missing; ``pip install "torchmetrics-cam[plot]"`` has it.
+            ValueError: if there is not one axis for each measure.
+        """
+        from torchmetrics_cam.plots import comparison_figure, comparison_history_figure
+
+        if val is None:
+            table = self.table()
+            return comparison_figure(table.measures, table.rows, ax)
+        measures = [measure.summary() for measure in self.measures]
+        steps = [val] if isinstance(val, Mapping) else list(val)
+        rows = [rows_of_values(step, self.methods, self.controls, self.measures) for step in steps]
+        if isinstance(val, Mapping):
+            return comparison_figure(measures, rows[0], ax)
+        return comparison_history_figure(measures, rows, ax)
 
     def _statistics(self) -> ComparisonStatistics:
-        states = (self.count, self.sums, self.squares, self.wins, self.apart)
+        states = (self.count, self.sums, self.squares, self.wins, self.differing)
         return ComparisonStatistics(self.measures, self.average, *states)
 
-    def _read(self, read: Readings) -> BatchValues:
-        batch = super()._read(read)
-        return replace(batch, curves=both_curves(read)) if "curves" in self._defaults else batch
+    def _measure_index(self, measure: str | None) -> int:
+        names = [one.name for one in self.measures]
+        return 0 if measure is None else index_of(measure, names, "measure")
 
-    def _place(self, measure: str | None) -> int:
-        return 0 if measure is None else known(measure, [one.name for one in self.measures], "measure")
-
-    def _sums_of(self) -> dict[str, Any]:
+    def _settings_of_sums(self) -> dict[str, Any]:
         measures = [measure.name for measure in self.measures]
-        kept = {"methods": list(self.methods), "measures": measures, "per_sample": self.per_sample}
-        return super()._sums_of() | kept
+        own = {"methods": list(self.methods), "measures": measures, "per_sample": self.per_sample}
+        return super()._settings_of_sums() | own
+
+    def _kind_of_sums(self) -> list[str]:
+        return [measure.name for measure in self.measures]
 
     def __repr__(self) -> str:
         sources = [f"{method!r}: {source!r}" for method, source in self.sources.items()]

@@ -1,4 +1,4 @@
-"""The result of a comparison as people and papers need it: rows, with all that a number depends on."""
+"""The table of a comparison: a row for each method, with everything that the numbers depend on."""
 
 import json
 import math
@@ -13,11 +13,13 @@ from torchmetrics.functional.regression import spearman_corrcoef
 
 from torchmetrics_cam.baselines import described
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
+from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.model.scores import ScoreFunction
 from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
 
-# Below, the normal distribution makes intervals too short.
-_FEW = 30
+# For fewer images the normal distribution makes intervals too short.
+_FEW_IMAGES = 30
+# Two methods have a rank correlation of 1 or -1, which says nothing.
 _FEWEST_METHODS = 3
 
 
@@ -29,9 +31,9 @@ class PairedDifference:
         mean: the first method's value minus the second's, averaged over the images.
         lower: lower bound of its 95 % interval.
         upper: upper bound.
-        p_value: how probable a mean at least as far from 0 is if there is no difference, two-sided; of this
-            pair alone, not adjusted for the number of pairs. 1 where the two methods coincide.
-        count: on how many images both are valid.
+        p_value: the two-sided p-value of no difference, of this pair alone, not adjusted for the number of
+            pairs. 1 where the two methods coincide.
+        count: number of images that are valid for both.
     """
 
     mean: Tensor
@@ -43,19 +45,20 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """A comparison with the circumstances that its numbers depend on; ``str(table)`` is Markdown.
+    """The values of a comparison with everything that they depend on; ``str(table)`` is Markdown.
 
     Args:
-        measures: name and title of each measure, and which way is better.
-        rows: a row a method, the best of the first measure first. ``"method"``, ``"source"``, ``"control"``,
-            ``"n"``, ``"excluded"``, ``"degenerate"``, ``"coincides_with"``, and for every measure, under its
-            name, ``"value"``, ``"lower"``, ``"upper"``, ``"rank"`` and ``"indistinct_from"``: the methods
-            that it cannot be told from at the 5 % level, over all pairs.
-        model: the class of the network.
+        measures: ``"name"``, ``"title"`` and ``"higher_is_better"`` of each measure.
+        rows: a row for each method, the best of the first measure first. ``"method"``, ``"source"``,
+            ``"control"``, ``"n"``, ``"excluded"``, ``"degenerate"``, ``"coincides_with"``, and for every
+            measure, under its name, ``"value"``, ``"lower"``, ``"upper"``, ``"rank"`` and
+            ``"indistinct_from"``: the methods that are not significantly different from it at the 5 % level,
+            adjusted for all pairs.
+        model: the class name of the network.
         protocol: every choice that the numbers depend on.
-        logits_fn: what made the scores instead of the protocol, if something did.
+        logits_fn: the name of the function that made the scores instead of the protocol; None if none did.
         average: over images or over classes.
-        notes: what a reader must know.
+        notes: limitations that a reader must know.
     """
 
     measures: Sequence[Mapping[str, Any]]
@@ -67,7 +70,7 @@ class ComparisonTable:
     notes: Sequence[str]
 
     def to_json(self) -> str:
-        """All of it as JSON; a value that is not known is ``null``."""
+        """Return the table as JSON; an unknown value is ``null``."""
         protocol = {field.name: getattr(self.protocol, field.name) for field in fields(self.protocol)}
         protocol |= {name: described(protocol[name]) for name in BASELINES}
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -78,26 +81,26 @@ class ComparisonTable:
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
         for row in self.rows:
             name = f"control: {row['method']}" if row["control"] else row["method"]
-            values = [_shown(row[one["name"]]) for one in self.measures]
+            values = [_cell_text(row[one["name"]]) for one in self.measures]
             lines.append([name, *values, *(str(row[key]) for key in ("n", "excluded", "degenerate"))])
-        made = [f"Scores by logits_fn={self.logits_fn}, not the protocol's."] if self.logits_fn else []
+        scores = [f"Scores by logits_fn={self.logits_fn}, not the protocol's."] if self.logits_fn else []
         caption = self.protocol.caption(measure["name"] for measure in self.measures)
-        notes = [f"Protocol {caption}", *made, *self.notes, *_agreement_note(self)]
+        notes = [f"Protocol {caption}", *scores, *self.notes, *_agreement_note(self)]
         return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *notes])
 
 
 def agreement(table: ComparisonTable) -> dict[str, dict[str, float | None]]:
-    """Where the measures agree on the methods: Spearman's rank correlation of every two measures.
+    """Return Spearman's rank correlation of every two measures over the methods.
 
-    Values are turned so that better is higher: 1 where two measures order the methods alike, -1 where one
-    turns the order of the other round. Controls are left out, and methods without a value.
+    It is 1 where two measures rank the methods alike, from best to worst, and -1 where one reverses the
+    ranking of the other. Controls and methods without a value are left out.
 
     Args:
         table: of a comparison of three methods or more.
 
     Returns:
-        The correlation by the names of both measures, None where one of them is the same for all methods;
-        empty where fewer than three methods have values.
+        The correlation by the names of both measures, None where a measure has the same value for all
+        methods; empty where fewer than three methods have values.
 
     Example:
         >>> import torch
@@ -108,8 +111,8 @@ def agreement(table: ComparisonTable) -> dict[str, dict[str, float | None]]:
         >>> sources = {f"{value}": UniformMap(model, value) for value in (0.2, 0.5, 0.9)}
         >>> comparison = CAMComparison(sources, measures=["average_drop", "complexity"])
         >>> comparison.update(torch.rand(4, 1, 4, 4))
-        >>> found = agreement(comparison.table())
-        >>> round(found["average_drop"]["complexity"], 3)  # what hides less drops less
+        >>> correlations = agreement(comparison.table())
+        >>> round(correlations["average_drop"]["complexity"], 3)  # a map that hides less drops less
         -1.0
 
     """
@@ -118,7 +121,7 @@ def agreement(table: ComparisonTable) -> dict[str, dict[str, float | None]]:
     rows = [row for row in rows if all(row[name]["value"] is not None for name in names)]
     if len(rows) < _FEWEST_METHODS:
         return {}
-    turned = {
+    oriented = {
         measure["name"]: torch.tensor(
             [row[measure["name"]]["value"] * (1 if measure["higher_is_better"] else -1) for row in rows],
             dtype=torch.float64,
@@ -126,7 +129,7 @@ def agreement(table: ComparisonTable) -> dict[str, dict[str, float | None]]:
         for measure in table.measures
     }
     return {
-        first: {second: _rank_correlation(turned[first], turned[second]) for second in names}
+        first: {second: _rank_correlation(oriented[first], oriented[second]) for second in names}
         for first in names
     }
 
@@ -145,42 +148,43 @@ def comparison_table(
     excluded: Tensor,
     degenerate: Tensor,
     model: str,
-    scoring: ScoreFunction,
+    score_function: ScoreFunction,
 ) -> ComparisonTable:
-    """The table of a comparison.
+    """Return the table of a comparison.
 
     Args:
-        statistics: what the sums say, not class by class.
+        statistics: pooled over the classes.
         sources: where the maps come from, by method.
         controls: the methods that are controls.
-        excluded: how many images left each method, ``(*classes, K)``.
-        degenerate: how many maps of each method were constant, ``(*classes, K)``.
-        model: the class of the network.
-        scoring: the protocol, and the ``logits_fn`` if there is one.
+        excluded: number of images that were excluded for each method, ``(*classes, K)``.
+        degenerate: number of constant maps of each method, ``(*classes, K)``.
+        model: the class name of the network.
+        score_function: the protocol, and the ``logits_fn`` if there is one.
     """
     methods = list(sources)
-    counts, left, constant = (
+    counts, excluded_counts, degenerate_counts = (
         part.view(-1, len(methods)).sum(0).tolist()
         for part in (statistics.count.diagonal(dim1=-2, dim2=-1).contiguous(), excluded, degenerate)
     )
-    coincide = _sets(statistics.coincide(), methods)
+    coincide = _others(statistics.coincide(), methods)
     rows: list[dict[str, Any]] = [
         {
             "method": method,
             "source": repr(sources[method]),
             "control": method in controls,
-            "n": counts[place],
-            "excluded": left[place],
-            "degenerate": constant[place],
-            "coincides_with": coincide[place] if counts[place] else [],
+            "n": counts[index],
+            "excluded": excluded_counts[index],
+            "degenerate": degenerate_counts[index],
+            "coincides_with": coincide[index] if counts[index] else [],
         }
-        for place, method in enumerate(methods)
+        for index, method in enumerate(methods)
     ]
-    for place, measure in enumerate(statistics.measures):
-        bounds = zip(*(part.tolist() for part in statistics.mean(place)), strict=True)
-        ranks, indistinct = statistics.ranks(place), _sets(statistics.indistinct(place), methods)
-        for row, numbers, rank, others in zip(rows, bounds, ranks, indistinct, strict=True):
-            value, lower, upper = (None if math.isnan(number) else number for number in numbers)
+    for index, measure in enumerate(statistics.measures):
+        bounds = zip(*(part.tolist() for part in statistics.mean(index)), strict=True)
+        ranks = statistics.ranks(index)
+        not_different = _others(statistics.not_significantly_different(index), methods)
+        for row, numbers, rank, others in zip(rows, bounds, ranks, not_different, strict=True):
+            value, lower, upper = map(_number, numbers)
             row[measure.name] = {
                 "value": value,
                 "lower": lower,
@@ -191,28 +195,78 @@ def comparison_table(
     first = statistics.measures[0].name
     rows.sort(key=lambda row: row[first]["rank"] or len(rows) + 1)
     return ComparisonTable(
-        measures=[
-            {"name": one.name, "title": one.title, "higher_is_better": one.higher_is_better}
-            for one in statistics.measures
-        ],
+        measures=[measure.summary() for measure in statistics.measures],
         rows=rows,
         model=model,
-        protocol=scoring.protocol,
-        logits_fn=None if scoring.logits_fn is None else described(scoring.logits_fn),
+        protocol=score_function.protocol,
+        logits_fn=None if score_function.logits_fn is None else described(score_function.logits_fn),
         average=statistics.average,
         notes=_notes(rows, counts, statistics),
     )
 
 
-def _sets(pairs: Tensor, methods: Sequence[str]) -> list[list[str]]:
-    """The others that each method is paired with."""
+def rows_of_values(
+    values: Mapping[str, Tensor],
+    methods: Sequence[str],
+    controls: Sequence[str],
+    measures: Sequence[Measure],
+) -> list[dict[str, Any]]:
+    """Return rows for a figure from what `CAMComparison.compute` returns.
+
+    Args:
+        values: by ``"{method}/{measure}"``, with bounds; scalars, or ``(num_classes,)`` for one row for each
+            method and class.
+        methods: the names of the methods.
+        controls: the methods that are controls.
+        measures: the measures.
+
+    Raises:
+        ValueError: if a value of a method and measure is missing.
+    """
+    missing = [f"{method}/{one.name}" for method in methods for one in measures]
+    missing = [key for key in missing if key not in values]
+    if missing:
+        raise ValueError(
+            f"val has no {missing[0]!r}; pass what compute() or forward() of this comparison returned, or a"
+            " list of it"
+        )
+    rows = []
+    for method in methods:
+        cells = {
+            one.name: [
+                values[f"{method}/{one.name}{suffix}"].flatten().tolist()
+                for suffix in ("", "_lower", "_upper")
+            ]
+            for one in measures
+        }
+        classes = len(next(iter(cells.values()))[0])
+        for class_idx in range(classes):
+            row: dict[str, Any] = {
+                "method": method
+                if values[f"{method}/{measures[0].name}"].ndim == 0
+                else f"{method}, {class_idx}",
+                "control": method in controls,
+            }
+            for name, bounds in cells.items():
+                value, lower, upper = (_number(bound[class_idx]) for bound in bounds)
+                row[name] = {"value": value, "lower": lower, "upper": upper}
+            rows.append(row)
+    return rows
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _others(pairs: Tensor, methods: Sequence[str]) -> list[list[str]]:
+    """Return the other methods that each method is paired with."""
     return [
         [
             method
-            for other, (method, is_paired) in enumerate(zip(methods, row, strict=True))
-            if is_paired and other != place
+            for column, (method, is_paired) in enumerate(zip(methods, paired, strict=True))
+            if is_paired and column != row
         ]
-        for place, row in enumerate(pairs.tolist())
+        for row, paired in enumerate(pairs.tolist())
     ]
 
 
@@ -221,37 +275,38 @@ def _notes(
 ) -> list[str]:
     groups = {tuple(sorted([row["method"], *row["coincides_with"]])) for row in rows if row["coincides_with"]}
     notes = [
-        f"{', '.join(group[:-1])} and {group[-1]} coincide: on 99 of 100 images the model says the same to"
-        " them, to 0.1 % of the score. They are one method here, and share a rank."
+        f"{', '.join(group[:-1])} and {group[-1]} coincide: on 99 of 100 images they yield identical scores,"
+        " to 0.1 % of the score. They count as one method here, and share a rank."
         for group in sorted(groups)
     ]
-    fewest = min((count for count in counts if count), default=_FEW)
-    if fewest < _FEW:
+    fewest = min((count for count in counts if count), default=_FEW_IMAGES)
+    if fewest < _FEW_IMAGES:
         notes.append(
-            f"{fewest} images are few: intervals of the normal distribution are too short below {_FEW}."
+            f"{fewest} images are few: intervals of the normal distribution are too short below"
+            f" {_FEW_IMAGES}."
         )
     if statistics.average == "macro":
-        alone = int((statistics.count.diagonal(dim1=1, dim2=2) == 1).any(1).sum())
-        if alone:
-            notes.append(f"{alone} classes have one image, so no interval is known of a mean over classes.")
+        single = int((statistics.count.diagonal(dim1=1, dim2=2) == 1).any(1).sum())
+        if single:
+            notes.append(f"{single} classes have one image, so a mean over classes has no interval.")
     return notes
 
 
 def _agreement_note(table: ComparisonTable) -> list[str]:
-    """Where people must see that measures disagree: with more than two of them."""
-    found = agreement(table)
+    """Return a sentence about the agreement of measures, where there are more than two."""
+    correlations = agreement(table)
     titles = {measure["name"]: measure["title"] for measure in table.measures}
     pairs = [
         f"{titles[first]} and {titles[second]} {correlation:.2f}"
-        for first, second in combinations(found, 2)
-        if (correlation := found[first][second]) is not None
+        for first, second in combinations(correlations, 2)
+        if (correlation := correlations[first][second]) is not None
     ]
-    if len(found) <= 2 or not pairs:
+    if len(correlations) <= 2 or not pairs:
         return []
     return [f"Agreement of the measures on the methods (Spearman's rank correlation): {', '.join(pairs)}."]
 
 
-def _shown(cell: Mapping[str, Any]) -> str:
+def _cell_text(cell: Mapping[str, Any]) -> str:
     if cell["value"] is None:
         return "-"
     if cell["lower"] is None:

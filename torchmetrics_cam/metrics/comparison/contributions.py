@@ -1,0 +1,114 @@
+"""The values of a batch for every method and measure, and what each image adds to a comparison's sums."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from torchmetrics_cam.functional.statistics import sum_dtype
+from torchmetrics_cam.metrics.measures import Measure
+from torchmetrics_cam.pipeline.batch import Batch
+
+# Smaller differences are ties: float32 scores cannot tell them from 0.
+TIE = 1e-6
+# Two scores are identical up to this fraction of them, and of what is missing to 1, which float32 has to
+# 1e-7.
+SCORE_TOLERANCE, SMALLEST_MISSING = 1e-3, 1e-3
+
+
+@dataclass(frozen=True)
+class ComparedBatch:
+    """The values of N images for K methods and M measures.
+
+    Args:
+        scores: of the clean images, ``(N,)``.
+        masked_scores: of the masked images, ``(K, N)``; NaN if no measure needs them.
+        perturbed_scores: of all perturbed images, ``(A, K, N)``.
+        valid: which images are counted for which method, ``(K, N)``.
+        values: of each measure, ``(M, K, N)``; 0 where an image is not counted.
+    """
+
+    scores: Tensor
+    masked_scores: Tensor
+    perturbed_scores: Tensor
+    valid: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, measures: Sequence[Measure]) -> "ComparedBatch":
+        """Compute the measures for a batch of several sources."""
+        by_source = list(batch)
+        values = torch.stack(
+            [torch.stack([measure.values(one) for one in by_source]) for measure in measures]
+        )
+        valid = batch.valid & values.isfinite().all(0)
+        scores = batch.scores
+        return cls(
+            scores=scores[0],
+            masked_scores=batch.masked_scores
+            if batch.has_masked_scores
+            else torch.full_like(scores, torch.nan),
+            perturbed_scores=batch.perturbed_scores,
+            valid=valid,
+            values=torch.where(valid, values, torch.zeros_like(values)),
+        )
+
+    @cached_property
+    def counted_for_both(self) -> Tensor:
+        """Which images are counted for both of two methods, bool, ``(N, K, K)``."""
+        valid = self.valid.T
+        return valid.unsqueeze(2) & valid.unsqueeze(1)
+
+    def sums(self) -> Tensor:
+        """Return the value of the first method where both are counted, ``(N, M, K, K)``."""
+        return self._values * self.counted_for_both.unsqueeze(1)
+
+    def squares(self) -> Tensor:
+        """Return the squared difference of two methods, or on the diagonal the squared value."""
+        values = self._values
+        diagonal = torch.eye(len(self.valid), dtype=torch.bool, device=values.device)
+        squares = torch.where(diagonal, values, values - values.mT).square()
+        return squares * self.counted_for_both.unsqueeze(1)
+
+    def wins(self, measures: Sequence[Measure]) -> Tensor:
+        """Return where the first method is better than the second, bool, ``(N, M, K, K)``."""
+        values = self._values
+        differences = (values - values.mT).unbind(1)
+        better = [
+            difference > TIE if measure.higher_is_better else difference < -TIE
+            for measure, difference in zip(measures, differences, strict=True)
+        ]
+        return torch.stack(better, 1) & self.counted_for_both.unsqueeze(1)
+
+    def differing(self, measures: Sequence[Measure]) -> Tensor:
+        """Return where two methods yield different scores or different values of the map, ``(N, K, K)``."""
+        dtype = sum_dtype(self.scores.device)
+        differing = _differ(self.perturbed_scores.to(dtype), self.scores.to(dtype))
+        of_map = [values for measure, values in zip(measures, self.values, strict=True) if measure.of_map]
+        if of_map:
+            zero = self.scores.new_zeros((), dtype=dtype)
+            differing = differing | _differ(torch.stack(of_map).to(dtype), zero)
+        return differing.permute(2, 0, 1) & self.counted_for_both
+
+    @cached_property
+    def _values(self) -> Tensor:
+        """The values in the dtype of the sums, to be compared with their transpose, ``(N, M, K, 1)``."""
+        return self.values.permute(2, 0, 1).unsqueeze(3).to(sum_dtype(self.valid.device))
+
+
+def _differ(values: Tensor, reference: Tensor) -> Tensor:
+    """Return where any of the values ``(A, K, N)`` differs between two methods, ``(K, K, N)``.
+
+    A difference is taken as a fraction of the values, of the reference, and of what these are missing to 1:
+    for a model that is almost certain, .9999 and .99995 are far apart in a gain.
+    """
+    first, second = values.unsqueeze(2), values.unsqueeze(1)
+    difference = (first - second).abs()
+    parts = torch.stack([part.expand_as(difference) for part in (reference, first, second)])
+    fraction = difference / parts.abs().amax(0).clamp(min=1e-12)
+    fraction_of_missing = difference / (1 - parts).amax(0).clamp(min=SMALLEST_MISSING)
+    in_unit_interval = ((parts >= 0) & (parts <= 1)).all(0)
+    largest = torch.where(in_unit_interval, torch.maximum(fraction, fraction_of_missing), fraction)
+    return (largest > SCORE_TOLERANCE).any(0)

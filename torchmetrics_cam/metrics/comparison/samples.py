@@ -1,0 +1,153 @@
+"""One row for each image: what a comparison keeps with ``per_sample=True``."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchmetrics_cam.cams.source import CAMSource
+from torchmetrics_cam.functional.statistics import sum_dtype
+from torchmetrics_cam.metrics.arguments import Average
+from torchmetrics_cam.metrics.base import CAMMetric
+from torchmetrics_cam.metrics.comparison.contributions import ComparedBatch
+from torchmetrics_cam.metrics.measures import MEASURES, Measure
+from torchmetrics_cam.protocol import EvaluationProtocol
+
+
+class SampleMetric(CAMMetric):
+    """A metric of several methods and measures that can keep a row for each image.
+
+    Args:
+        sources: where the maps come from, by method.
+        measures: the names of the measures.
+        per_sample: whether to keep rows.
+        logits_fn: as for `AverageDrop`.
+        protocol: as for `AverageDrop`.
+        scorer: as for `AverageDrop`.
+        batch_size: as for `AverageDrop`.
+        num_classes: as for `AverageDrop`.
+        average: as for `AverageDrop`.
+        validate_args: as for `AverageDrop`.
+        kwargs: as for every `torchmetrics.Metric`.
+    """
+
+    measures: tuple[Measure, ...]
+    sums: Tensor
+    records: list[Tensor]
+
+    def __init__(
+        self,
+        sources: dict[str, CAMSource],
+        logits_fn: Callable[[Any], Any] | None,
+        *,
+        measures: Sequence[str],
+        per_sample: bool,
+        protocol: EvaluationProtocol | str | None,
+        scorer: Callable[[Tensor], Any] | None,
+        batch_size: int | None,
+        num_classes: int | None,
+        average: Average,
+        validate_args: bool,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            list(sources.values()),
+            logits_fn,
+            protocol=protocol,
+            scorer=scorer,
+            batch_size=batch_size,
+            num_classes=num_classes,
+            average=average,
+            validate_args=validate_args,
+            **kwargs,
+        )
+        self.methods = tuple(sources)
+        self.measures = tuple(MEASURES[name] for name in measures)
+        for measure in self.measures:
+            measure.check(self._pipeline.sources)
+        self.per_sample = per_sample
+        self._images_seen = self._images_seen_before_forward = 0
+        if per_sample:
+            self.add_state("records", [], dist_reduce_fx="cat")
+
+    def samples(self) -> dict[str, Tensor]:
+        """Return what ``per_sample=True`` kept of every image, over all ranks; every rank must call it.
+
+        Returns:
+            ``"index"``, ``"class_idx"`` (-1 for a target) and ``"score"``, ``(N,)``; ``"masked_score"``,
+            ``"valid"`` and each measure under its name, ``(N, K)`` in the order of ``methods``; NaN where an
+            image is not counted.
+
+        Raises:
+            ValueError: if the comparison was made without ``per_sample=True``.
+        """
+        if not self.per_sample:
+            raise ValueError("no sample was kept; make the comparison with per_sample=True")
+        with self._all_ranks():
+            records = torch.cat([self._no_records(), *_as_list(self.records)])
+        columns = records[:, 3:].reshape(len(records), 2 + len(self.measures), len(self.methods))
+        masked_score, valid, *values = columns.unbind(1)
+        return {
+            "index": records[:, 0].long(),
+            "class_idx": records[:, 1].long(),
+            "score": records[:, 2],
+            "masked_score": masked_score,
+            "valid": valid.bool(),
+            **dict(zip((measure.name for measure in self.measures), values, strict=True)),
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Update, and return the value of this batch alone; a refused batch loses nothing accumulated."""
+        self._images_seen_before_forward = self._images_seen
+        try:
+            return super().forward(*args, **kwargs)
+        except BaseException:
+            self._images_seen = self._images_seen_before_forward
+            raise
+
+    def reset(self) -> None:
+        """Reset the states, and the numbers of the images."""
+        super().reset()
+        # Within forward a batch may be evaluated twice, and its images have their numbers already.
+        self._images_seen = self._images_seen_before_forward if self._in_forward else 0
+
+    def _record(
+        self, compared: ComparedBatch, class_idx: Tensor | None, index: Tensor | Sequence[int] | None
+    ) -> None:
+        """Keep a row for each image of a batch, in float64, which holds indices exactly.
+
+        Args:
+            compared: the values of the batch.
+            class_idx: its target classes, None for targets.
+            index: the number of each image in its dataset; None counts the images of this process.
+        """
+        if not self.per_sample:
+            return
+        scores = compared.scores
+        seen = torch.arange(self._images_seen, self._images_seen + len(scores), device=scores.device)
+        self._images_seen += len(scores)
+        index = seen if index is None else torch.as_tensor(index).to(scores.device)
+        classes = torch.full_like(scores, -1) if class_idx is None else class_idx
+        # The sums have 0 where an image is not counted; here it must not look like a perfect one.
+        values = torch.where(compared.valid, compared.values, torch.nan)
+        columns = [index, classes, scores, *compared.masked_scores, *compared.valid, *values.flatten(0, 1)]
+        rows = torch.stack([column.to(sum_dtype(column.device)) for column in columns], 1)
+        self.records = [*_as_list(self.records), rows.to(self._no_records())]
+
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        """Sync states; a rank without an image takes part with no rows, in the shape of the others'."""
+        if self.per_sample:
+            self.records = [self._no_records(), *_as_list(self.records)]
+        super()._sync_dist(*args, **kwargs)
+
+    def _no_records(self) -> Tensor:
+        """Return no rows, on the device of those kept, which ``compute_on_cpu=True`` moves from the sums'."""
+        kept = _as_list(self.records)
+        like = kept[0] if kept else self.sums
+        return like.new_zeros(0, 3 + len(self.methods) * (2 + len(self.measures)))
+
+
+def _as_list(records: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Return the rows of all batches as a list; after a sync over ranks they are one tensor."""
+    return [records] if isinstance(records, Tensor) else list(records)

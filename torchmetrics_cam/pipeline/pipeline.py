@@ -1,0 +1,227 @@
+"""The pipeline behind a metric: its sources, their model, and how images become maps and scores."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchmetrics_cam.cams.source import CAMSource
+from torchmetrics_cam.model.guard import ModelGuard, eager
+from torchmetrics_cam.model.random_numbers import RandomStream
+from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, ScoreSelector, in_float32
+from torchmetrics_cam.pipeline.explain import Explanation, Targets, check_batch, explain_all
+from torchmetrics_cam.pipeline.perturb import NoPerturbation, Perturbation, check_baselines
+from torchmetrics_cam.protocol import EvaluationProtocol
+
+# How far the scores of a scorer may be from the model's, as a share of the model's, or of the largest one in
+# the batch where they are no probabilities. Compiled float32 models are within 1e-5; half precision is not.
+SCORER_TOLERANCE = 1e-3
+
+
+class Pipeline:
+    """The sources of one model, and everything else that decides a number.
+
+    A metric holds its pipeline by reference. It is no Module, so that the network does not become part of the
+    metric. Copies of a metric share the sources, unless the model is copied with them.
+
+    Args:
+        sources: where the maps come from; all of one model.
+        score_function: from the model's output to scores.
+        scorer: runs the perturbed images in place of the model.
+        batch_size: the largest number of perturbed images in one forward pass; None for that of the batch.
+        validate_args: False skips the checks that read values off the device.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[CAMSource],
+        score_function: ScoreFunction,
+        *,
+        scorer: Callable[[Tensor], Any] | None = None,
+        batch_size: int | None = None,
+        validate_args: bool = True,
+    ) -> None:
+        self.sources = sources
+        self.score_function = score_function
+        self.scorer = scorer
+        self.batch_size = batch_size
+        self.validate_args = validate_args
+        self._is_active = False
+        self.reset()
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that is explained."""
+        return self.sources[0].model
+
+    @property
+    def protocol(self) -> EvaluationProtocol:
+        """The choices of the evaluation."""
+        return self.score_function.protocol
+
+    def reset(self) -> None:
+        """Begin a new stream of random numbers, and compare the scorer with the model again."""
+        self.random_stream = RandomStream()
+        self._is_scorer_compared = self.scorer is None or not self.validate_args
+
+    def key(self) -> tuple[Any, ...]:
+        """Return everything that two metrics must have in common to measure the same."""
+        sources = [(type(source), vars(source)) for source in self.sources]
+        return (sources, self.protocol, self.score_function.logits_fn, self.scorer)
+
+    @contextmanager
+    def active(self, images: Any) -> Iterator[None]:
+        """Guard the model and the global random numbers inside; entering it again changes nothing.
+
+        Args:
+            images: a batch, whose device has a random generator of its own.
+        """
+        if self._is_active:
+            yield
+            return
+        self._is_active = True
+        self._guard = ModelGuard(self.model)
+        try:
+            with self.random_stream.drawn(getattr(images, "device", torch.device("cpu"))), self._guard:
+                yield
+        finally:
+            self._is_active = False
+
+    def explain(
+        self,
+        images: Tensor,
+        class_idx: ClassIndex | None = None,
+        *,
+        targets: Targets = None,
+        cams: Mapping[CAMSource, Tensor] | None = None,
+    ) -> list[Explanation]:
+        """Return the maps of a batch by each source; arguments and errors are those of `explain_all`."""
+        check_batch(
+            self.sources,
+            images,
+            class_idx,
+            targets,
+            cams or {},
+            self.protocol,
+            read_values=self.validate_args,
+        )
+        check_baselines(images, self.protocol)
+        with self.active(images):
+            explanations = explain_all(
+                self.sources,
+                images,
+                self._guard,
+                score_function=self.score_function,
+                class_idx=class_idx,
+                targets=targets,
+                cams=cams,
+                read_values=self.validate_args,
+            )
+            if not self._is_scorer_compared:
+                self._compare_scorer(explanations[0])
+        return explanations
+
+    def explain_again(self, source: CAMSource, images: Tensor, selector: ScoreSelector) -> Explanation:
+        """Return the maps of other images by one source, for the classes or targets of an earlier batch."""
+        with self.active(images):
+            (explanation,) = explain_all(
+                [source],
+                images,
+                self._guard,
+                score_function=self.score_function,
+                class_idx=selector.class_idx,
+                targets=None if selector.targets is None else list(selector.targets),
+                other_sources=self.sources,
+                read_values=False,
+            )
+        return explanation
+
+    def score(
+        self, perturbations: Sequence[Perturbation], clean_scores: Tensor, selector: ScoreSelector
+    ) -> Tensor:
+        """Return the scores on perturbed images.
+
+        The perturbed images go through the model, or through the scorer, in chunks that are made one after
+        the other, so that the memory is that of one chunk.
+
+        Args:
+            perturbations: Q perturbations of a batch of N images.
+            clean_scores: the scores on the images themselves, ``(N,)``. An image that a perturbation leaves
+                unchanged keeps its score: in a chunk of another size, or by a compiled scorer, it would come
+                out a rounding error higher or lower.
+            selector: which class or target of each image is scored.
+
+        Returns:
+            Scores ``(Q, N)``.
+        """
+        count, scores = len(clean_scores), []
+        score_function = self.score_function.explaining(selector.targets)
+        run = self.model if self.scorer is None else self.scorer
+        with self.active(clean_scores), torch.no_grad(), ExitStack() as stack:
+            self._guard.begin_pass()
+            if self.scorer is None:
+                stack.enter_context(eager())
+            for source in self.sources:
+                stack.enter_context(source.muted())
+            for parts in _chunks(len(perturbations), count, self.batch_size or count):
+                images, unchanged = zip(
+                    *(perturbations[index].perturb(chunk) for index, chunk in parts), strict=True
+                )
+                output = run(images[0] if len(images) == 1 else torch.cat(images))
+                selected = ScoreSelector.concatenated([selector[chunk] for _, chunk in parts])
+                perturbed = in_float32(selected.select(score_function(output).scores))
+                clean = torch.cat([clean_scores[chunk] for _, chunk in parts])
+                scores.append(torch.where(torch.cat(unchanged), clean, perturbed))
+        return torch.cat(scores).view(len(perturbations), count)
+
+    def _compare_scorer(self, explanation: Explanation) -> None:
+        """Compare the scorer with the model, once, on the clean images of a batch.
+
+        Raises:
+            ValueError: if their scores differ.
+        """
+        valid = explanation.valid
+        (scores,) = self.score([NoPerturbation(explanation.images)], explanation.scores, explanation.selector)
+        scores, expected = scores[valid], explanation.scores[valid]
+        if not valid.any():
+            return
+        scale = expected.abs()
+        if ((expected < 0) | (expected > 1)).any():
+            # Any rounding is a large share of a raw output near 0.
+            scale = scale.amax()
+        difference = (scores - expected).abs() / scale.clamp(min=1e-6)
+        if not (difference <= SCORER_TOLERANCE).all():
+            raise ValueError(
+                f"scorer and model disagree: on the same images their scores differ by up to"
+                f" {difference.max():.2g} of the model's, and {SCORER_TOLERANCE} is allowed; make the scorer"
+                " from the model as it is now, in evaluation mode and in the same precision. It must return"
+                " the model's raw output, without a softmax. validate_args=False skips this comparison"
+            )
+        self._is_scorer_compared = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Pipeline":
+        is_model_copied = id(self.model) in memo
+        return Pipeline(
+            [deepcopy(source, memo) for source in self.sources],
+            deepcopy(self.score_function, memo) if is_model_copied else self.score_function,
+            scorer=deepcopy(self.scorer, memo) if is_model_copied else self.scorer,
+            batch_size=self.batch_size,
+            validate_args=self.validate_args,
+        )
+
+
+def _chunks(batches: int, count: int, size: int) -> Iterator[list[tuple[int, slice]]]:
+    """Cut several batches of ``count`` images into chunks of ``size`` images.
+
+    Yields:
+        The parts of each chunk: the index of a batch, and which of its images.
+    """
+    for start in range(0, batches * count, size):
+        end = min(start + size, batches * count)
+        yield [
+            (batch, slice(max(start - batch * count, 0), min(end - batch * count, count)))
+            for batch in range(start // count, -(-end // count))
+        ]
