@@ -1,4 +1,4 @@
-"""Every preset against its formulas, written down again in NumPy from maps, images and a model's scores."""
+"""Every preset against an independent NumPy implementation, from maps, images and a model's scores."""
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from torchmetrics_cam.functional.maps import resize_maps
 
 @pytest.fixture(scope="module")
 def case(digits):
-    """A trained network, 60 digits, and maps with positive and negative values, one of them constant."""
+    """Return a trained network, 60 digits, and maps with positive and negative values, one of them constant."""
     model, images, labels = digits
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(60, 8, 8, generator=generator)
@@ -33,7 +33,7 @@ def min_max(maps: np.ndarray, eps: float = 0.0) -> np.ndarray:
     return (maps - low) / np.where(span == 0, 1, span)
 
 
-def measured(case, protocol, maps=None, logits_fn=None, class_idx=None):
+def values_of(case, protocol, maps=None, logits_fn=None, class_idx=None):
     model, images, _, given = case
     values = []
     for measure in (AverageDrop, IncreaseInConfidence, AverageGain):
@@ -49,7 +49,7 @@ def expected_values(p, o, *, drop_eps=0.0, gain_eps=0.0, absolute=False):
     return [drop.mean(), (o > p).mean(), gain.mean()]
 
 
-def of_class(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def select_class(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return scores[np.arange(len(scores)), classes]
 
 
@@ -60,30 +60,30 @@ def test_paper(case):
         softmax(scores_of(model, x), 1) for x in (images.numpy(), images.numpy() * masks[:, None])
     )
     classes = clean.argmax(1)
-    expected = expected_values(of_class(clean, classes), of_class(masked, classes))
-    assert measured(case, "paper") == pytest.approx(expected, abs=1e-6)
+    expected = expected_values(select_class(clean, classes), select_class(masked, classes))
+    assert values_of(case, "paper") == pytest.approx(expected, abs=1e-6)
     assert expected[0] > 0.1
 
 
 def test_score_cam(case):
-    """The upper half of the positions is kept, of equal ones the first, and nothing of a constant map."""
+    """The mask keeps the upper half of the pixels, of equal ones the first, and none of a constant map."""
     model, images, _, maps = case
     rectified = np.maximum(maps.numpy(), 0).reshape(60, -1)
     kept = np.zeros_like(rectified)
     for mask, row in zip(kept, rectified, strict=True):
         if row.max() > row.min():
-            mask[sorted(range(64), key=lambda place, row=row: (-row[place], place))[:32]] = 1
+            mask[sorted(range(64), key=lambda pixel, row=row: (-row[pixel], pixel))[:32]] = 1
     assert set(kept.sum(1)) == {0, 32}
     masks = kept.reshape(60, 1, 8, 8)
     clean, masked = (softmax(scores_of(model, x), 1) for x in (images.numpy(), images.numpy() * masks))
     classes = clean.argmax(1)
-    expected = expected_values(of_class(clean, classes), of_class(masked, classes))
-    assert measured(case, "score_cam") == pytest.approx(expected, abs=1e-6)
-    assert measured(case, "paper") != pytest.approx(expected, abs=1e-2)
+    expected = expected_values(select_class(clean, classes), select_class(masked, classes))
+    assert values_of(case, "score_cam") == pytest.approx(expected, abs=1e-6)
+    assert values_of(case, "paper") != pytest.approx(expected, abs=1e-2)
 
 
 def test_xplique(case):
-    """|map|, min-max + 1e-8; base and after as the activation gives them; relative changes with + 1e-8."""
+    """Absolute values, min-max with eps 1e-8, scores after the activation, relative changes with eps 1e-8."""
     model, images, labels, maps = case
     masks = min_max(np.abs(maps.numpy()), 1e-8)
     clean, masked = (
@@ -91,30 +91,30 @@ def test_xplique(case):
     )
     classes = labels.numpy()
     expected = expected_values(
-        of_class(clean, classes), of_class(masked, classes), drop_eps=1e-8, gain_eps=1e-8
+        select_class(clean, classes), select_class(masked, classes), drop_eps=1e-8, gain_eps=1e-8
     )
-    values = measured(case, "xplique", logits_fn=nn.Softmax(1), class_idx=labels)
+    values = values_of(case, "xplique", logits_fn=nn.Softmax(1), class_idx=labels)
     assert values == pytest.approx(expected, abs=1e-6)
-    assert measured(case, "paper", class_idx=labels) != pytest.approx(expected, abs=1e-2)
+    assert values_of(case, "paper", class_idx=labels) != pytest.approx(expected, abs=1e-2)
     with pytest.raises(ValueError, match="'xplique' explains a given class; pass class_idx or targets"):
-        measured(case, "xplique")
+        values_of(case, "xplique")
 
 
 @pytest.mark.filterwarnings("ignore:.*scores lie outside of")
-def test_xplique_takes_the_raw_output_where_no_activation_is_asked_for(case):
+def test_xplique_without_an_activation_uses_the_raw_output(case):
     model, images, labels, maps = case
     masks = min_max(np.abs(maps.numpy()), 1e-8)
     clean, masked = (
-        of_class(scores_of(model, x), labels.numpy())
+        select_class(scores_of(model, x), labels.numpy())
         for x in (images.numpy(), images.numpy() * masks[:, None])
     )
     expected = expected_values(clean, masked, drop_eps=1e-8, gain_eps=1e-8)
-    assert measured(case, "xplique", class_idx=labels) == pytest.approx(expected, rel=1e-4)
+    assert values_of(case, "xplique", class_idx=labels) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [3, 5, 8, 11])
 def test_grad_cam(case, size):
-    """Normalized, resized by OpenCV, normalized again; the drop is absolute."""
+    """Maps are normalized, resized by OpenCV and normalized again; the drop is absolute."""
     model, images, _, _ = case
     maps = torch.randn(60, size, size, generator=torch.Generator().manual_seed(size))
     small = min_max(np.maximum(maps.numpy(), 0), 1e-7).astype(np.float32)
@@ -123,20 +123,20 @@ def test_grad_cam(case, size):
         softmax(scores_of(model, x), 1) for x in (images.numpy(), images.numpy() * masks[:, None])
     )
     classes = clean.argmax(1)
-    expected = expected_values(of_class(clean, classes), of_class(masked, classes), absolute=True)
-    assert measured(case, "grad_cam", maps) == pytest.approx(expected, abs=1e-5)
+    expected = expected_values(select_class(clean, classes), select_class(masked, classes), absolute=True)
+    assert values_of(case, "grad_cam", maps) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("small", "large"), [((7, 7), (224, 224)), ((3, 5), (20, 11)), ((9, 9), (4, 6)), ((1, 1), (5, 5))]
 )
-def test_the_resize_is_opencvs(small, large):
+def test_resize_maps_equals_opencv(small, large):
     maps = torch.rand(3, *small)
     expected = np.stack([cv2.resize(one, large[::-1]) for one in maps.numpy()])
     np.testing.assert_allclose(resize_maps(maps, large).numpy(), expected, atol=1e-5)
 
 
-def test_a_threshold_keeps_what_is_at_least_as_high(case):
+def test_a_threshold_mask_keeps_pixels_of_at_least_the_threshold(case):
     model, images, _, maps = case
     for threshold in (0.25, 1.0):
         protocol = EvaluationProtocol(mask="threshold", mask_threshold=threshold)
@@ -145,13 +145,13 @@ def test_a_threshold_keeps_what_is_at_least_as_high(case):
             softmax(scores_of(model, x), 1) for x in (images.numpy(), images.numpy() * masks[:, None])
         )
         classes = clean.argmax(1)
-        expected = expected_values(of_class(clean, classes), of_class(masked, classes))
-        assert measured(case, protocol) == pytest.approx(expected, abs=1e-6)
+        expected = expected_values(select_class(clean, classes), select_class(masked, classes))
+        assert values_of(case, protocol) == pytest.approx(expected, abs=1e-6)
     assert masks.sum() == 59
 
 
-def test_a_protocol_of_the_users_own(case):
-    """Every field that makes a number, at once."""
+def test_a_custom_protocol(case):
+    """All fields of the three metrics differ from their defaults."""
     model, images, _, maps = case
     protocol = EvaluationProtocol(
         name="ours", rectify="abs", normalize="before_resize", normalize_eps=0.1, mask="top", mask_fraction=0.3,
@@ -163,28 +163,28 @@ def test_a_protocol_of_the_users_own(case):
         if row.max() > row.min():
             mask[np.argsort(-row, kind="stable")[: round(0.3 * 64)]] = 1
     masks = kept.reshape(60, 1, 8, 8)
-    seen = masks * images.numpy() + (1 - masks) * 0.5
-    clean, masked = (softmax(scores_of(model, x), 1) for x in (images.numpy(), seen))
+    masked_images = masks * images.numpy() + (1 - masks) * 0.5
+    clean, masked = (softmax(scores_of(model, x), 1) for x in (images.numpy(), masked_images))
     classes = clean.argmax(1)
     expected = expected_values(
-        of_class(clean, classes), of_class(masked, classes), drop_eps=0.2, gain_eps=0.1
+        select_class(clean, classes), select_class(masked, classes), drop_eps=0.2, gain_eps=0.1
     )
-    assert measured(case, protocol) == pytest.approx(expected, abs=1e-6)
+    assert values_of(case, protocol) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("preset", ["paper", "torchcam", "grad_cam", "score_cam", "xplique"])
-def test_a_constant_map_hides_everything_whatever_its_value(case, preset):
-    """Resized, it has rounding errors, which must not become a map."""
+def test_a_constant_map_of_any_value_masks_all_pixels(case, preset):
+    """The rounding errors of the resize must not be normalized to a map."""
     protocol = EvaluationProtocol.preset(preset).replace(scores="softmax")
     classes = case[2]
-    expected = measured(case, protocol, torch.zeros(60, 3, 3), class_idx=classes)
+    expected = values_of(case, protocol, torch.zeros(60, 3, 3), class_idx=classes)
     values = torch.rand(60, generator=torch.Generator().manual_seed(0))
     for maps in (
         values.view(60, 1, 1),
         values.view(60, 1, 1).expand(60, 3, 3),
         values.view(60, 1, 1).expand(60, 5, 7),
     ):
-        assert measured(case, protocol, maps, class_idx=classes) == expected
+        assert values_of(case, protocol, maps, class_idx=classes) == expected
 
 
 @pytest.mark.parametrize(
@@ -192,21 +192,21 @@ def test_a_constant_map_hides_everything_whatever_its_value(case, preset):
     [{"normalize": "after_resize"}, {"normalize": "before_and_after_resize"}, {"mask": "top"}],
     ids=lambda fields: "-".join(fields.values()),
 )
-def test_a_map_that_its_resize_averages_out_hides_everything(case, fields):
-    """The same four values in every 2 x 2 block, in any order: half the size is their mean, but for rounding."""
+def test_a_map_that_becomes_constant_by_its_resize_masks_all_pixels(case, fields):
+    """Every 2 x 2 block has the same four values in random order, so at half the size only rounding differs."""
     protocol = EvaluationProtocol().replace(**fields)
-    expected = measured(case, protocol, torch.zeros(60, 16, 16))
+    expected = values_of(case, protocol, torch.zeros(60, 16, 16))
     generator = torch.Generator().manual_seed(0)
     orders = torch.rand(60, 64, 4, generator=generator).argsort(-1)
     blocks = torch.rand(60, 1, 4, generator=generator).expand(60, 64, 4).gather(2, orders)
     maps = blocks.view(60, 8, 8, 2, 2).transpose(2, 3).reshape(60, 16, 16)
-    assert measured(case, protocol, maps) == expected
+    assert values_of(case, protocol, maps) == expected
 
 
 @pytest.mark.parametrize("measure", [AverageDrop, IncreaseInConfidence])
 @pytest.mark.parametrize("mask", ["soft", "threshold"])
-def test_a_small_map_of_ones_hides_nothing(mask, measure):
-    """Of 14 positions to 50, and not only there, the interpolation of ones is a little off 1."""
+def test_a_small_map_of_ones_masks_no_pixel(mask, measure):
+    """The interpolation of ones is slightly off 1 for some sizes, such as from 14 to 50 pixels."""
     images = torch.rand(60, 1, 50, 51, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     protocol = EvaluationProtocol().replace(normalize="none", mask=mask, mask_threshold=1.0)
     ones = torch.ones(60, 14, 14, dtype=torch.float64)

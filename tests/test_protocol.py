@@ -8,7 +8,7 @@ from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.protocol import as_protocol, reads
 
 
-def test_presets_are_what_the_tables_say():
+def test_fields_of_the_paper_and_torchcam_presets():
     paper, torchcam = EvaluationProtocol.preset("paper"), EvaluationProtocol.preset("torchcam")
     assert paper == EvaluationProtocol()
     assert (paper.scores, paper.cam_of, paper.rectify, paper.normalize) == (
@@ -21,19 +21,19 @@ def test_presets_are_what_the_tables_say():
     assert (torchcam.normalize, torchcam.normalize_eps, torchcam.drop_eps) == ("before_resize", 1e-8, 1e-7)
 
 
-def test_it_prints_every_choice():
-    printed = str(EvaluationProtocol(baseline=(0.1, 0.2, 0.3), mask="top"))
-    for choice in (
+def test_text_has_every_setting():
+    text = str(EvaluationProtocol(baseline=(0.1, 0.2, 0.3), mask="top"))
+    for setting in (
         "scores=softmax",
         "baseline=(0.1, 0.2, 0.3)",
         "mask=top",
         "mask_fraction=0.5",
         "drop=relative",
     ):
-        assert choice in printed
+        assert setting in text
 
 
-def test_a_changed_preset_says_so():
+def test_a_changed_preset_is_named_modified():
     changed = EvaluationProtocol.preset("torchcam").replace(drop="absolute")
     assert changed.name == "modified torchcam"
     assert changed.replace(mask="top").name == "modified torchcam"
@@ -49,24 +49,26 @@ def test_a_changed_preset_says_so():
         ),
         ({"normalize": "twice"}, r"normalize='twice'"),
         ({"mask_fraction": 0.0}, r"mask_fraction=0.0\): it must lie in \(0, 1\]"),
-        ({"drop_eps": -1.0}, "drop_eps=-1.0.*must be a number, not negative"),
+        ({"drop_eps": -1.0}, "drop_eps=-1.0.*it must be a finite number of at least 0"),
     ],
 )
-def test_unknown_choices_are_refused(fields, message):
+def test_invalid_values_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         EvaluationProtocol(**fields)
 
 
 def test_unknown_presets_are_refused():
     with pytest.raises(
-        ValueError, match=r"protocol='papers' is no preset; the presets are \['grad_cam', 'paper',"
+        ValueError, match=r"protocol='papers' is not a preset; the presets are \['grad_cam', 'paper',"
     ):
         as_protocol("papers")
-    with pytest.raises(TypeError, match="protocol is a int; pass an EvaluationProtocol"):
+    with pytest.raises(
+        TypeError, match="protocol is of type int; pass an EvaluationProtocol or the name of a preset"
+    ):
         as_protocol(3)
 
 
-def test_a_caption_has_only_what_the_measures_read():
+def test_a_caption_has_only_settings_that_the_measures_read():
     protocol = EvaluationProtocol(mask="top", mask_fraction=0.3, drop_eps=1e-7)
     assert protocol.caption(["complexity", "pointing_game"]) == (
         "modified paper: scores=softmax, cam_of=logit, rectify=relu, normalize=after_resize, normalize_eps=0.0,"
@@ -91,8 +93,8 @@ def test_a_caption_has_only_what_the_measures_read():
         ("iou_threshold", 0.9),
     ],
 )
-def test_a_setting_is_left_out_where_it_changes_nothing(setting, value):
-    """Every measure with the setting as it is and another: those that differ are those that read it."""
+def test_a_setting_is_left_out_of_captions_if_it_changes_no_value(setting, value):
+    """Compute every measure with two values of the setting: those that differ must be those that read it."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
     nn.init.normal_(model[3].weight)

@@ -1,4 +1,4 @@
-"""What hidden positions show: a value, the image's mean or blur, a picture, or a function of the images."""
+"""Values that replace masked pixels: numbers, the mean or blur of the image, an image, or a function."""
 
 import hashlib
 import math
@@ -16,19 +16,22 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def black(mean: float | Sequence[float], std: float | Sequence[float]) -> tuple[float, ...]:
-    """Black in image space, for images that were normalized by ``(pixels - mean) / std``: -mean / std.
+    r"""Return the model's input for black pixels, for images normalized by ``(pixels - mean) / std``.
+
+    .. math:: b_c = -\frac{\mathrm{mean}_c}{\mathrm{std}_c}
 
     Args:
-        mean: one value, or one a channel, in units of pixels.
-        std: the same.
+        mean: the mean that the transform subtracts, one number or one per channel, in units of the pixels.
+        std: the standard deviation that it divides by, in the same form.
 
     Returns:
-        One value a channel, in units of the model's input.
+        One number per channel, in units of the model's input, for ``EvaluationProtocol(baseline=...)``.
 
     Raises:
-        ValueError: if the two have not equally many values, or a standard deviation is not positive.
+        ValueError: if mean and std differ in length, or a standard deviation is not positive.
 
     Example:
+        >>> from torchmetrics_cam.baselines import black
         >>> black(mean=[0.5, 0.4], std=[0.25, 0.2])
         (-2.0, -2.0)
 
@@ -36,32 +39,52 @@ def black(mean: float | Sequence[float], std: float | Sequence[float]) -> tuple[
     means = list(mean) if isinstance(mean, Sequence) else [mean]
     stds = list(std) if isinstance(std, Sequence) else [std]
     if len(means) != len(stds):
-        raise ValueError(f"mean has {len(means)} values but std has {len(stds)}; give one of each a channel")
+        raise ValueError(
+            f"mean has {len(means)} values but std has {len(stds)}; pass equally many, one per channel"
+        )
     if not all(value > 0 for value in stds):
-        raise ValueError(f"std is {std}; a standard deviation is positive")
-    return tuple(-one / scale for one, scale in zip(means, stds, strict=True))
+        raise ValueError(f"std is {std}; a standard deviation must be positive")
+    return tuple(-channel_mean / scale for channel_mean, scale in zip(means, stds, strict=True))
 
 
 @dataclass(frozen=True)
 class ImageMean:
-    """Each channel of an image at its own mean, so that hidden positions keep the image's color."""
+    """The mean of each channel of each image: masked pixels take the image's mean color.
+
+    Example:
+        >>> import torch
+        >>> from torchmetrics_cam.baselines import ImageMean
+        >>> ImageMean()(torch.tensor([[[1.0, 2.0, 6.0]]]))
+        tensor([[[3.]]])
+
+    """
 
     def __call__(self, images: Tensor) -> Tensor:
-        """From images ``(N, C, *spatial)`` to ``(N, C, 1, ...)``."""
+        """Return the means ``(N, C, 1, ...)`` of images ``(N, C, *spatial)``."""
         return images.mean(tuple(range(2, images.ndim)), keepdim=True)
 
 
 @dataclass(frozen=True)
 class GaussianBlur:
-    """The image itself, blurred; its border values are repeated outwards.
+    """The image blurred by a Gaussian filter. Outside the image, the values at its border are repeated.
+
+    The default parameters are those of RISE.
 
     Args:
-        kernel_size: positions along each axis that are averaged, odd.
-        sigma: the standard deviation of the Gaussian, in positions. 11 and 5 are those of RISE
-            (https://arxiv.org/abs/1806.07421).
+        kernel_size: the width of the filter along each axis, in pixels, odd.
+        sigma: the standard deviation of the Gaussian, in pixels.
 
     Raises:
-        ValueError: if the size is not odd and positive, or sigma is not positive.
+        ValueError: if ``kernel_size`` is not an odd positive integer, or ``sigma`` is not positive.
+
+    Source: Petsiuk et al., RISE, https://arxiv.org/abs/1806.07421
+
+    Example:
+        >>> import torch
+        >>> from torchmetrics_cam.baselines import GaussianBlur
+        >>> GaussianBlur(kernel_size=3, sigma=1.0)(torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]]))
+        tensor([[[0.0000, 0.2741, 0.4519, 0.2741, 0.0000]]])
+
     """
 
     kernel_size: int = 11
@@ -69,128 +92,141 @@ class GaussianBlur:
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel_size, int) or self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"GaussianBlur(kernel_size={self.kernel_size!r}): it must be odd and positive")
+            raise ValueError(
+                f"GaussianBlur(kernel_size={self.kernel_size!r}): it must be an odd positive integer"
+            )
         if not self.sigma > 0:
             raise ValueError(f"GaussianBlur(sigma={self.sigma!r}): it must be positive")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """From images ``(N, C, *spatial)`` to blurred ones of the same shape, one axis after the other."""
-        channels, axes = images.shape[1], images.ndim - 2
+        """Return the blurred images, of the same shape ``(N, C, *spatial)``."""
+        channels, dims = images.shape[1], images.ndim - 2
         radius = self.kernel_size // 2
         offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
         kernel = (-(offsets / self.sigma).square() / 2).softmax(0)
-        for axis in range(axes):
-            shape = [1] * axes
+        # A Gaussian is separable: one axis is filtered after the other.
+        for axis in range(dims):
+            shape = [1] * dims
             shape[axis] = self.kernel_size
-            # F.pad counts from the last axis.
-            padding = [0] * (2 * axes)
-            padding[2 * (axes - 1 - axis)] = padding[2 * (axes - 1 - axis) + 1] = radius
+            # F.pad takes the last axis first.
+            padding = [0] * (2 * dims)
+            padding[2 * (dims - 1 - axis)] = padding[2 * (dims - 1 - axis) + 1] = radius
             weight = kernel.view(1, 1, *shape).expand(channels, 1, *shape)
             padded = F.pad(images, padding, mode="replicate")
-            images = _CONVOLUTIONS[axes](padded, weight, groups=channels)
+            images = _CONVOLUTIONS[dims](padded, weight, groups=channels)
         return images
 
 
-class Picture:
-    """One picture behind every image.
+class BaselineImage:
+    """One image whose pixels replace the masked pixels of every image.
 
     Args:
-        picture: ``(C, *spatial)``, in units of the model's input.
+        image: ``(C, *spatial)``, in units of the model's input. It is copied.
     """
 
-    def __init__(self, picture: Tensor) -> None:
-        self.picture = picture.detach().clone()
+    def __init__(self, image: Tensor) -> None:
+        self.image = image.detach().clone()
 
     def check(self, images: Tensor) -> None:
-        """Refuse images of another shape.
+        """Check that images have the shape of the baseline.
+
+        Args:
+            images: ``(N, C, *spatial)``.
 
         Raises:
-            ValueError: if there are some.
+            ValueError: if their shape differs.
         """
-        if self.picture.shape != images.shape[1:]:
+        if self.image.shape != images.shape[1:]:
             raise ValueError(
-                f"the protocol's baseline has shape {tuple(self.picture.shape)} but an image has"
-                f" {tuple(images.shape[1:])}; give it the shape (C, *spatial) of the images"
+                f"the protocol's baseline has shape {tuple(self.image.shape)} but an image has"
+                f" {tuple(images.shape[1:])}; pass a baseline of the images' shape (C, *spatial)"
             )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The picture, ``(1, C, *spatial)``."""
-        return self.picture.unsqueeze(0)
+        """Return the baseline as a batch ``(1, C, *spatial)``."""
+        return self.image.unsqueeze(0)
 
     def __repr__(self) -> str:
-        values = self.picture.cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        return f"Picture({tuple(self.picture.shape)}, {hashlib.sha256(values).hexdigest()[:12]})"
+        content = self.image.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        return f"BaselineImage({tuple(self.image.shape)}, {hashlib.sha256(content).hexdigest()[:12]})"
 
 
-_OWN = (ImageMean, GaussianBlur, Picture)
+_BUILT_IN = (ImageMean, GaussianBlur, BaselineImage)
+BLUR = GaussianBlur()
+NAMED_BASELINES: dict[str, Callable[[Tensor], Tensor]] = {"mean": ImageMean(), "blur": BLUR}
 
 
-def baseline_of(images: Tensor, baseline: Any) -> Tensor:
-    """What hidden positions of these images show.
+def as_baseline(baseline: Any) -> float | tuple[float, ...] | Callable[[Tensor], Tensor]:
+    """Convert a baseline given by the user to a number, a tuple of numbers, or a function of the images.
 
     Args:
-        images: ``(N, C, *spatial)``, as the model takes them.
-        baseline: what `as_baseline` returned.
+        baseline: a number, a tuple with one number per channel, ``"mean"`` or ``"blur"``, an image
+            ``(C, *spatial)``, or a function.
+
+    Raises:
+        ValueError: if it is an unknown name, or none of these.
+    """
+    if isinstance(baseline, str):
+        if baseline not in NAMED_BASELINES:
+            raise ValueError(
+                f"baseline={baseline!r} is not a baseline; the names are {sorted(NAMED_BASELINES)}"
+            )
+        return NAMED_BASELINES[baseline]
+    if isinstance(baseline, Tensor):
+        return BaselineImage(baseline)
+    if callable(baseline):
+        return baseline  # type: ignore[no-any-return]
+    numbers = baseline if isinstance(baseline, tuple) else (baseline,)
+    if not (numbers and all(map(is_finite_number, numbers))):
+        raise ValueError(
+            f"EvaluationProtocol(baseline={baseline!r}): it must be a finite number, a tuple of one number"
+            f" per channel, one of {sorted(NAMED_BASELINES)}, a tensor (C, *spatial), or a function of the"
+            " images"
+        )
+    return baseline  # type: ignore[no-any-return]
+
+
+def baseline_values(images: Tensor, baseline: Any) -> Tensor:
+    """Return the values that replace masked pixels of the images.
+
+    Args:
+        images: the model's input, ``(N, C, *spatial)``.
+        baseline: a return value of `as_baseline`.
 
     Returns:
         A tensor that broadcasts to the images, in their dtype and on their device.
 
     Raises:
-        TypeError: if a function returns no tensor.
-        ValueError: if what it returns does not broadcast to the images.
+        TypeError: if a baseline function does not return a tensor.
+        ValueError: if the shape that it returns does not broadcast to the images.
     """
     if not callable(baseline):
-        # Filled in on the device: a copy from the host would wait for it.
+        # new_full fills on the device; copying numbers from the host would synchronize a GPU with it.
         if not isinstance(baseline, tuple):
             return images.new_full((), baseline)
         values = torch.stack([images.new_full((), value) for value in baseline])
         return values.view(-1, *(1,) * (images.ndim - 2))
-    # A function of the user's may work in place.
-    hidden = baseline(images if isinstance(baseline, _OWN) else images.clone())
-    if not isinstance(hidden, Tensor):
-        raise TypeError(f"the protocol's baseline {described(baseline)} returned {hidden!r}, not a tensor")
-    sizes = zip(reversed(hidden.shape), reversed(images.shape), strict=False)
-    if hidden.ndim > images.ndim or not all(given in (1, wanted) for given, wanted in sizes):
-        raise ValueError(
-            f"the protocol's baseline {described(baseline)} returned shape {tuple(hidden.shape)} for images"
-            f" of {tuple(images.shape)}; return one that broadcasts to them"
+    # A function of the user may modify its argument.
+    values = baseline(images if isinstance(baseline, _BUILT_IN) else images.clone())
+    if not isinstance(values, Tensor):
+        raise TypeError(
+            f"the protocol's baseline {display_name(baseline)} returned {values!r}, not a tensor; it must"
+            " return a tensor that broadcasts to the images"
         )
-    return hidden.detach().to(images)
-
-
-def described(baseline: Any) -> str:
-    """A baseline as it stands in a caption: its values, or the name of its function."""
-    return str(getattr(baseline, "__name__", baseline))
-
-
-BLUR = GaussianBlur()
-NAMED: dict[str, Callable[[Tensor], Tensor]] = {"mean": ImageMean(), "blur": BLUR}
-
-
-def as_baseline(baseline: Any) -> float | tuple[float, ...] | Callable[[Tensor], Tensor]:
-    """A baseline from what a user gives: a number, one a channel, a name, a picture, or a function.
-
-    Raises:
-        ValueError: if it is a name that is not known, a number that is not finite, or an empty tuple.
-        TypeError: if it is none of these.
-    """
-    if isinstance(baseline, str):
-        if baseline not in NAMED:
-            raise ValueError(f"baseline={baseline!r} is no baseline; the names are {sorted(NAMED)}")
-        return NAMED[baseline]
-    if isinstance(baseline, Tensor):
-        return Picture(baseline)
-    if callable(baseline):
-        return baseline  # type: ignore[no-any-return]
-    values = baseline if isinstance(baseline, tuple) else (baseline,)
-    if not (values and all(map(is_number, values))):
+    sizes = zip(reversed(values.shape), reversed(images.shape), strict=False)
+    if values.ndim > images.ndim or not all(size in (1, needed) for size, needed in sizes):
         raise ValueError(
-            f"EvaluationProtocol(baseline={baseline!r}): it must be a finite number, a tuple of one for each"
-            f" channel, one of {sorted(NAMED)}, a tensor (C, *spatial), or a function of the images"
+            f"the protocol's baseline {display_name(baseline)} returned shape {tuple(values.shape)} for"
+            f" images of shape {tuple(images.shape)}; it must return a tensor that broadcasts to the images"
         )
-    return baseline  # type: ignore[no-any-return]
+    return values.detach().to(images)
 
 
-def is_number(value: object) -> bool:
-    """Whether it is a finite number; True and False are none."""
+def display_name(value: Any) -> str:
+    """Return the name of a function, or the text of any other value, for captions and tables."""
+    return str(getattr(value, "__name__", value))
+
+
+def is_finite_number(value: object) -> bool:
+    """Return whether a value is an int or float, finite, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

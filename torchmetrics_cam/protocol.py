@@ -1,65 +1,74 @@
-"""EvaluationProtocol: every choice that changes a number, in one object that prints itself."""
+"""EvaluationProtocol: all settings that change the value of a metric."""
 
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from torchmetrics_cam.baselines import BLUR, Baseline, as_baseline, described, is_number
+from torchmetrics_cam.baselines import BLUR, Baseline, as_baseline, display_name, is_finite_number
 
+# The fields that hold a baseline.
 BASELINES = ("baseline", "deletion_baseline", "insertion_baseline")
 Normalization = Literal["before_resize", "after_resize", "before_and_after_resize", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationProtocol:
-    """How a map is turned into a number. A number without its protocol is not a result.
+    """The settings of an evaluation: how a map becomes a mask, what replaces masked pixels, and the formulas.
+
+    Values of a metric can only be compared if their protocols are equal, so tables and figures print it.
 
     Args:
-        name: what the protocol is called in tables and ``repr``; by default ``"paper"``, or
-            ``"modified paper"`` where a field differs from it.
-        scores: what the model's output is turned into when no ``logits_fn`` is given: its ``"softmax"`` over
-            dimension 1, or the ``"raw"`` output.
-        cam_of: what gradient CAMs differentiate: the raw output of the class (``"logit"``) or what
-            ``logits_fn`` makes of it (``"scores"``). Through a softmax the two give different maps.
-        rectify: what happens to negative values of a map: ``"relu"``, ``"abs"``, or ``"source"`` for what the
-            CAM method itself does.
-        normalize: min-max normalization of each map ``"before_resize"``, ``"after_resize"``,
+        name: the name in tables and ``repr``. By default ``"paper"``, or ``"modified paper"`` if a field
+            differs from that preset.
+        scores: how the model's output becomes scores if no ``logits_fn`` is given: ``"softmax"`` over
+            dimension 1, or ``"raw"`` for the output itself.
+        cam_of: what gradient CAMs differentiate: ``"logit"`` for the raw output of the target class, or
+            ``"scores"`` for its score after ``logits_fn``. Through a softmax the two give different maps.
+        rectify: how negative values of a map are treated: ``"relu"`` sets them to 0, ``"abs"`` takes absolute
+            values, ``"source"`` leaves it to the CAM method.
+        normalize: when each map is min-max normalized: ``"before_resize"``, ``"after_resize"``,
             ``"before_and_after_resize"`` or ``"none"``.
-        normalize_eps: added to the denominator of the min-max normalization.
-        mask: ``"soft"`` multiplies by the map; ``"top"`` keeps the ``mask_fraction`` highest positions whole,
-            of equal ones those that come first; ``"threshold"`` keeps whole what is at least
-            ``mask_threshold`` in the normalized map.
-        mask_fraction: the share of positions that ``mask="top"`` keeps, in (0, 1].
-        mask_threshold: in (0, 1], for ``mask="threshold"``.
-        baseline: what hidden positions show, in units of the model's input: one value, a tuple of one for
-            each channel (`baselines.black` gives that of black pixels), ``"mean"`` for each image's own mean
-            color, ``"blur"`` for the blurred image (`baselines.GaussianBlur` sets how much), a picture
-            ``(C, *spatial)``, or a function from images ``(N, C, *spatial)`` to what broadcasts to them.
-        drop: ``"relative"`` for (p - o) / p, ``"absolute"`` for p - o, both clamped at 0.
+        normalize_eps: added to the denominator of the min-max normalization, in units of the map.
+        mask: how a map becomes a mask: ``"soft"`` uses the map itself; ``"top"`` keeps the ``mask_fraction``
+            highest pixels, of equal ones the first in row-major order; ``"threshold"`` keeps the pixels whose
+            value in the normalized map is at least ``mask_threshold``.
+        mask_fraction: the fraction of pixels that ``mask="top"`` keeps, in (0, 1].
+        mask_threshold: the threshold of ``mask="threshold"``, in (0, 1].
+        baseline: the value that replaces masked pixels, in units of the model's input: a number, a tuple with
+            one number per channel (`baselines.black` computes that of black pixels), ``"mean"`` for the mean
+            color of each image, ``"blur"`` for the blurred image (`baselines.GaussianBlur` has its
+            parameters), an image ``(C, *spatial)``, or a function from images ``(N, C, *spatial)`` to a
+            tensor that broadcasts to them.
+        drop: the formula of Average Drop, for the scores p of the clean image and o of the masked image:
+            ``"relative"`` for max(0, p - o) / p, ``"absolute"`` for max(0, p - o).
         drop_eps: added to the denominator of the relative drop.
-        gain_eps: added to the denominator of the gain, (o - p) / (1 - p).
-        curve_steps: at most so many steps of a deletion or insertion curve.
-        deletion_baseline: what deleted positions show, in the forms of ``baseline``.
-        insertion_baseline: what positions show that are not yet inserted.
-        road_fractions: the shares of positions that ROAD imputes, each in (0, 1).
-        road_noise: the standard deviation of its noise, in units of the model's input.
-        pointing_tolerance: so many pixels beside an object still count in the pointing game.
-        iou_threshold: in (0, 1]; a map is high where it is at least this.
-        class_selection: ``"argmax"`` explains the class given or else the top class; ``"given"`` demands one.
+        gain_eps: added to the denominator of Average Gain, max(0, o - p) / (1 - p).
+        curve_steps: the largest number of steps of a deletion or insertion curve.
+        deletion_baseline: the value that replaces deleted pixels, in the same forms as ``baseline``.
+        insertion_baseline: the value of pixels that are not inserted yet, in the same forms as ``baseline``.
+        road_fractions: the fractions of pixels that ROAD imputes, each in (0, 1).
+        road_noise: the standard deviation of the noise that ROAD adds to imputed pixels, in units of the
+            model's input.
+        pointing_tolerance: the distance from the object, in pixels, up to which the pointing game counts a
+            hit.
+        iou_threshold: the value from which Mask IoU counts a pixel of the map as highlighted, in (0, 1].
+        class_selection: which class is explained: ``"argmax"`` for the given class or, without one, the class
+            with the highest score; ``"given"`` makes it an error to give none.
 
     Raises:
-        ValueError: if a field holds a value that it does not know.
+        ValueError: if a field has a value that is not listed here.
 
     Presets, for `preset` and wherever a metric takes a ``protocol``:
 
-    - ``"paper"``: the Grad-CAM++ paper (arXiv 1710.11063).
-    - ``"torchcam"``: torchcam's ``ClassificationMetric``. Maps are taken through the scores.
+    - ``"paper"``: the Grad-CAM++ paper (https://arxiv.org/abs/1710.11063); the defaults above.
+    - ``"torchcam"``: torchcam's ``ClassificationMetric``. Gradients are taken of the scores.
     - ``"grad_cam"``: pytorch-grad-cam's ``DropInConfidence`` and ``IncreaseInConfidence``. The drop is
       absolute.
-    - ``"score_cam"``: the Score-CAM paper (arXiv 1910.01279). The upper half of the positions is kept whole.
+    - ``"score_cam"``: the Score-CAM paper (https://arxiv.org/abs/1910.01279). The mask keeps the upper half
+      of the pixels.
     - ``"xplique"``: Xplique's ``AverageDropMetric``, ``AverageIncreaseMetric`` and ``AverageGainMetric``.
-      Negative values count as much as positive ones, and the class must be given.
+      Maps become absolute values, and the class must be given.
 
     Example:
         >>> from torchmetrics_cam import EvaluationProtocol
@@ -101,18 +110,23 @@ class EvaluationProtocol:
                 )
         for field in ("mask_fraction", "mask_threshold", "iou_threshold"):
             value = getattr(self, field)
-            if not (is_number(value) and 0 < value <= 1):
+            if not (is_finite_number(value) and 0 < value <= 1):
                 raise ValueError(f"EvaluationProtocol({field}={value!r}): it must lie in (0, 1]")
         for field in ("normalize_eps", "drop_eps", "gain_eps", "road_noise", "pointing_tolerance"):
             value = getattr(self, field)
-            if not (is_number(value) and value >= 0):
-                raise ValueError(f"EvaluationProtocol({field}={value!r}): it must be a number, not negative")
-        shares = self.road_fractions
+            if not (is_finite_number(value) and value >= 0):
+                raise ValueError(
+                    f"EvaluationProtocol({field}={value!r}): it must be a finite number of at least 0"
+                )
+        fractions = self.road_fractions
         if not (
-            isinstance(shares, tuple) and shares and all(is_number(one) and 0 < one < 1 for one in shares)
+            isinstance(fractions, tuple)
+            and fractions
+            and all(is_finite_number(fraction) and 0 < fraction < 1 for fraction in fractions)
         ):
             raise ValueError(
-                f"EvaluationProtocol(road_fractions={shares!r}): it must be a tuple of numbers in (0, 1)"
+                f"EvaluationProtocol(road_fractions={fractions!r}): it must be a tuple of numbers in (0, 1),"
+                " such as (0.25, 0.5)"
             )
         steps = self.curve_steps
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
@@ -125,30 +139,54 @@ class EvaluationProtocol:
 
     @classmethod
     def preset(cls, name: str) -> "EvaluationProtocol":
-        """The protocol of a paper or of a library.
+        """Return the protocol of a paper or of a library.
+
+        Args:
+            name: ``"paper"``, ``"torchcam"``, ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
 
         Raises:
-            ValueError: if there is no preset of that name.
+            ValueError: if no preset has this name.
+
+        Example:
+            >>> from torchmetrics_cam import EvaluationProtocol
+            >>> EvaluationProtocol.preset("grad_cam").drop
+            'absolute'
+
         """
         if name not in PRESETS:
-            raise ValueError(f"protocol={name!r} is no preset; the presets are {sorted(PRESETS)}")
+            raise ValueError(f"protocol={name!r} is not a preset; the presets are {sorted(PRESETS)}")
         return PRESETS[name]
 
     def replace(self, **changes: object) -> "EvaluationProtocol":
-        """A copy with some fields changed; unless a ``name`` is among them, it is called a modified one."""
-        base = self.name.removeprefix("modified ")
-        return dataclasses.replace(self, **{"name": f"modified {base}", **changes})  # type: ignore[arg-type]
+        """Return a copy with some fields changed.
+
+        Args:
+            changes: new values by field name. Without a ``name``, the copy is named ``"modified ..."``.
+
+        Raises:
+            ValueError: if a field does not accept its value.
+            TypeError: if there is no field of a name.
+
+        Example:
+            >>> from torchmetrics_cam import EvaluationProtocol
+            >>> EvaluationProtocol.preset("torchcam").replace(drop="absolute").name
+            'modified torchcam'
+
+        """
+        name = f"modified {self.name.removeprefix('modified ')}"
+        return dataclasses.replace(self, **{"name": name, **changes})  # type: ignore[arg-type]
 
     @property
     def drop_settings(self) -> dict[str, Any]:
-        """What the formula `average_drop` takes beside the scores."""
+        """The keyword arguments ``relative`` and ``eps`` of `average_drop` for this protocol."""
         return {"relative": self.drop == "relative", "eps": self.drop_eps}
 
     def caption(self, measures: Iterable[str] = ()) -> str:
-        """The protocol in one line, for the caption of a table or figure.
+        """Return the protocol as one line of text, for the caption of a table or figure.
 
         Args:
-            measures: names of measures. Settings of other measures are left out; without names, none.
+            measures: names of measures, such as ``"average_drop"``. Settings that change none of them are
+                left out. Without names, the line has all settings.
 
         Example:
             >>> from torchmetrics_cam import EvaluationProtocol
@@ -159,18 +197,22 @@ mask=soft, baseline=0.0, class_selection=argmax'
         """
         names = [field.name for field in fields(self)[1:]]
         if measures := set(measures):
-            other_masks = {name for name, mask in _OF_MASK.items() if mask != self.mask}
-            names = [name for name in names if reads(measures, name) and name not in other_masks]
+            names = [
+                name
+                for name in names
+                if reads(measures, name) and _MASK_THAT_READS.get(name, self.mask) == self.mask
+            ]
         values = {name: getattr(self, name) for name in names}
-        values |= {name: described(values[name]) for name in BASELINES if name in values}
+        values |= {name: display_name(values[name]) for name in BASELINES if name in values}
         return f"{self.name}: {', '.join(f'{name}={value}' for name, value in values.items())}"
 
     def __str__(self) -> str:
         return self.caption()
 
 
-# Settings that some measures read alone, and settings of one kind of mask. All others change every number.
-_OF_MEASURES = {
+# Settings that change only some measures, and settings that change only one kind of mask. All others change
+# every value.
+_MEASURES_THAT_READ = {
     "drop": {"average_drop"},
     "drop_eps": {"average_drop"},
     "gain_eps": {"average_gain"},
@@ -182,12 +224,17 @@ _OF_MEASURES = {
     "pointing_tolerance": {"pointing_game"},
     "iou_threshold": {"mask_iou"},
 }
-_OF_MASK = {"mask_fraction": "top", "mask_threshold": "threshold"}
+_MASK_THAT_READS = {"mask_fraction": "top", "mask_threshold": "threshold"}
 
 
 def reads(measures: Iterable[str], setting: str) -> bool:
-    """Whether a setting of a protocol changes the value of one of the measures."""
-    return setting not in _OF_MEASURES or not _OF_MEASURES[setting].isdisjoint(measures)
+    """Return whether a setting of the protocol changes the value of any of the measures.
+
+    Args:
+        measures: names of measures.
+        setting: a field of `EvaluationProtocol`.
+    """
+    return setting not in _MEASURES_THAT_READ or not _MEASURES_THAT_READ[setting].isdisjoint(measures)
 
 
 PRESETS = {
@@ -225,17 +272,21 @@ PRESETS = {
 
 
 def as_protocol(protocol: EvaluationProtocol | str | None, default: str = "paper") -> EvaluationProtocol:
-    """A protocol from itself, from a preset's name, or from None for the default preset.
+    """Convert the ``protocol`` argument of a metric to a protocol.
+
+    Args:
+        protocol: a protocol, the name of a preset, or None for the default preset.
+        default: the name of the default preset.
 
     Raises:
-        ValueError: if there is no preset of that name.
-        TypeError: if it is something else.
+        ValueError: if no preset has this name.
+        TypeError: if the argument has another type.
     """
     if isinstance(protocol, EvaluationProtocol):
         return protocol
     if protocol is None or isinstance(protocol, str):
         return EvaluationProtocol.preset(default if protocol is None else protocol)
     raise TypeError(
-        f"protocol is a {type(protocol).__name__}; pass an EvaluationProtocol or the name of a preset,"
-        f" {sorted(PRESETS)}"
+        f"protocol is of type {type(protocol).__name__}; pass an EvaluationProtocol or the name of a preset,"
+        f" one of {sorted(PRESETS)}"
     )

@@ -1,4 +1,4 @@
-"""Intervals and p-values from sums: against scipy, by hand, and by how often they are right."""
+"""Intervals and p-values from sums: against scipy, by hand, and by their coverage of the true value."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from torchmetrics_cam.functional.statistics import estimate, holm, wilson_interval
+from torchmetrics_cam.functional.statistics import estimate, holm, sum_dtype, wilson_interval
 from torchmetrics_cam.metrics.comparison.contributions import ComparedBatch
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
 from torchmetrics_cam.metrics.measures import MEASURES
@@ -41,7 +41,15 @@ def statistics_of(values: torch.Tensor, measures=DROP, valid=None) -> Comparison
     return ComparisonStatistics(measures, "micro", *(part.sum(0) for part in parts))
 
 
-def test_mean_and_standard_error_are_those_of_scipy():
+def test_sums_are_in_float64_except_on_apple_gpus():
+    assert [sum_dtype(torch.device(name)) for name in ("cpu", "cuda", "mps")] == [
+        torch.float64,
+        torch.float64,
+        torch.float32,
+    ]
+
+
+def test_mean_and_standard_error_equal_scipys():
     values = np.random.default_rng(0).beta(0.4, 2, 300)
     found = estimate(*sums(values))
     assert found.mean.item() == pytest.approx(values.mean(), rel=1e-12)
@@ -50,7 +58,7 @@ def test_mean_and_standard_error_are_those_of_scipy():
     assert [bound.item() for bound in found.interval()] == pytest.approx([lower, upper], rel=1e-10)
 
 
-def test_by_hand():
+def test_mean_standard_error_and_interval_by_hand():
     found = estimate(torch.tensor(3), torch.tensor(6.0), torch.tensor(14.0))  # of 1, 2, 3
     assert found.mean == 2
     assert found.standard_error.item() == pytest.approx(math.sqrt(1 / 3))
@@ -68,7 +76,7 @@ def test_few_samples(count, mean, error):
     assert str(found.standard_error.item()) == error
 
 
-def test_p_values_are_those_of_scipy_and_defined_without_scatter():
+def test_p_values_equal_scipys_and_are_defined_for_a_standard_error_of_0():
     values = np.random.default_rng(1).normal(0.05, 0.3, (4, 80))
     found = estimate(*sums(values))
     expected = 2 * stats.norm.sf(np.abs(values.mean(1) / stats.sem(values, axis=1)))
@@ -78,7 +86,7 @@ def test_p_values_are_those_of_scipy_and_defined_without_scatter():
     assert estimate(torch.tensor(1), torch.tensor(0.0), torch.tensor(0.0)).p_value().isnan()
 
 
-def test_wilson_is_that_of_scipy():
+def test_wilson_interval_equals_scipys():
     for count in (1, 7, 40, 1000):
         for successes in {0, 1, count // 3, count - 1, count}:
             theirs = stats.binomtest(successes, count).proportion_ci(method="wilson")
@@ -91,17 +99,17 @@ def test_holm_against_its_definition():
     p_values = np.random.default_rng(2).uniform(0, 0.1, 12)
     order = np.argsort(p_values)
     expected, highest = np.empty(12), 0.0
-    for step, place in enumerate(order):
-        highest = max(highest, min(1.0, p_values[place] * (12 - step)))
-        expected[place] = highest
+    for step, index in enumerate(order):
+        highest = max(highest, min(1.0, p_values[index] * (12 - step)))
+        expected[index] = highest
     np.testing.assert_allclose(holm(torch.tensor(p_values)), expected)
-    with_unknown = holm(torch.tensor([0.03, math.nan, 0.01]))
-    assert with_unknown[[0, 2]].tolist() == pytest.approx([0.03, 0.02])
-    assert with_unknown[1].isnan()
+    with_nan = holm(torch.tensor([0.03, math.nan, 0.01]))
+    assert with_nan[[0, 2]].tolist() == pytest.approx([0.03, 0.02])
+    assert with_nan[1].isnan()
     assert holm(torch.tensor([])).shape == (0,)
 
 
-def test_the_mean_over_classes_and_its_error():
+def test_macro_average_and_its_standard_error():
     groups = [np.array([0.1, 0.4, 0.3]), np.array([0.9, 0.7]), np.array([])]
     count = torch.tensor([len(group) for group in groups])
     total = torch.tensor([group.sum() for group in groups])
@@ -114,18 +122,18 @@ def test_the_mean_over_classes_and_its_error():
     assert one.standard_error.isnan()
 
 
-# Of a comparison
+# Statistics of a comparison
 
 
 def correlated(experiments: int, images: int, seed: int = 3) -> torch.Tensor:
-    """Two methods on the same images, with a drop of 0.3 and 0.25 on average: ``(experiments, 2, images)``."""
+    """Draw the drops of two methods on the same images, 0.3 and 0.25 on average: ``(experiments, 2, images)``."""
     generator = np.random.default_rng(seed)
     shared = generator.beta(2, 4, (experiments, images))
     own = generator.beta(1, 3, (experiments, 2, images))
     return torch.tensor(0.6 * shared[:, None] + 0.4 * own) + torch.tensor([[0.0], [-0.05]])
 
 
-def test_paired_differences_are_those_of_the_samples():
+def test_paired_differences_equal_those_of_the_samples():
     values = correlated(1, 120)
     found = statistics_of(values)
     apart = (values[0, 0] - values[0, 1]).numpy()
@@ -134,11 +142,11 @@ def test_paired_differences_are_those_of_the_samples():
     assert difference.mean[1, 0].item() == pytest.approx(-apart.mean(), rel=1e-10)
     assert difference.standard_error[0, 1].item() == pytest.approx(stats.sem(apart), rel=1e-8)
     assert difference.standard_error[0, 1] < found.mean(0)[2][0] - found.mean(0)[0][0]
-    # The normal distribution instead of Student's, which at 120 images is nearly the same.
+    # The normal distribution, which for 120 images is close to Student's.
     assert found.p_value(0)[0, 1].item() == pytest.approx(stats.ttest_1samp(apart, 0).pvalue, rel=0.5)
 
 
-def test_wins_and_ties_are_counted_apart():
+def test_wins_and_ties_are_counted_separately():
     values = torch.tensor(
         [[[0.1, 0.2, 0.3, 0.4], [0.2, 0.2, 0.3 + 1e-8, 0.1], [0.5] * 4]], dtype=torch.float64
     )
@@ -150,7 +158,7 @@ def test_wins_and_ties_are_counted_apart():
     assert torch.equal(higher, wins.T)
 
 
-def test_images_that_are_not_valid_for_both_are_in_no_pair():
+def test_pairs_leave_out_images_that_are_invalid_for_either_method():
     values = torch.tensor([[[0.1, 0.2, 0.0], [0.3, 0.0, 0.5]]], dtype=torch.float64)
     found = statistics_of(values, valid=torch.tensor([[True, True, False], [True, False, True]]))
     assert found.count.tolist() == [[2, 1], [1, 2]]
@@ -158,7 +166,7 @@ def test_images_that_are_not_valid_for_both_are_in_no_pair():
     assert found.difference(0).mean[0, 1].item() == pytest.approx(-0.2)
 
 
-def test_ranks_and_what_cannot_be_told_apart():
+def test_ranks_and_differences_that_are_not_significant():
     noise = torch.tensor(np.random.default_rng(4).normal(0, 0.02, (1, 4, 200)))
     values = noise + torch.tensor([[0.5], [0.2], [0.2005], [0.5]])
     values[:, 3] = values[:, 0] + 1e-9
@@ -170,8 +178,8 @@ def test_ranks_and_what_cannot_be_told_apart():
     assert found.not_significantly_different(0).nonzero().tolist() == [[0, 3], [1, 2], [2, 1], [3, 0]]
 
 
-def test_a_small_difference_of_a_sure_model_is_no_coincidence():
-    """Both scores are nearly 1, and one of them is twice as near."""
+def test_small_differences_near_a_confidence_of_1_are_not_ties():
+    """Both scores are nearly 1, but one is at half the distance."""
     masked = torch.stack([torch.full((200,), 0.99995), torch.full((200,), 0.9999)]).double()
     scores = torch.full((200,), 0.9999).double()
     gains = ((masked - scores).clamp(min=0) / (1 - scores)).unsqueeze(0)
@@ -189,7 +197,7 @@ def test_a_small_difference_of_a_sure_model_is_no_coincidence():
     assert not rounded.differing((MEASURES["average_gain"],)).any()
 
 
-def test_methods_that_coincide_by_a_chain_share_the_best_rank_also_with_one_between():
+def test_methods_that_coincide_through_a_third_share_the_best_rank():
     noise = np.random.default_rng(6).normal(0, 0.1, 400)
     values = torch.full((1, 3, 400), 0.2, dtype=torch.float64)
     values[0, 1] = 0.20005 + torch.tensor(noise - noise.mean())
@@ -206,8 +214,8 @@ def covered(lower: torch.Tensor, upper: torch.Tensor, truth: float) -> float:
     return ((lower <= truth) & (truth <= upper)).double().mean().item()
 
 
-def test_intervals_cover_the_truth_in_95_of_100_experiments():
-    """Five hundred experiments with a known truth, through the sums that an update makes."""
+def test_intervals_cover_the_true_value_in_95_percent_of_experiments():
+    """Run 500 experiments with a known true value through the sums that an update accumulates."""
     values = correlated(500, 150)
     rises = torch.tensor(np.random.default_rng(5).uniform(size=(500, 2, 150)) < 0.12).double()
     means, rates, differences = [], [], []
@@ -220,7 +228,7 @@ def test_intervals_cover_the_truth_in_95_of_100_experiments():
         assert 0.93 <= covered(*torch.stack(bounds).T, truth) <= 0.97
 
 
-def test_an_interval_that_is_too_short_would_be_noticed():
+def test_coverage_test_detects_intervals_that_are_too_short():
     values = correlated(500, 150)[:, 0]
     found = estimate(torch.tensor(150), values.sum(1), values.square().sum(1))
     assert covered(*found.interval(level=0.85), 0.3) < 0.93

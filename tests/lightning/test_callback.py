@@ -391,7 +391,7 @@ def test_the_sanity_check_finds_a_batch_that_does_not_fit(tmp_path):
         ({"num_images": -1}, ValueError, "num_images is -1; it must be at least 0"),
         ({"num_images": 1.5}, TypeError, "num_images is 1.5; it must be an integer"),
         ({"dataloader_idx": -1}, ValueError, "dataloader_idx is -1; it must be at least 0"),
-        ({"protocol": "papr"}, ValueError, "protocol='papr' is no preset"),
+        ({"protocol": "papr"}, ValueError, "protocol='papr' is not a preset"),
         ({"batch_size": 0}, ValueError, "batch_size is 0; it must be a positive integer"),
         ({"logits_fn": 4}, TypeError, "logits_fn is 4; it must be a callable"),
     ],

@@ -184,7 +184,7 @@ def test_a_model_with_one_output_needs_a_logits_fn(images):
         (dict(logits_fn="softmax"), TypeError, "logits_fn is 'softmax'; it must be a callable"),
         (dict(batch_size=0), ValueError, "batch_size is 0; it must be a positive integer"),
         (dict(batch_size=True), ValueError, "batch_size is True"),
-        (dict(protocol="torchcm"), ValueError, "protocol='torchcm' is no preset"),
+        (dict(protocol="torchcm"), ValueError, "protocol='torchcm' is not a preset"),
     ],
 )
 def test_constructor_messages(net, arguments, error, message):

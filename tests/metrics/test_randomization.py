@@ -1,4 +1,4 @@
-"""Parameter randomization: maps that depend on the network change, the others do not, and the network never."""
+"""Parameter randomization: only maps that depend on the network change, and the network never does."""
 
 import pytest
 import torch
@@ -24,15 +24,15 @@ def images():
     return torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
 
 
-def test_layers_go_from_the_top_down_and_a_cam_changes(net, images):
+def test_layers_are_randomized_from_the_output_on_and_a_cam_changes(net, images):
     net.train()
     before = traces(net, images)
-    random = torch.get_rng_state()
+    generator_state = torch.get_rng_state()
     result = parameter_randomization(net, GradCAM(net, "body"), images)
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), generator_state)
     after = traces(net, images)
-    for what in before:
-        assert after[what] == before[what], what
+    for trace in before:
+        assert after[trace] == before[trace], trace
     assert result.layers == ("none", "fc", "body", "stem.1", "stem.0")
     assert result.rank_correlation.shape == result.ssim.shape == (5, 4)
     torch.testing.assert_close(result.rank_correlation[0], torch.ones(4))
@@ -44,13 +44,13 @@ def test_layers_go_from_the_top_down_and_a_cam_changes(net, images):
     assert not torch.allclose(other.ssim, result.ssim, equal_nan=True)
 
 
-def test_a_map_that_looks_at_no_network_does_not_change(net, images):
+def test_a_map_that_does_not_depend_on_the_network_stays(net, images):
     result = parameter_randomization(net, EdgeMap(net), images)
     torch.testing.assert_close(result.rank_correlation, torch.ones(5, 4))
     torch.testing.assert_close(result.ssim, torch.ones(5, 4))
 
 
-def test_similarities_are_those_of_scipy_and_scikit_image(net, images):
+def test_similarities_equal_scipy_and_scikit_image(net, images):
     result = parameter_randomization(net, LayerCAM(net, "body"), images, class_idx=2)
     first = explain(LayerCAM(net, "body"), images, class_idx=2).maps
     with torch.random.fork_rng():
@@ -58,17 +58,17 @@ def test_similarities_are_those_of_scipy_and_scikit_image(net, images):
         net.fc.reset_parameters()
     second = explain(LayerCAM(net, "body"), images, class_idx=2).maps
     pairs = [min_max(resize_maps(maps, (24, 24))).numpy() for maps in (first, second)]
-    for place, (one, other) in enumerate(zip(*pairs, strict=True)):
+    for index, (one, other) in enumerate(zip(*pairs, strict=True)):
         expected = stats.spearmanr(one.ravel(), other.ravel()).statistic
-        assert result.rank_correlation[1, place].item() == pytest.approx(expected, abs=1e-4)
-        # torchmetrics takes the mean over the whole image, scikit-image leaves out a border.
-        _, similar = structural_similarity(
+        assert result.rank_correlation[1, index].item() == pytest.approx(expected, abs=1e-4)
+        # torchmetrics averages over the whole image, scikit-image's own mean leaves out a border.
+        _, similarity_map = structural_similarity(
             one, other, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
         )
-        assert result.ssim[1, place].item() == pytest.approx(similar.mean(), abs=5e-3)
+        assert result.ssim[1, index].item() == pytest.approx(similarity_map.mean(), abs=5e-3)
 
 
-def test_sources_of_other_libraries_are_made_on_the_copy(net, images):
+def test_sources_of_other_libraries_are_created_on_the_copy(net, images):
     result = parameter_randomization(net, lambda model: torchcam.methods.GradCAM(model, "relu"), images)
     ours = parameter_randomization(net, GradCAM(net, "relu"), images)
     torch.testing.assert_close(
@@ -77,21 +77,21 @@ def test_sources_of_other_libraries_are_made_on_the_copy(net, images):
     assert not net.relu._forward_hooks
 
 
-def test_signals_have_a_rank_correlation(images):
+def test_signals_have_a_rank_correlation_but_no_ssim(images):
     net = small_net(dims=1).float()
     result = parameter_randomization(net, GradCAM(net, "body"), images[:, :, 0])
     assert result.ssim.isnan().all()
     assert result.rank_correlation[0].nanmean().item() == pytest.approx(1)
 
 
-def test_the_plot_and_what_is_refused(net, images):
+def test_plot_and_messages(net, images):
     result = parameter_randomization(net, GradCAM(net, "body"), images)
     figure, axis = result.plot()
     assert [label.get_text() for label in axis.get_xticklabels()] == list(result.layers)
     assert result.plot(axis)[0] is figure
     with pytest.raises(ValueError, match="explains another model than the one that is given"):
         parameter_randomization(small_net().float(), GradCAM(net, "body"), images)
-    with pytest.raises(ValueError, match="no layer of Flatten has reset_parameters"):
+    with pytest.raises(ValueError, match="no layer of Flatten has a method reset_parameters"):
         parameter_randomization(flat := nn.Flatten(), EdgeMap(flat), images)
     with pytest.raises(TypeError, match="gives no maps"):
         parameter_randomization(net, "layer4", images)

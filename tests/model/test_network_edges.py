@@ -137,7 +137,7 @@ def test_seeds_of_any_size_and_controls_of_many_layers(images):
 def test_attention_is_randomized_and_weights_that_nothing_randomizes_are_named():
     model = torchvision.models.VisionTransformer(32, 8, 2, 2, 24, 48, num_classes=5).eval()
     source = GradCAM(model, "encoder.layers.encoder_layer_1.ln_1", reshape_transform=vit_grid)
-    with pytest.warns(UserWarning, match="nothing randomizes class_token, encoder.pos_embedding: their"):
+    with pytest.warns(UserWarning, match="cannot randomize class_token, encoder.pos_embedding: their"):
         result = parameter_randomization(model, source, torch.rand(2, 3, 32, 32))
     assert "encoder.layers.encoder_layer_0.self_attention" in result.layers
 

@@ -423,7 +423,7 @@ def test_a_shared_layer_has_two_names(net):
             ValueError,
             r"RandomMap\(grid=0\): it must be a positive number",
         ),
-        (lambda net: AverageDrop(RandomMap(net), protocol=""), ValueError, "protocol='' is no preset"),
+        (lambda net: AverageDrop(RandomMap(net), protocol=""), ValueError, "protocol='' is not a preset"),
         (
             lambda net: EvaluationProtocol(baseline=[0.0, 1.0]),
             ValueError,

@@ -1,4 +1,4 @@
-"""The formulas, as pure functions of tensors: no model, no state."""
+"""The formulas of the metrics as pure functions of tensors, without model and state."""
 
 from torchmetrics_cam.functional.adcc import adcc, complexity, map_correlation
 from torchmetrics_cam.functional.confidence import (
@@ -15,6 +15,7 @@ from torchmetrics_cam.functional.localization import (
     pointing_game,
 )
 from torchmetrics_cam.functional.maps import fuse_maps, min_max, rectify, resize_maps, top_fraction
+from torchmetrics_cam.functional.road import linear_imputation, road_score
 
 __all__ = [
     "adcc",
@@ -27,11 +28,13 @@ __all__ = [
     "energy_pointing_game",
     "fuse_maps",
     "increase_in_confidence",
+    "linear_imputation",
     "map_correlation",
     "mask_iou",
     "min_max",
     "pointing_game",
     "rectify",
     "resize_maps",
+    "road_score",
     "top_fraction",
 ]

@@ -1,10 +1,10 @@
-"""Multigrid: a sparse linear system over some positions of a grid, solved with the help of coarser grids.
+"""Geometric multigrid solver for sparse linear systems A x = b on a subset of the pixels of images.
 
-Relaxation moves each unknown towards what its own row wants. That soon takes the part of the error that
-differs from position to position, and hardly any of what is spread over a wide region. On a grid of half the
-size the region is half as wide. So a cycle relaxes, solves for what is left on the coarser grid, which does
-the same with a still coarser one, and relaxes again. It leaves about a third of the error, however large the
-regions are.
+The smoother (weighted l1-Jacobi relaxation) removes the error components that oscillate from pixel to pixel,
+but hardly reduces the smooth ones. A smooth error is represented well on a grid of half the size, where it
+oscillates more and can be smoothed again. One V-cycle therefore smooths, restricts the residual to the
+coarser grid, solves for the correction there by recursion, interpolates (prolongates) the correction back,
+and smooths once more. A V-cycle leaves about a third of the error, independently of the image size.
 """
 
 from collections.abc import Sequence
@@ -14,174 +14,228 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_RELAXATION = 1.5
-_CYCLES = 3
-_MOST_ROUNDS = 20
+_RELAXATION_WEIGHT = 1.5
+# The stopping criterion, which synchronizes a GPU with the host, is evaluated once per round.
+_CYCLES_PER_ROUND = 3
+_MAX_ROUNDS = 20
 
 
-class Positions:
-    """Some positions of the images of a batch, numbered in their order. A GPU waits for their count.
+class GridPoints:
+    """The unknowns of the linear system: selected pixels of a batch of images, numbered in row-major order.
+
+    Creating an instance synchronizes a GPU with the host once, because the number of pixels is read.
 
     Args:
-        chosen: which they are, ``(N, *spatial)``.
+        selected: the selected pixels, bool ``(N, *spatial)``.
     """
 
-    def __init__(self, chosen: Tensor) -> None:
-        self.images, *self.spatial = chosen.shape
-        self.indices = chosen.nonzero()
-        padded = F.pad(chosen, (1, 1) * len(self.spatial)).flatten()
+    def __init__(self, selected: Tensor) -> None:
+        self.batch_size, *self.spatial = selected.shape
+        self.indices = selected.nonzero()
+        padded = F.pad(selected, (1, 1) * len(self.spatial)).flatten()
         self._numbers = torch.where(padded, padded.cumsum(0) - 1, -1)
 
-    def around(self, indices: Tensor) -> Tensor:
-        """Flat indices of positions and their neighbors in the batch with a border of 1, ``(n, 3**d)``."""
+    def padded_neighborhood(self, indices: Tensor) -> Tensor:
+        """Return flat indices of pixels and their neighbors in the batch padded by one pixel.
+
+        Args:
+            indices: image and pixel indices, ``(n, 1 + d)``.
+
+        Returns:
+            Indices ``(n, 3**d)``, neighbors in row-major order, the pixel itself in the middle.
+        """
         image, *axes = indices.unsqueeze(2).unbind(1)
         offsets = torch.arange(3, device=indices.device)
-        return _flat(image, [axis + offsets for axis in axes], [side + 2 for side in self.spatial])
+        return _flat_indices(image, [axis + offsets for axis in axes], [side + 2 for side in self.spatial])
 
-    def numbers_around(self, indices: Tensor) -> Tensor:
-        """The numbers of positions and their neighbors, -1 for those not chosen, ``(n, 3**d)``."""
-        return self._numbers[self.around(indices)]
+    def neighbor_numbers(self, indices: Tensor) -> Tensor:
+        """Return the numbers of the unknowns at pixels and their neighbors, -1 for pixels not selected.
+
+        Args:
+            indices: image and pixel indices, ``(n, 1 + d)``.
+
+        Returns:
+            Numbers ``(n, 3**d)`` in the order of `padded_neighborhood`.
+        """
+        return self._numbers[self.padded_neighborhood(indices)]
 
 
-class Rows(NamedTuple):
-    """A sparse matrix with the same count of entries in each row, ``(rows, k)``, and their columns."""
+class SparseMatrix(NamedTuple):
+    """A sparse matrix with the same number k of entries in each row (ELLPACK format).
+
+    Args:
+        columns: the column of each entry, ``(rows, k)``. A column may occur repeatedly; its entries add up.
+        entries: the values, ``(rows, k)``.
+    """
 
     columns: Tensor
     entries: Tensor
 
-    def __call__(self, values: Tensor) -> Tensor:
-        """The product with a matrix, ``(columns, C)``."""
-        if values.device.type == "mps":  # without embedding_bag before torch 2.10
-            return (self.entries.unsqueeze(1) @ values[self.columns]).squeeze(1)
-        return F.embedding_bag(self.columns, values, per_sample_weights=self.entries, mode="sum")
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """Return the product with a dense matrix ``(columns, C)``, shape ``(rows, C)``."""
+        if vectors.device.type == "mps":  # embedding_bag is missing there before torch 2.10
+            return (self.entries.unsqueeze(1) @ vectors[self.columns]).squeeze(1)
+        return F.embedding_bag(self.columns, vectors, per_sample_weights=self.entries, mode="sum")
 
 
 class _Level(NamedTuple):
-    """The system on one grid, how far relaxation goes, and the ways to the coarser grid and back."""
+    """One grid of the hierarchy; the coarsest has no restriction and no prolongation."""
 
-    matrix: Rows
-    length: Tensor
-    down: Rows | None = None
-    up: Rows | None = None
+    matrix: SparseMatrix
+    step_size: Tensor
+    restriction: SparseMatrix | None = None
+    prolongation: SparseMatrix | None = None
 
 
-def solve(matrix: Rows, wanted: Tensor, positions: Positions, *, tolerance: float) -> Tensor:
-    """The solution of a symmetric positive definite system; that of an image is the same in any batch.
+def solve(matrix: SparseMatrix, right_hand_side: Tensor, points: GridPoints, *, tolerance: float) -> Tensor:
+    """Solve a linear system A x = b with a symmetric positive definite matrix.
 
-    The part of an image may also be singular, where all its right-hand sides are 0; its solution is 0. A GPU
-    waits once a level, and once for three cycles.
+    The images of a batch are independent systems: the solution for an image does not depend on the others.
+    The system of an image may be singular if its right-hand side is 0; its solution is then 0.
+
+    A GPU synchronizes with the host once per grid level, and once per three V-cycles.
 
     Args:
-        matrix: a row a position, with entries for itself and its neighbors in the order of
-            `Positions.numbers_around`; 0 for one that is not there, with any column of the same image.
-        wanted: the right-hand sides, ``(positions, C)``.
-        positions: the unknowns, at least one.
-        tolerance: an image is solved when a cycle changes it by no more than this share of its largest value,
-            which is about as much error as is left then.
+        matrix: A, one row per unknown, with the entries for the unknown and its neighbors in the order of
+            `GridPoints.neighbor_numbers`. The entry of a neighbor that is no unknown is 0, in any column of
+            the same image.
+        right_hand_side: b, ``(unknowns, C)``.
+        points: the unknowns, at least one.
+        tolerance: the relative error, per image. Iteration stops when the last V-cycle changes no value by
+            more than this fraction of the image's largest value, which is about the remaining error.
 
     Returns:
-        The solution, ``(positions, C)``.
+        The solution x, ``(unknowns, C)``.
     """
-    levels = _levels(Rows(matrix.columns, matrix.entries.float()), positions)
-    image = positions.indices[:, 0]
-    solution, left = torch.zeros_like(wanted), wanted
-    going = torch.ones_like(wanted[:, :1], dtype=torch.bool)
-    for _ in range(_MOST_ROUNDS):
-        # A correction needs no more digits than float32 has; what is left of the right-hand sides does.
-        left = left.float()
-        change = correction = _cycle(levels, left)
-        for _ in range(_CYCLES - 1):
-            change = _cycle(levels, left - levels[0].matrix(correction))
-            correction = correction + change
-        # An image that is solved stands still while the others go on.
-        solution = torch.where(going, solution + correction, solution)
-        undone = change.abs() + torch.finfo(change.dtype).eps * correction.abs()
-        error, size = (_largest(values, image, positions.images) for values in (undone, solution))
-        going = going & (error > tolerance * size)[image].unsqueeze(1)
-        if not going.any():
+    levels = _build_levels(SparseMatrix(matrix.columns, matrix.entries.float()), points)
+    image = points.indices[:, 0]
+    solution, residual = torch.zeros_like(right_hand_side), right_hand_side
+    unsolved = torch.ones_like(right_hand_side[:, :1], dtype=torch.bool)
+    for _ in range(_MAX_ROUNDS):
+        # float32 is precise enough for a correction, but not for the residual of the whole solution.
+        residual = residual.float()
+        last_change = correction = _v_cycle(levels, residual)
+        for _ in range(_CYCLES_PER_ROUND - 1):
+            last_change = _v_cycle(levels, residual - levels[0].matrix @ correction)
+            correction = correction + last_change
+        # Solved images stay fixed, so that the other images of the batch do not influence their values.
+        solution = torch.where(unsolved, solution + correction, solution)
+        error_bound = last_change.abs() + torch.finfo(last_change.dtype).eps * correction.abs()
+        error, magnitude = (
+            _max_per_image(values, image, points.batch_size) for values in (error_bound, solution)
+        )
+        unsolved = unsolved & (error > tolerance * magnitude)[image].unsqueeze(1)
+        if not unsolved.any():
             break
-        left = wanted - matrix(solution)
+        residual = right_hand_side - matrix @ solution
     return solution
 
 
-def _cycle(levels: list[_Level], wanted: Tensor) -> Tensor:
-    """Nearly the solution, from one visit to each level and back."""
-    (matrix, length, down, up), *coarser = levels
-    solution = length * wanted
-    if down is None or up is None:
+def _v_cycle(levels: list[_Level], right_hand_side: Tensor) -> Tensor:
+    """Approximate the solution of the finest level by one V-cycle, starting from 0."""
+    (matrix, step_size, restriction, prolongation), *coarser_levels = levels
+    solution = step_size * right_hand_side
+    if restriction is None or prolongation is None:
         return solution
-    solution = solution + up(_cycle(coarser, down(wanted - matrix(solution))))
-    return solution + length * (wanted - matrix(solution))
+    coarse_residual = restriction @ (right_hand_side - matrix @ solution)
+    solution = solution + prolongation @ _v_cycle(coarser_levels, coarse_residual)
+    return solution + step_size * (right_hand_side - matrix @ solution)
 
 
-def _levels(matrix: Rows, positions: Positions) -> list[_Level]:
-    """The system on this grid and on grids of half the size each, down to one position an image."""
-    # A row can be 0; nothing is wanted there.
+def _build_levels(matrix: SparseMatrix, points: GridPoints) -> list[_Level]:
+    """Build the hierarchy of grids, each of half the size of the one before, down to one pixel per image."""
+    # The row of a singular system may be 0. Its right-hand side is 0 too, so any finite step does.
     tiny = torch.finfo(matrix.entries.dtype).eps ** 2
-    size = matrix.entries.abs().sum(1, keepdim=True).clamp(min=tiny)
-    if max(positions.spatial) == 1:
-        return [_Level(matrix, 1 / size)]
-    # Relaxation that goes 1 / size never overshoots, and below twice as far it converges.
-    length = _RELAXATION / size
-    # What it leaves of an error of 1 everywhere: less beside known positions, which have no error.
-    shape = 1 - length * matrix.entries.sum(1, keepdim=True)
-    coarse, down, up = _between(positions, shape)
-    return [_Level(matrix, length, down, up), *_levels(_coarse_matrix(matrix, coarse, down, up), coarse)]
+    row_norms = matrix.entries.abs().sum(1, keepdim=True).clamp(min=tiny)
+    if max(points.spatial) == 1:
+        return [_Level(matrix, 1 / row_norms)]
+    # Jacobi relaxation scaled by the rows' l1 norms converges for any weight below 2.
+    step_size = _RELAXATION_WEIGHT / row_norms
+    # The error that one smoothing step leaves of a constant error of 1: less beside known pixels, where the
+    # error is 0. Interpolated corrections are scaled to the same shape.
+    smoothed_constant = 1 - step_size * matrix.entries.sum(1, keepdim=True)
+    coarse_points, restriction, prolongation = _coarsen(points, smoothed_constant)
+    coarse_matrix = _galerkin_product(matrix, coarse_points, restriction, prolongation)
+    return [
+        _Level(matrix, step_size, restriction, prolongation),
+        *_build_levels(coarse_matrix, coarse_points),
+    ]
 
 
-def _between(positions: Positions, shape: Tensor) -> tuple[Positions, Rows, Rows]:
-    """The coarser grid, and the ways there and back: back is linear interpolation times ``shape``.
+def _coarsen(points: GridPoints, scale: Tensor) -> tuple[GridPoints, SparseMatrix, SparseMatrix]:
+    """Build the coarser grid, the restriction to it and the prolongation from it.
 
-    The coarser grid has every second position of an axis. A position lies on one or between two of them, and
-    takes the mean of both, in every axis. The way there is the transpose.
+    The coarser grid has every second pixel along each axis. Prolongation is linear interpolation, in which a
+    fine pixel takes the mean of its 2**d coarse parents, times ``scale``. A pixel that lies on a coarse one
+    has it twice as a parent along that axis. Restriction is the transpose.
+
+    Args:
+        points: the fine grid.
+        scale: one factor per fine unknown, ``(unknowns, 1)``.
+
+    Returns:
+        Coarse grid, restriction and prolongation.
     """
-    image, *axes = positions.indices.unsqueeze(2).unbind(1)
-    spatial = [(side + 1) // 2 for side in positions.spatial]
-    both = [
+    image, *axes = points.indices.unsqueeze(2).unbind(1)
+    spatial = [(side + 1) // 2 for side in points.spatial]
+    parent_axes = [
         torch.cat([axis // 2, ((axis + 1) // 2).clamp(max=side - 1)], 1)
         for axis, side in zip(axes, spatial, strict=True)
     ]
-    parents = _flat(image, both, spatial)
-    chosen = torch.zeros(positions.images, *spatial, dtype=torch.bool, device=parents.device)
-    chosen.view(-1)[parents] = True
-    coarse = Positions(chosen)
-    parents = (chosen.flatten().cumsum(0) - 1)[parents]
-    weights = shape / parents.shape[1]
-    up = Rows(parents, weights.expand(parents.shape).contiguous())
+    parents = _flat_indices(image, parent_axes, spatial)
+    selected = torch.zeros(points.batch_size, *spatial, dtype=torch.bool, device=parents.device)
+    selected.view(-1)[parents] = True
+    coarse = GridPoints(selected)
+    parents = (selected.flatten().cumsum(0) - 1)[parents]
+    weights = scale / parents.shape[1]
+    prolongation = SparseMatrix(parents, weights.expand(parents.shape).contiguous())
 
     image, *axes = coarse.indices.unsqueeze(2).unbind(1)
-    children = positions.numbers_around(torch.cat([image, *(2 * axis for axis in axes)], 1))
-    there = children >= 0
-    children = torch.where(there, children, children.amax(1, keepdim=True))
-    own = torch.arange(len(children), device=children.device).view(-1, 1, 1)
-    down = Rows(children, (parents[children] == own).sum(2) * there * weights[children, 0])
-    return coarse, down, up
+    children = points.neighbor_numbers(torch.cat([image, *(2 * axis for axis in axes)], 1))
+    exists = children >= 0
+    children = torch.where(exists, children, children.amax(1, keepdim=True))
+    coarse_numbers = torch.arange(len(children), device=children.device).view(-1, 1, 1)
+    multiplicity = (parents[children] == coarse_numbers).sum(2)
+    restriction = SparseMatrix(children, multiplicity * exists * weights[children, 0])
+    return coarse, restriction, prolongation
 
 
-def _coarse_matrix(matrix: Rows, coarse: Positions, down: Rows, up: Rows) -> Rows:
-    """The product ``down @ matrix @ up``, read off its products with ``3**d`` vectors.
+def _galerkin_product(
+    matrix: SparseMatrix, coarse: GridPoints, restriction: SparseMatrix, prolongation: SparseMatrix
+) -> SparseMatrix:
+    """Return the coarse matrix, the Galerkin product R A P, from its products with 3**d probing vectors.
 
-    Among a position and its neighbors no two have the same indices modulo 3. So with a vector for each
-    combination of them, 1 where the indices are that combination, no two entries of a row are added up.
+    A row of the product has entries only for the 3**d pixels of a neighborhood, which all differ in their
+    indices modulo 3. So one vector per combination of indices modulo 3, with ones at the pixels of that
+    combination, yields each entry on its own.
     """
     image, *axes = coarse.indices.unsqueeze(2).unbind(1)
-    kind = _flat(torch.zeros_like(image), [axis % 3 for axis in axes], [3] * len(axes)).squeeze(1)
-    kinds = torch.arange(matrix.columns.shape[1], device=kind.device)
-    vectors = (kind.unsqueeze(1) == kinds).to(matrix.entries.dtype)
-    products = down(matrix(up(vectors)))
-    columns = coarse.numbers_around(coarse.indices)
-    there = columns >= 0
-    columns = torch.where(there, columns, torch.arange(len(columns), device=columns.device).unsqueeze(1))
-    return Rows(columns, products.gather(1, kind[columns]) * there)
+    color = _flat_indices(torch.zeros_like(image), [axis % 3 for axis in axes], [3] * len(axes)).squeeze(1)
+    colors = torch.arange(matrix.columns.shape[1], device=color.device)
+    probing_vectors = (color.unsqueeze(1) == colors).to(matrix.entries.dtype)
+    products = restriction @ (matrix @ (prolongation @ probing_vectors))
+    columns = coarse.neighbor_numbers(coarse.indices)
+    exists = columns >= 0
+    columns = torch.where(exists, columns, torch.arange(len(columns), device=columns.device).unsqueeze(1))
+    return SparseMatrix(columns, products.gather(1, color[columns]) * exists)
 
 
-def _flat(image: Tensor, axes: Sequence[Tensor], spatial: Sequence[int]) -> Tensor:
-    """The flat indices of all combinations of indices ``(n, k)`` of the axes, in images ``(n, 1)``."""
+def _flat_indices(image: Tensor, axes: Sequence[Tensor], spatial: Sequence[int]) -> Tensor:
+    """Return the flat indices of all combinations of the axes' indices.
+
+    Args:
+        image: the index of the image, ``(n, 1)``.
+        axes: k indices along each axis, ``(n, k)`` each.
+        spatial: the spatial shape.
+
+    Returns:
+        Indices ``(n, k**d)``.
+    """
     for axis, side in zip(axes, spatial, strict=True):
         image = (image.unsqueeze(2) * side + axis.unsqueeze(1)).flatten(1)
     return image
 
 
-def _largest(values: Tensor, image: Tensor, images: int) -> Tensor:
-    """The largest absolute value of each image, ``(images,)``."""
-    return values.new_zeros(images).scatter_reduce(0, image, values.abs().amax(1), "amax")
+def _max_per_image(values: Tensor, image: Tensor, batch_size: int) -> Tensor:
+    """Return the largest absolute value of each image, ``(batch_size,)``."""
+    return values.new_zeros(batch_size).scatter_reduce(0, image, values.abs().amax(1), "amax")

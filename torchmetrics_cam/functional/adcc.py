@@ -1,60 +1,72 @@
-"""ADCC and its parts: is the map stable, is it small, does it keep the confidence."""
+"""ADCC and two of its three components, complexity and coherency (`average_drop` is the third)."""
 
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.functional.confidence import Reduction, reduced
+from torchmetrics_cam.functional.confidence import Reduction, reduce_samples
+from torchmetrics_cam.functional.statistics import sum_dtype
 
 
 def complexity(masks: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    """Complexity: the mean of the mask, so a small map is simple. Lower is better.
+    r"""Compute the complexity: the mean value of the mask. Lower is better.
+
+    .. math:: \frac{1}{N} \sum_{i=1}^N \frac{1}{P} \sum_{j=1}^P M_{ij}
+
+    where :math:`P` is the number of pixels.
 
     Args:
-        masks: in [0, 1], ``(N, *spatial)``.
-        reduction: ``"mean"`` for a scalar, ``"none"`` for one value a sample.
+        masks: :math:`M`, maps normalized to [0, 1], ``(N, *spatial)``.
+        reduction: ``"mean"`` for the mean over samples, ``"none"`` for one value per sample.
 
     Returns:
-        A scalar, or a tensor of shape ``(N,)``.
+        A scalar in [0, 1], or a tensor ``(N,)``.
 
     Raises:
-        ValueError: if the reduction is unknown.
+        ValueError: if ``reduction`` is neither ``"mean"`` nor ``"none"``.
 
-    Source: Poppi et al., ADCC, https://arxiv.org/abs/2104.10252
+    Source: Poppi et al., Revisiting The Evaluation of Class Activation Mapping for Explainability,
+    https://arxiv.org/abs/2104.10252
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional import complexity
         >>> complexity(torch.tensor([[0.0, 1.0], [0.5, 1.0]]))
         tensor(0.6250)
 
     """
-    return reduced(masks.flatten(1).mean(1), reduction)
+    return reduce_samples(masks.flatten(1).mean(1), reduction)
 
 
 def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
-    r"""Coherency of two maps: their Pearson correlation :math:`r`, as :math:`(r + 1) / 2` in [0, 1].
+    r"""Compute the coherency of pairs of maps: their Pearson correlation, rescaled to [0, 1].
 
-    A constant map has no correlation with another: 0.5. Two maps that are equal are coherent, also constant
-    ones: 1.
+    .. math:: \frac{1}{2} \left( 1 + \frac{\mathrm{cov}(A, B)}{\sigma_A \sigma_B} \right)
+
+    1 means that one map is a positive multiple of the other plus a constant, 0.5 that they are uncorrelated,
+    0 that one is a negative multiple plus a constant. Higher is better. The correlation with a constant map
+    is undefined: the value is then 1 if the two maps are equal, and 0.5 otherwise.
 
     Args:
-        maps: of the images, ``(N, *spatial)``.
-        others: of the images that the maps mask, the same shape.
+        maps: :math:`A`, the maps of the clean images, ``(N, *spatial)``, in any unit.
+        others: :math:`B`, the maps of the masked images, of the same shape.
 
     Returns:
-        A tensor of shape ``(N,)``; NaN where a map is not finite.
+        A tensor ``(N,)``; NaN where a map has values that are not finite.
 
-    Source: Poppi et al., ADCC, https://arxiv.org/abs/2104.10252
+    Source: Poppi et al., Revisiting The Evaluation of Class Activation Mapping for Explainability,
+    https://arxiv.org/abs/2104.10252
 
     Example:
         >>> import torch
-        >>> map_correlation(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0.1, 0.3, 0.5]]))
-        tensor([1.])
+        >>> from torchmetrics_cam.functional import map_correlation
+        >>> maps = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+        >>> map_correlation(maps, torch.tensor([[0.1, 0.3, 0.5], [0.5, 0.1, 0.3]]))
+        tensor([1.0000, 0.2500])
 
     """
-    # Apple's GPUs have no float64.
-    dtype = torch.float32 if maps.device.type == "mps" else torch.float64
-    first, second = (one.flatten(1).to(dtype) for one in (maps, others))
-    first, second = (one - one.mean(1, keepdim=True) for one in (first, second))
+    # torchmetrics' pearson_corrcoef synchronizes a GPU with the host, and warns of constant maps.
+    first, second = (each.flatten(1).to(sum_dtype(maps.device)) for each in (maps, others))
+    first, second = (each - each.mean(1, keepdim=True) for each in (first, second))
     norms = first.norm(dim=1) * second.norm(dim=1)
     correlation = (first * second).sum(1) / torch.where(norms == 0, torch.ones_like(norms), norms)
     equal = (maps == others).flatten(1).all(1)
@@ -64,29 +76,31 @@ def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
 
 def adcc(coherency: Tensor, complexity: Tensor, drop: Tensor) -> Tensor:
-    r"""ADCC: the harmonic mean of coherency, of 1 - complexity and of 1 - drop. Higher is better.
+    r"""Compute ADCC: the harmonic mean of coherency, 1 - complexity and 1 - drop. Higher is better.
 
     .. math:: \frac{3}{\frac{1}{\mathrm{coherency}} + \frac{1}{1 - \mathrm{complexity}} +
               \frac{1}{1 - \mathrm{drop}}}
 
-    Where a part is 0, so is ADCC.
+    The value is 0 where one of the three terms is 0.
 
     Args:
-        coherency: in [0, 1], any shape.
-        complexity: in [0, 1], the same shape.
-        drop: the relative drop, in [0, 1], the same shape.
+        coherency: in [0, 1], of any shape; see `map_correlation`.
+        complexity: in [0, 1], of the same shape; see `complexity`.
+        drop: the relative drop in [0, 1], of the same shape; see `average_drop`.
 
     Returns:
-        A tensor of the same shape.
+        A tensor of the same shape, in [0, 1].
 
-    Source: Poppi et al., ADCC, https://arxiv.org/abs/2104.10252
+    Source: Poppi et al., Revisiting The Evaluation of Class Activation Mapping for Explainability,
+    https://arxiv.org/abs/2104.10252
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional import adcc
         >>> adcc(torch.tensor([0.5, 0.0]), torch.tensor([0.5, 0.2]), torch.tensor([0.5, 0.1]))
         tensor([0.5000, 0.0000])
 
     """
-    parts = torch.stack([coherency, 1 - complexity, 1 - drop])
-    mean = 3 / (1 / parts).sum(0)
-    return torch.where((parts <= 0).any(0), torch.zeros_like(mean), mean)
+    terms = torch.stack([coherency, 1 - complexity, 1 - drop])
+    mean = 3 / (1 / terms).sum(0)
+    return torch.where((terms <= 0).any(0), torch.zeros_like(mean), mean)

@@ -1,4 +1,4 @@
-"""What the confidence in a class does when only the highlighted part of the image is left."""
+"""Measures of the change in confidence when an image is masked by its map."""
 
 from typing import Literal
 
@@ -16,158 +16,174 @@ def average_drop(
     eps: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Average Drop: the share of the confidence that is lost when the rest is hidden. Lower is better.
+    r"""Compute Average Drop: the share of the confidence that is lost on the masked image. Lower is better.
 
     .. math:: \frac{1}{N} \sum_{i=1}^N \frac{\max(0, p_i - o_i)}{p_i + \epsilon}
 
-    A sample with :math:`p = 0` has nothing to lose: its drop is 0.
+    The drop of a sample with :math:`p_i = 0` is 0.
 
     Args:
-        scores: :math:`p`, the score of the class on the image, shape ``(N,)``, a fraction in [0, 1].
-        masked_scores: :math:`o`, the score of the same class on the masked image, shape ``(N,)``.
-        relative: divide by :math:`p`. False gives the absolute drop :math:`\max(0, p - o)`.
-        eps: added to the denominator of the relative drop. The paper has none; torchcam adds 1e-7.
-        reduction: ``"mean"`` for a scalar (NaN for no sample), ``"none"`` for one value a sample.
+        scores: :math:`p`, the confidence of the target class on the clean images, ``(N,)``, in [0, 1].
+        masked_scores: :math:`o`, the confidence of the same class on the masked images, ``(N,)``.
+        relative: whether to divide by :math:`p + \epsilon`. False gives the absolute drop
+            :math:`\max(0, p - o)`.
+        eps: :math:`\epsilon` of the relative drop. The paper has none; torchcam adds 1e-7.
+        reduction: ``"mean"`` for the mean over samples (NaN without samples), ``"none"`` for one value per
+            sample.
 
     Returns:
-        A scalar, or a tensor of shape ``(N,)``.
+        A scalar, or a tensor ``(N,)``.
 
     Raises:
-        ValueError: if the two tensors are not of one shape ``(N,)``, or the reduction is unknown.
+        ValueError: if the two tensors do not have the same shape ``(N,)``, or ``reduction`` is neither
+            ``"mean"`` nor ``"none"``.
 
     Source: Chattopadhyay et al., Grad-CAM++, https://arxiv.org/abs/1710.11063
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional import average_drop
         >>> average_drop(torch.tensor([0.8, 0.5]), torch.tensor([0.4, 0.6]))
         tensor(0.2500)
 
     """
-    scores, masked_scores = _checked(scores, masked_scores)
-    lost = (scores - masked_scores).clamp(min=0)
+    scores, masked_scores = _validate_scores(scores, masked_scores)
+    drop = (scores - masked_scores).clamp(min=0)
     if relative:
-        lost = lost / (scores + eps)
+        drop = drop / (scores + eps)
         if not eps:
-            lost = torch.where(scores == 0, torch.zeros_like(lost), lost)
-    return reduced(lost, reduction)
+            drop = torch.where(scores == 0, torch.zeros_like(drop), drop)
+    return reduce_samples(drop, reduction)
 
 
 def increase_in_confidence(scores: Tensor, masked_scores: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    r"""Increase in Confidence: how often the highlighted part alone convinces more. Higher is better.
+    r"""Compute Increase in Confidence: the share of samples whose confidence rises when masked.
 
     .. math:: \frac{1}{N} \sum_{i=1}^N [p_i < o_i]
 
-    The comparison is strict: an unchanged score is no increase.
+    Higher is better. The comparison is strict: an unchanged score is not an increase.
 
     Args:
-        scores: :math:`p`, the score of the class on the image, shape ``(N,)``.
-        masked_scores: :math:`o`, the score of the same class on the masked image, shape ``(N,)``.
-        reduction: ``"mean"`` for a scalar (NaN for no sample), ``"none"`` for one value (0 or 1) a sample.
+        scores: :math:`p`, the confidence of the target class on the clean images, ``(N,)``.
+        masked_scores: :math:`o`, the confidence of the same class on the masked images, ``(N,)``.
+        reduction: ``"mean"`` for the mean over samples (NaN without samples), ``"none"`` for one value (0 or
+            1) per sample.
 
     Returns:
-        A scalar, or a tensor of shape ``(N,)``.
+        A scalar in [0, 1], or a tensor ``(N,)``.
 
     Raises:
-        ValueError: if the two tensors are not of one shape ``(N,)``, or the reduction is unknown.
+        ValueError: if the two tensors do not have the same shape ``(N,)``, or ``reduction`` is neither
+            ``"mean"`` nor ``"none"``.
 
     Source: Chattopadhyay et al., Grad-CAM++, https://arxiv.org/abs/1710.11063
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional import increase_in_confidence
         >>> increase_in_confidence(torch.tensor([0.8, 0.5]), torch.tensor([0.4, 0.6]))
         tensor(0.5000)
 
     """
-    scores, masked_scores = _checked(scores, masked_scores)
-    return reduced((scores < masked_scores).to(scores.dtype), reduction)
+    scores, masked_scores = _validate_scores(scores, masked_scores)
+    return reduce_samples((scores < masked_scores).to(scores.dtype), reduction)
 
 
 def average_gain(
     scores: Tensor, masked_scores: Tensor, *, eps: float = 0.0, reduction: Reduction = "mean"
 ) -> Tensor:
-    r"""Average Gain: how much of the missing confidence the highlighted part alone adds. Higher is better.
+    r"""Compute Average Gain: the share of the missing confidence that masking adds. Higher is better.
 
-    .. math:: \frac{1}{N} \sum_{i=1}^N \frac{\max(0, o_i - p_i)}{1 - p_i}
+    .. math:: \frac{1}{N} \sum_{i=1}^N \frac{\max(0, o_i - p_i)}{1 - p_i + \epsilon}
 
-    A sample with :math:`p = 1` has nothing to gain: its gain is 0.
+    The gain of a sample with :math:`p_i = 1` is 0.
 
     Args:
-        scores: :math:`p`, the score of the class on the image, shape ``(N,)``, a fraction in [0, 1].
-        masked_scores: :math:`o`, the score of the same class on the masked image, shape ``(N,)``.
-        eps: added to the denominator. Xplique adds 1e-8.
-        reduction: ``"mean"`` for a scalar (NaN for no sample), ``"none"`` for one value a sample.
+        scores: :math:`p`, the confidence of the target class on the clean images, ``(N,)``, in [0, 1].
+        masked_scores: :math:`o`, the confidence of the same class on the masked images, ``(N,)``.
+        eps: :math:`\epsilon`. The paper has none; Xplique adds 1e-8.
+        reduction: ``"mean"`` for the mean over samples (NaN without samples), ``"none"`` for one value per
+            sample.
 
     Returns:
-        A scalar, or a tensor of shape ``(N,)``.
+        A scalar, or a tensor ``(N,)``.
 
     Raises:
-        ValueError: if the two tensors are not of one shape ``(N,)``, or the reduction is unknown.
+        ValueError: if the two tensors do not have the same shape ``(N,)``, or ``reduction`` is neither
+            ``"mean"`` nor ``"none"``.
 
     Source: Zhang et al., Opti-CAM, https://arxiv.org/abs/2301.07002
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional import average_gain
         >>> average_gain(torch.tensor([0.8, 0.5]), torch.tensor([0.4, 0.6]))
         tensor(0.1000)
 
     """
-    scores, masked_scores = _checked(scores, masked_scores)
+    scores, masked_scores = _validate_scores(scores, masked_scores)
     missing = 1 - scores + eps
-    gained = (masked_scores - scores).clamp(min=0) / missing
-    return reduced(torch.where(missing == 0, torch.zeros_like(gained), gained), reduction)
+    gain = (masked_scores - scores).clamp(min=0) / missing
+    return reduce_samples(torch.where(missing == 0, torch.zeros_like(gain), gain), reduction)
 
 
-def drop_in_deletion(scores: Tensor, deleted_scores: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    r"""Average Drop in Deletion: the share of the confidence that goes with the highlighted part.
+def drop_in_deletion(scores: Tensor, complement_scores: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    r"""Compute Average Drop in Deletion: the share of the confidence lost without the highlighted part.
 
     .. math:: \frac{1}{N} \sum_{i=1}^N \frac{p_i - d_i}{p_i}
 
-    Higher is better. It is not clamped: where the rest convinces more than the whole image, the value is
-    negative. A sample with :math:`p = 0` has nothing to lose: its drop is 0.
+    Higher is better. The drop is not clamped: it is negative where the confidence rises on the complement.
+    The drop of a sample with :math:`p_i = 0` is 0.
 
     Args:
-        scores: :math:`p`, the score of the class on the image, shape ``(N,)``, a fraction in [0, 1].
-        deleted_scores: :math:`d`, its score on the image without the highlighted part, shape ``(N,)``.
-        reduction: ``"mean"`` for a scalar (NaN for no sample), ``"none"`` for one value a sample.
+        scores: :math:`p`, the confidence of the target class on the clean images, ``(N,)``, in [0, 1].
+        complement_scores: :math:`d`, the confidence of the same class on the complements, which are the
+            images with the highlighted part hidden, ``(N,)``.
+        reduction: ``"mean"`` for the mean over samples (NaN without samples), ``"none"`` for one value per
+            sample.
 
     Returns:
-        A scalar, or a tensor of shape ``(N,)``.
+        A scalar, or a tensor ``(N,)``.
 
     Raises:
-        ValueError: if the two tensors are not of one shape ``(N,)``, or the reduction is unknown.
+        ValueError: if the two tensors do not have the same shape ``(N,)``, or ``reduction`` is neither
+            ``"mean"`` nor ``"none"``.
 
     Source: Jung and Oh, LIFT-CAM, https://arxiv.org/abs/2102.05228
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional import drop_in_deletion
         >>> drop_in_deletion(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.6]))
         tensor(0.2750)
 
     """
-    scores, deleted_scores = _checked(scores, deleted_scores)
-    lost = (scores - deleted_scores) / scores
-    return reduced(torch.where(scores == 0, torch.zeros_like(lost), lost), reduction)
+    scores, complement_scores = _validate_scores(scores, complement_scores, "complement_scores")
+    drop = (scores - complement_scores) / scores
+    return reduce_samples(torch.where(scores == 0, torch.zeros_like(drop), drop), reduction)
 
 
-def _checked(scores: Tensor, masked_scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Refuse what is not a pair of ``(N,)`` tensors; bring both to one dtype of at least float32."""
-    if scores.ndim != 1 or scores.shape != masked_scores.shape:
-        raise ValueError(
-            f"scores has shape {tuple(scores.shape)} and masked_scores {tuple(masked_scores.shape)};"
-            " both must be (N,), one score of the explained class a sample"
-        )
-    dtype = torch.promote_types(torch.promote_types(scores.dtype, masked_scores.dtype), torch.float32)
-    return scores.to(dtype), masked_scores.to(dtype)
-
-
-def reduced(values: Tensor, reduction: Reduction) -> Tensor:
-    """The mean of the values of the samples, or the values.
+def reduce_samples(values: Tensor, reduction: Reduction) -> Tensor:
+    """Return the mean of the values for ``"mean"``, or the values themselves for ``"none"``.
 
     Raises:
-        ValueError: if the reduction is unknown.
+        ValueError: if the reduction is neither.
     """
     if reduction == "none":
         return values
     if reduction == "mean":
         return values.mean()
     raise ValueError(f"reduction is {reduction!r}; it must be 'mean' or 'none'")
+
+
+def _validate_scores(
+    scores: Tensor, perturbed_scores: Tensor, name: str = "masked_scores"
+) -> tuple[Tensor, Tensor]:
+    """Check that both tensors have the same shape (N,), and convert them to one dtype of at least float32."""
+    if scores.ndim != 1 or scores.shape != perturbed_scores.shape:
+        raise ValueError(
+            f"scores has shape {tuple(scores.shape)} and {name} {tuple(perturbed_scores.shape)};"
+            " both must have the same shape (N,), one score of the target class per sample"
+        )
+    dtype = torch.promote_types(torch.promote_types(scores.dtype, perturbed_scores.dtype), torch.float32)
+    return scores.to(dtype), perturbed_scores.to(dtype)

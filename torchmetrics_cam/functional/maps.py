@@ -1,4 +1,4 @@
-"""What is done to a map before it hides anything: rectify, normalize, resize, fuse, keep the top."""
+"""Operations that turn a map into a mask: rectify, normalize, resize, fuse, threshold."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,21 +9,22 @@ from torch import Tensor
 
 Rectification = Literal["relu", "abs", "none"]
 
-_LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_INTERPOLATION_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def rectify(maps: Tensor, how: Rectification) -> Tensor:
-    """Negative evidence set to zero, counted as evidence, or kept.
+    """Remove negative values from maps, take absolute values, or return the maps unchanged.
 
     Args:
         maps: of any shape, in any unit.
-        how: ``"relu"``, ``"abs"`` or ``"none"``.
+        how: ``"relu"`` for max(0, m), ``"abs"`` for ``|m|``, ``"none"`` for m.
 
     Returns:
-        Maps of the same shape.
+        Maps of the same shape and unit.
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional import rectify
         >>> rectify(torch.tensor([-1.0, 2.0]), "abs")
         tensor([1., 2.])
 
@@ -36,19 +37,20 @@ def rectify(maps: Tensor, how: Rectification) -> Tensor:
 
 
 def min_max(maps: Tensor, *, eps: float = 0.0) -> Tensor:
-    r"""Each map on its own to [0, 1]: :math:`(m - \min m) / (\max m - \min m + \epsilon)`.
+    r"""Normalize each map to [0, 1]: :math:`(m - \min m) / (\max m - \min m + \epsilon)`.
 
     A constant map becomes 0.
 
     Args:
-        maps: shape ``(N, *spatial)``, in any unit.
-        eps: added to the range. torchcam adds 1e-8.
+        maps: ``(N, *spatial)``, in any unit.
+        eps: :math:`\epsilon`. torchcam uses 1e-8.
 
     Returns:
-        Maps of the same shape.
+        Maps of the same shape, without unit.
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional import min_max
         >>> min_max(torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]]))
         tensor([[0.0000, 0.5000, 1.0000],
                 [0.0000, 0.0000, 0.0000]])
@@ -61,39 +63,44 @@ def min_max(maps: Tensor, *, eps: float = 0.0) -> Tensor:
 
 
 def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Linear in 1D, bilinear in 2D, trilinear in 3D, ``align_corners=False``, as torchcam and OpenCV do it.
+    """Resize maps by linear, bilinear or trilinear interpolation, according to their dimensions.
+
+    The corners are not aligned (``align_corners=False``), as in torchcam and in OpenCV's ``resize``.
 
     Args:
-        maps: shape ``(N, *spatial)`` with one to three spatial dimensions.
-        size: the spatial shape wanted, in positions.
+        maps: ``(N, *spatial)`` with one to three spatial dimensions.
+        size: the spatial shape of the result, in pixels.
 
     Returns:
-        Maps of shape ``(N, *size)``.
+        Maps ``(N, *size)``; the same tensor if it has this size already.
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional import resize_maps
         >>> resize_maps(torch.tensor([[0.0, 1.0]]), (4,))
         tensor([[0.0000, 0.2500, 0.7500, 1.0000]])
 
     """
     if maps.shape[1:] == tuple(size):
         return maps
-    mode = _LINEAR_MODES[maps.ndim - 1]
+    mode = _INTERPOLATION_MODES[maps.ndim - 1]
     return F.interpolate(maps.unsqueeze(1), tuple(size), mode=mode, align_corners=False).squeeze(1)
 
 
 def fuse_maps(maps: Sequence[Tensor]) -> Tensor:
-    """Maps of several layers into one: each min-max normalized, resized to the largest, then the maximum.
+    """Fuse the maps of several layers: the maximum of their normalized maps at each pixel.
+
+    Each layer's maps are min-max normalized and resized to the largest size first, as in torchcam.
 
     Args:
-        maps: one tensor ``(N, *spatial)`` a layer; the spatial shapes may differ. One map alone is returned
-            as it is.
+        maps: one tensor ``(N, *spatial)`` per layer. The spatial shapes may differ.
 
     Returns:
-        Maps of shape ``(N, *largest spatial)``.
+        Maps ``(N, *largest spatial)`` in [0, 1]; for a single layer its maps, unchanged.
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional import fuse_maps
         >>> fuse_maps([torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, 1.0]])])
         tensor([[1., 1.]])
 
@@ -105,19 +112,20 @@ def fuse_maps(maps: Sequence[Tensor]) -> Tensor:
 
 
 def top_fraction(maps: Tensor, fraction: float) -> Tensor:
-    """1 at the highest positions of each map, 0 elsewhere: exactly ``round(fraction * positions)`` of them.
+    """Return the mask of the highest pixels of each map: exactly ``round(fraction * pixels)`` of them are 1.
 
-    Among equal values the position that comes first in row-major order is kept.
+    Of pixels with equal values, those first in row-major order are kept.
 
     Args:
-        maps: shape ``(N, *spatial)``.
-        fraction: the share of positions that is kept, in [0, 1].
+        maps: ``(N, *spatial)``, in any unit.
+        fraction: the fraction of pixels to keep, in [0, 1].
 
     Returns:
-        A mask of 0 and 1 of the same shape and dtype.
+        A mask of zeros and ones, of the maps' shape and dtype.
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional import top_fraction
         >>> top_fraction(torch.tensor([[0.1, 0.9, 0.9, 0.9]]), 0.5)
         tensor([[0., 1., 1., 0.]])
 

@@ -1,4 +1,4 @@
-"""Noisy linear imputation: hidden positions take the weighted mean of their neighbors, and some noise."""
+"""Remove And Debias (ROAD): its score, and the linear imputation that replaces pixels."""
 
 from itertools import product
 
@@ -6,79 +6,116 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchmetrics_cam.functional._multigrid import Positions, Rows, solve
+from torchmetrics_cam.functional._multigrid import GridPoints, SparseMatrix, solve
+from torchmetrics_cam.functional.statistics import sum_dtype
 
-# Positions of images, hidden or not; keeps the memory of large batches to a few hundred megabytes.
-_AT_ONCE = 2**19
+# Larger batches are imputed in parts, which keeps the memory to a few hundred megabytes.
+_MAX_PIXELS_PER_PART = 2**19
 
 
-def linear_imputation(images: Tensor, hidden: Tensor, *, tolerance: float = 1e-6) -> Tensor:
-    r"""Every hidden position is the weighted mean of its neighbors, hidden or not; the others stay.
+def road_score(most_first: Tensor, least_first: Tensor) -> Tensor:
+    r"""Compute the ROAD score: half the difference between the two orders of imputation. Higher is better.
 
-    Direct neighbors weigh 1/6 and diagonal ones 1/12 in two dimensions, in general in inverse proportion to
-    the number of steps. At the border the weights that are left count. This is one sparse linear system an
-    image, over its hidden positions. Those of a batch are solved at once, by multigrid on the images' device.
+    .. math:: \frac{1}{F} \sum_{f=1}^F \frac{\mathrm{LeRF}_f - \mathrm{MoRF}_f}{2}
+
+    For scores in [0, 1] the value lies in [-0.5, 0.5]. It is 0 on average for a map without information.
 
     Args:
-        images: ``(N, C, *spatial)``.
-        hidden: which positions, ``(N, *spatial)``. An image of which everything is hidden becomes 0.
-        tolerance: about how much error is left of an image, as a share of its largest imputed value. Whatever
-            it is, float32 images, which have seven digits, can have no less than 1e-7.
+        most_first: :math:`\mathrm{MoRF}`, the score of the target class with each of F fractions of the
+            pixels imputed, the most relevant first, ``(F, N)``.
+        least_first: :math:`\mathrm{LeRF}`, the same with the least relevant pixels imputed first, ``(F, N)``.
 
     Returns:
-        Images of the same shape and dtype. That of one image is the same in any batch.
+        One value per sample, ``(N,)``, in units of the scores.
 
-    Source: Rong et al., ROAD, https://arxiv.org/abs/2202.00449
+    Source: Rong et al., A Consistent and Efficient Evaluation Strategy for Attribution Methods,
+    https://arxiv.org/abs/2202.00449, with the two orders combined as in pytorch-grad-cam's ``ROADCombined``
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional import road_score
+        >>> road_score(torch.tensor([[0.6, 0.5], [0.2, 0.5]]), torch.tensor([[0.9, 0.5], [0.7, 0.3]]))
+        tensor([ 0.2000, -0.0500])
+
+    """
+    return ((least_first - most_first) / 2).mean(0)
+
+
+def linear_imputation(images: Tensor, hidden: Tensor, *, tolerance: float = 1e-6) -> Tensor:
+    r"""Replace each hidden pixel by the weighted mean of its neighbors, which may be hidden themselves.
+
+    .. math:: x_i = \frac{\sum_{j \in \mathcal{N}(i)} w_{ij} x_j}{\sum_{j \in \mathcal{N}(i)} w_{ij}}
+              \quad \text{for each hidden pixel } i
+
+    where :math:`\mathcal{N}(i)` are the neighbors inside the image, including the diagonal ones, and
+    :math:`w_{ij}` is inversely proportional to the number of steps along the axes from one to the other. In
+    two dimensions this gives direct neighbors the weight 1/6 and diagonal ones 1/12. The equations form one
+    sparse linear system per image. The systems of a batch are solved together, by multigrid on the images'
+    device.
+
+    Args:
+        images: ``(N, C, *spatial)``, in any unit.
+        hidden: the pixels to impute, bool ``(N, *spatial)``. An image with all pixels hidden becomes 0.
+        tolerance: the approximate error, relative to the largest imputed value of the image. float32 images
+            reach no less than 1e-7.
+
+    Returns:
+        Images of the same shape, dtype and unit. The result for an image does not depend on the rest of the
+        batch.
+
+    Source: Rong et al., A Consistent and Efficient Evaluation Strategy for Attribution Methods,
+    https://arxiv.org/abs/2202.00449
+
+    Example:
+        >>> import torch
+        >>> from torchmetrics_cam.functional import linear_imputation
         >>> image, hidden = torch.tensor([[[1.0, 9.0, 9.0, 4.0]]]), torch.tensor([[False, True, True, False]])
         >>> linear_imputation(image, hidden)
         tensor([[[1., 2., 3., 4.]]])
 
     """
-    count = max(1, _AT_ONCE // hidden.shape[1:].numel())
-    if len(images) > count:
-        starts = range(0, len(images), count)
-        parts = [(images[start : start + count], hidden[start : start + count]) for start in starts]
+    part_size = max(1, _MAX_PIXELS_PER_PART // hidden.shape[1:].numel())
+    if len(images) > part_size:
+        parts = zip(torch.split(images, part_size), torch.split(hidden, part_size), strict=True)
         return torch.cat([linear_imputation(*part, tolerance=tolerance) for part in parts])
-    shown = images.masked_fill(hidden.unsqueeze(1), 0)
-    unknown = Positions(hidden)
-    if len(unknown.indices) == 0:
-        return shown
-    matrix, wanted = _system(shown, unknown)
-    solution = solve(matrix, wanted, unknown, tolerance=tolerance)
-    image, *place = unknown.indices.unbind(1)
-    shown.movedim(1, -1)[(image, *place)] = solution.to(images.dtype)
-    return shown
+    imputed = images.masked_fill(hidden.unsqueeze(1), 0)
+    unknowns = GridPoints(hidden)
+    if len(unknowns.indices) == 0:
+        return imputed
+    matrix, right_hand_side = _assemble_system(imputed, unknowns)
+    solution = solve(matrix, right_hand_side, unknowns, tolerance=tolerance)
+    image, *pixel = unknowns.indices.unbind(1)
+    imputed.movedim(1, -1)[(image, *pixel)] = solution.to(images.dtype)
+    return imputed
 
 
-def _system(shown: Tensor, unknown: Positions) -> tuple[Rows, Tensor]:
-    """Of each unknown, the weights that count times itself, less its unknown neighbors, is its known ones.
+def _assemble_system(visible: Tensor, unknowns: GridPoints) -> tuple[SparseMatrix, Tensor]:
+    """Assemble the linear system A x = b of the imputation.
+
+    The row of an unknown has the sum of the weights of its neighbors on the diagonal, and minus the weight of
+    each neighbor that is an unknown. The right-hand side is the weighted sum of the known neighbors.
 
     Args:
-        shown: the images, 0 where hidden, ``(N, C, *spatial)``.
-        unknown: the hidden positions.
+        visible: the images with zeros at the unknowns, ``(N, C, *spatial)``.
+        unknowns: the hidden pixels.
+
+    Returns:
+        A, and b of shape ``(unknowns, C)``.
     """
-    steps = [sum(map(abs, offset)) for offset in product((-1, 0, 1), repeat=len(unknown.spatial))]
-    total = sum(1 / step for step in steps if step)
-    weights = [1 / step / total if step else 0.0 for step in steps]
-    # One channel more, of ones, becomes the sum of the weights that count.
-    pixels = shown.movedim(1, -1)
+    distances = [sum(map(abs, offset)) for offset in product((-1, 0, 1), repeat=len(unknowns.spatial))]
+    total = sum(1 / distance for distance in distances if distance)
+    weights = [1 / distance / total if distance else 0.0 for distance in distances]
+    # The weighted sum over an additional channel of ones is the sum of the weights inside the image.
+    pixels = visible.movedim(1, -1)
     pixels = torch.cat([pixels, torch.ones_like(pixels[..., :1])], -1)
-    pixels = F.pad(pixels, (0, 0) + (1, 1) * len(unknown.spatial)).flatten(0, -2)
-    around = unknown.around(unknown.indices)
-    dtype = torch.float32 if shown.device.type == "mps" else torch.float64
-    sums = torch.zeros(len(around), pixels.shape[1], dtype=dtype, device=shown.device)
-    for weight, neighbors in zip(weights, around.unbind(1), strict=True):
-        sums.add_(pixels[neighbors], alpha=weight)
-    columns = unknown.numbers_around(unknown.indices)
-    center = columns[:, len(weights) // 2, None]
-    entries = -torch.tensor(weights, dtype=dtype, device=shown.device) * (columns >= 0)
-    entries = torch.where(columns == center, sums[:, -1:], entries)
-    return Rows(torch.where(columns < 0, center, columns), entries), sums[:, :-1]
-
-
-def road_score(most_first: Tensor, least_first: Tensor) -> Tensor:
-    """TEMP."""
-    return ((least_first - most_first) / 2).mean(0)
+    pixels = F.pad(pixels, (0, 0) + (1, 1) * len(unknowns.spatial)).flatten(0, -2)
+    neighborhood = unknowns.padded_neighborhood(unknowns.indices)
+    dtype = sum_dtype(visible.device)
+    weighted_sums = torch.zeros(len(neighborhood), pixels.shape[1], dtype=dtype, device=visible.device)
+    for weight, neighbors in zip(weights, neighborhood.unbind(1), strict=True):
+        weighted_sums.add_(pixels[neighbors], alpha=weight)
+    columns = unknowns.neighbor_numbers(unknowns.indices)
+    diagonal = columns[:, len(weights) // 2, None]
+    entries = -torch.tensor(weights, dtype=dtype, device=visible.device) * (columns >= 0)
+    entries = torch.where(columns == diagonal, weighted_sums[:, -1:], entries)
+    return SparseMatrix(torch.where(columns < 0, diagonal, columns), entries), weighted_sums[:, :-1]

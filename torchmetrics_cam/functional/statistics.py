@@ -1,7 +1,7 @@
-"""How sure a mean is: intervals, paired differences and their p-values, from sums over the samples.
+"""Standard errors, confidence intervals and p-values of means, computed from sums over the samples.
 
-Everything here takes sums that add up over batches and ranks, so no sample has to be kept. Intervals and
-p-values are those of the normal distribution, and need some thirty samples to be trusted.
+The sums can be added over batches and processes, so no sample has to be kept. Intervals and p-values use the
+normal distribution, which is adequate for about thirty samples or more.
 """
 
 import math
@@ -13,119 +13,135 @@ from torch import Tensor
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of sums: float64, or float32 on Apple GPUs, which have no float64."""
+    """Return the dtype for sums: float64, or float32 on Apple GPUs, which have no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and the standard error of it.
+    """A mean with its standard error.
 
     Args:
-        mean: NaN where there is no sample.
-        standard_error: NaN where there are fewer than two samples.
+        mean: the mean of the samples; NaN without samples.
+        standard_error: its standard error, of the same shape; NaN for fewer than two samples.
     """
 
     mean: Tensor
     standard_error: Tensor
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Lower and upper bound of the mean, by the normal distribution."""
-        reach = _quantile(level) * self.standard_error
-        return self.mean - reach, self.mean + reach
+        """Return the confidence interval of the mean, from the normal distribution.
+
+        Args:
+            level: the confidence level, in (0, 1).
+
+        Returns:
+            Lower and upper bound.
+        """
+        margin = _normal_quantile(level) * self.standard_error
+        return self.mean - margin, self.mean + margin
 
     def p_value(self) -> Tensor:
-        """How probable a mean at least as far from 0 is if the true one is 0, two-sided.
+        """Return the two-sided p-value of the null hypothesis that the true mean is 0.
 
-        Without any scatter it is 1 for a mean of 0, and 0 for any other.
+        With a standard error of 0 it is 1 for a mean of 0, and 0 for any other mean. It is NaN where the
+        standard error is.
         """
-        distance = self.mean.abs() / self.standard_error
-        distance = torch.where(self.mean == 0, torch.zeros_like(distance), distance)
-        p_value = torch.special.erfc(distance / math.sqrt(2))
+        z = self.mean.abs() / self.standard_error
+        z = torch.where(self.mean == 0, torch.zeros_like(z), z)
+        p_value = torch.special.erfc(z / math.sqrt(2))
         return torch.where(self.standard_error.isnan(), self.standard_error, p_value)
 
 
 def estimate(count: Tensor, total: Tensor, squares: Tensor, *, over_groups: bool = False) -> Estimate:
-    r"""The mean of samples and its standard error, from their sums.
+    r"""Compute the mean of samples and its standard error from their sums.
 
     .. math:: \bar x = \frac{1}{n} \sum x_i, \qquad
               \mathrm{SE} = \sqrt{\frac{\sum x_i^2 - n \bar x^2}{n (n - 1)}}
 
     Args:
-        count: :math:`n`, any shape.
-        total: :math:`\sum x_i`, the same shape or one that broadcasts with it.
-        squares: :math:`\sum x_i^2`.
-        over_groups: the first dimension is groups, such as classes; the result is the mean of the means of
-            those groups that have samples (the macro average), each group as it is.
+        count: :math:`n`, the number of samples, of any shape.
+        total: :math:`\sum x_i`, of a shape that broadcasts with that of ``count``.
+        squares: :math:`\sum x_i^2`, of the shape of ``total``.
+        over_groups: whether to average over the first dimension, whose entries are groups such as classes.
+            The result is then the unweighted mean of the groups' means (macro average); groups without
+            samples are left out.
 
     Returns:
-        An estimate of the shape of the sums, without the first dimension if ``over_groups``.
+        An estimate of the broadcast shape, without the first dimension if ``over_groups``.
 
     Example:
         >>> import torch
-        >>> found = estimate(torch.tensor(4), torch.tensor(2.0), torch.tensor(2.0))  # of 0, 0, 1, 1
-        >>> found.mean, found.standard_error
+        >>> from torchmetrics_cam.functional.statistics import estimate
+        >>> result = estimate(torch.tensor(4), torch.tensor(2.0), torch.tensor(2.0))  # samples 0, 0, 1, 1
+        >>> result.mean, result.standard_error
         (tensor(0.5000), tensor(0.2887))
 
     """
     count = count.to(total.dtype)
     mean = total / count
     variance = (squares - count * mean.square()).clamp(min=0) / (count - 1)
-    # Of one sample nothing is known about the scatter.
-    variance = torch.where(count > 1, variance / count, torch.full_like(variance, torch.nan))
+    variance_of_mean = torch.where(count > 1, variance / count, torch.full_like(variance, torch.nan))
     if not over_groups:
-        return Estimate(mean, variance.sqrt())
-    seen = (count > 0).expand_as(mean)
-    groups = seen.sum(0)
-    summed = torch.where(seen, variance, torch.zeros_like(variance)).sum(0)
-    return Estimate(mean.nanmean(0), summed.sqrt() / groups)
+        return Estimate(mean, variance_of_mean.sqrt())
+    has_samples = (count > 0).expand_as(mean)
+    variance_sum = torch.where(has_samples, variance_of_mean, torch.zeros_like(variance)).sum(0)
+    return Estimate(mean.nanmean(0), variance_sum.sqrt() / has_samples.sum(0))
 
 
 def wilson_interval(count: Tensor, successes: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
-    r"""Wilson's interval of a proportion, which stays in [0, 1] and serves few samples and rare events too.
+    r"""Compute Wilson's confidence interval of a proportion.
 
     .. math:: \frac{\hat p + z^2/2n \pm z \sqrt{\hat p (1 - \hat p)/n + z^2/4n^2}}{1 + z^2/n}
 
+    where :math:`z` is the two-sided quantile of the normal distribution, 1.96 for a level of 0.95. The
+    interval lies in [0, 1], and is accurate for few samples and for proportions near 0 and 1 as well.
+
     Args:
-        count: :math:`n`.
-        successes: :math:`n \hat p`, the same shape.
-        level: the confidence, in (0, 1).
+        count: :math:`n`, the number of samples.
+        successes: :math:`n \hat p`, the number of samples that count as a success, of the same shape.
+        level: the confidence level, in (0, 1).
 
     Returns:
-        Lower and upper bound, NaN where there is no sample.
+        Lower and upper bound; NaN without samples.
 
     Source: Wilson, Journal of the American Statistical Association 22 (1927), 209-212
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional.statistics import wilson_interval
         >>> wilson_interval(torch.tensor(10.0), torch.tensor(0.0))
         (tensor(0.), tensor(0.2775))
 
     """
-    z = _quantile(level)
+    z = _normal_quantile(level)
     count = count.to(torch.promote_types(successes.dtype, torch.float32))
-    share = successes / count
-    center = share + z**2 / (2 * count)
-    reach = z * (share * (1 - share) / count + z**2 / (4 * count.square())).sqrt()
+    proportion = successes / count
+    center = proportion + z**2 / (2 * count)
+    margin = z * (proportion * (1 - proportion) / count + z**2 / (4 * count.square())).sqrt()
     scale = 1 + z**2 / count
-    lower, upper = (center - reach) / scale, (center + reach) / scale
-    # Exact at the ends, where the subtraction leaves a rounding error.
-    return torch.where(share == 0, share, lower), torch.where(share == 1, share, upper)
+    lower, upper = (center - margin) / scale, (center + margin) / scale
+    # The bounds at 0 and 1 are exact, but the subtraction above leaves a rounding error.
+    return torch.where(proportion == 0, proportion, lower), torch.where(proportion == 1, proportion, upper)
 
 
 def holm(p_values: Tensor) -> Tensor:
-    """p-values of several tests, adjusted so that the level holds for a false discovery among all of them.
+    """Adjust p-values for multiple tests by Holm's method.
+
+    Rejecting the tests whose adjusted p-value is at most alpha limits the probability of any false rejection
+    among them (the family-wise error rate) to alpha.
 
     Args:
-        p_values: ``(tests,)``; NaN stays NaN and counts as no test.
+        p_values: ``(tests,)``. NaN stays NaN and does not count as a test.
 
     Returns:
-        Adjusted p-values ``(tests,)``.
+        Adjusted p-values in [0, 1], ``(tests,)``.
 
     Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70
 
     Example:
         >>> import torch
+        >>> from torchmetrics_cam.functional.statistics import holm
         >>> holm(torch.tensor([0.01, 0.04, 0.03]))
         tensor([0.0300, 0.0600, 0.0600])
 
@@ -140,5 +156,6 @@ def holm(p_values: Tensor) -> Tensor:
     return result
 
 
-def _quantile(level: float) -> float:
+def _normal_quantile(level: float) -> float:
+    """Return z such that a normal variable lies within z standard deviations with probability ``level``."""
     return NormalDist().inv_cdf((1 + level) / 2)

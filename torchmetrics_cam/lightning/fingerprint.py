@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchmetrics_cam.baselines import described
+from torchmetrics_cam.baselines import display_name
 from torchmetrics_cam.metrics.base import CAMMetric
 
 
@@ -29,7 +29,7 @@ def of_settings(metrics: Sequence[CAMMetric]) -> dict[str, list[Any]]:
         "measures": [[measure.name for measure in metric.measures] for metric in metrics],
         "average": [metric.average for metric in metrics],
         "num_classes": [metric.num_classes for metric in metrics],
-        "logits_fn": [described(metric._pipeline.score_function.logits_fn) for metric in metrics],
+        "logits_fn": [display_name(metric._pipeline.score_function.logits_fn) for metric in metrics],
         "settings of sources": [
             {name: value for name, value in vars(source).items() if isinstance(value, str | int | float)}
             for metric in metrics

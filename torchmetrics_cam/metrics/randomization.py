@@ -1,4 +1,4 @@
-"""Sanity checks: a map that stays when the network forgets explains something else than the network."""
+"""Parameter randomization check: whether maps depend on what the network has learned."""
 
 import copy
 import warnings
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RandomizationResult:
-    """How alike the maps stay while the layers of a network are randomized from the top down.
+    """The similarity of the maps to the original ones after each step of a parameter randomization.
 
     Args:
-        layers: what was randomized in each step, beside all before it; ``"none"`` first.
-        rank_correlation: Spearman's of each image's map with its first, ``(steps, N)``; NaN for a constant
-            map.
-        ssim: the structural similarity of the two, ``(steps, N)``; NaN where a map is not of two dimensions.
+        layers: the layer randomized in each step, in addition to those of the earlier steps. The first entry
+            is ``"none"``: the network before randomization.
+        rank_correlation: Spearman's rank correlation of each image's map with its original map, in [-1, 1],
+            ``(steps, N)``; NaN where one of the two maps is constant.
+        ssim: their structural similarity index, at most 1, ``(steps, N)``; NaN if the maps do not have two
+            spatial dimensions.
     """
 
     layers: tuple[str, ...]
@@ -38,16 +40,16 @@ class RandomizationResult:
     ssim: Tensor
 
     def plot(self, ax: Any = None) -> tuple["Figure", Any]:
-        """Both means over the layers.
+        """Draw the mean similarities over the images against the randomized layers.
 
         Args:
-            ax: a matplotlib axis to draw on; None makes a figure.
+            ax: the matplotlib axis to draw on; None creates a figure.
 
         Returns:
             Figure and axis.
 
         Raises:
-            ModuleNotFoundError: if matplotlib is missing.
+            ModuleNotFoundError: if matplotlib is not installed.
         """
         from torchmetrics_cam.plots import randomization_figure
 
@@ -64,28 +66,33 @@ def parameter_randomization(
     protocol: EvaluationProtocol | str | None = None,
     seed: int = 0,
 ) -> RandomizationResult:
-    """Randomize the layers of a copy of the network one by one, the last first, and compare the maps.
+    """Randomize a copy of the network layer by layer, and compare the maps with the original ones.
 
-    A method whose maps stay alike does not look at what the network has learnt.
+    This is the cascading parameter randomization test. Layers are randomized one after the other, from the
+    output to the input (in reverse order of ``model.named_modules()``), and stay randomized. If the maps stay
+    similar to the original ones, the method does not show what the network has learned.
 
     Args:
-        model: the network; it is not changed.
-        source: one of our own sources of this model, or a function from a model to any source, as
+        model: the network. It is not changed.
+        source: a source of this package for this network, or a function from a network to a source, such as
             ``lambda model: torchcam.methods.LayerCAM(model, "layer4")``.
-        images: ``(N, C, *spatial)``.
-        class_idx: the class to explain; None for the network's own top class, which stays the same.
-        protocol: as for `AverageDrop`; how maps are rectified.
-        seed: of the new weights.
+        images: the model's input, ``(N, C, *spatial)``.
+        class_idx: the target class of each image, or one for all; None for the class with the highest score
+            of the original network. It is the same in all steps.
+        protocol: as for `AverageDrop`. Its fields ``scores``, ``cam_of``, ``rectify`` and ``class_selection``
+            are used; maps are always min-max normalized at the size of the images.
+        seed: the seed of the random weights. The state of the global random generator is restored.
 
     Returns:
-        The similarity after each step; the first is of the network as it is.
+        The similarities after each step.
 
     Raises:
-        TypeError: if the source is none.
-        ValueError: if no layer can be randomized, which needs a ``reset_parameters``.
+        TypeError: if ``source`` cannot be converted to a source of maps.
+        ValueError: if ``source`` explains another network, or if no layer of the network has a method
+            ``reset_parameters``.
 
     Warns:
-        UserWarning: of weights that no layer randomizes, as a position embedding.
+        UserWarning: if some weights cannot be randomized, such as a position embedding.
 
     Source: Adebayo et al., Sanity Checks for Saliency Maps, https://arxiv.org/abs/1810.03292
 
@@ -93,81 +100,100 @@ def parameter_randomization(
         >>> import torch
         >>> from torch import nn
         >>> from torchmetrics_cam import parameter_randomization
-        >>> from torchmetrics_cam.cams import GradCAM
-        >>> head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *head)
-        >>> parameter_randomization(model, GradCAM(model, "1"), torch.rand(2, 3, 16, 16)).layers
+        >>> from torchmetrics_cam.cams import EdgeMap, GradCAM
+        >>> _ = torch.manual_seed(4)
+        >>> head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *head)
+        >>> images = torch.rand(2, 3, 16, 16)
+        >>> edges = parameter_randomization(model, EdgeMap(model), images)
+        >>> edges.layers
         ('none', '4', '0')
+        >>> edges.rank_correlation.mean(1)  # edges do not depend on the network
+        tensor([1., 1., 1.])
+        >>> grad_cam = parameter_randomization(model, GradCAM(model, "1"), images)
+        >>> bool(grad_cam.rank_correlation[-1].nanmean() < 0.5)  # Grad-CAM does
+        True
 
     """
     model = unwrapped(model)
-    copied, random_source = _copied(model, source)
-    resets = {name: reset for name, module in copied.named_modules() if (reset := _reset_of(module))}
-    if not resets:
+    copied_model, copied_source = _copy_model_and_source(model, source)
+    reset_functions = {
+        name: reset_function
+        for name, module in copied_model.named_modules()
+        if (reset_function := _reset_function_of(module))
+    }
+    if not reset_functions:
         raise ValueError(
-            f"no layer of {type(model).__name__} has reset_parameters, so none can be randomized"
+            f"no layer of {type(model).__name__} has a method reset_parameters; pass a network with a"
+            " layer that can be randomized"
         )
-    kept = [
-        f"{name}.{weight}".lstrip(".")
-        for name, module in copied.named_modules()
-        if name not in resets
-        for weight, _ in module.named_parameters(recurse=False)
+    not_randomized = [
+        f"{name}.{parameter}".lstrip(".")
+        for name, module in copied_model.named_modules()
+        if name not in reset_functions
+        for parameter, _ in module.named_parameters(recurse=False)
     ]
-    if kept:
+    if not_randomized:
         warnings.warn(
-            f"nothing randomizes {', '.join(kept)}: their modules have no reset_parameters, and keep what"
-            " they have learnt",
+            f"cannot randomize {', '.join(not_randomized)}: their modules have no method reset_parameters, so"
+            " these parameters keep their trained values",
             stacklevel=2,
         )
     protocol = as_protocol(protocol).replace(normalize="after_resize", normalize_eps=0.0)
-    first = explain(random_source, images, class_idx, protocol=protocol)
-    maps = [first.normalized_maps]
+    original = explain(copied_source, images, class_idx, protocol=protocol)
+    maps = [original.normalized_maps]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for reset in reversed(resets.values()):
-            reset()
-            again = explain(random_source, images, first.class_idx, protocol=protocol)
-            maps.append(again.normalized_maps)
-    random_source.remove_hooks()
+        for reset_function in reversed(reset_functions.values()):
+            reset_function()
+            randomized = explain(copied_source, images, original.class_idx, protocol=protocol)
+            maps.append(randomized.normalized_maps)
+    copied_source.remove_hooks()
     return RandomizationResult(
-        layers=("none", *reversed(resets)),
-        rank_correlation=torch.stack([_rank_correlation(one, maps[0]) for one in maps]),
-        ssim=torch.stack([_ssim(one, maps[0]) for one in maps]),
+        layers=("none", *reversed(reset_functions)),
+        rank_correlation=torch.stack([_rank_correlations(step_maps, maps[0]) for step_maps in maps]),
+        ssim=torch.stack([_structural_similarities(step_maps, maps[0]) for step_maps in maps]),
     )
 
 
-def _copied(model: nn.Module, source: Any) -> tuple[nn.Module, CAMSource]:
-    """A copy of the network, and the source of it."""
+def _copy_model_and_source(model: nn.Module, source: Any) -> tuple[nn.Module, CAMSource]:
+    """Return a copy of the network, and a source that explains the copy."""
     if callable(source) and not isinstance(source, CAMSource):
-        copied = copy.deepcopy(model)
-        return copied, as_source(source(copied))
+        copied_model = copy.deepcopy(model)
+        return copied_model, as_source(source(copied_model))
     source = as_source(source)
     if source.model is not model:
-        raise ValueError(f"{source!r} explains another model than the one that is given")
-    pair = copy.deepcopy((model, source))
-    return pair
+        raise ValueError(
+            f"{source!r} explains another model than the one that is given; pass a source of this model, or a"
+            " function from a model to a source"
+        )
+    # Copied together, so that the copy of the source refers to the copy of the network.
+    copied_model, copied_source = copy.deepcopy((model, source))
+    return copied_model, copied_source
 
 
-def _reset_of(module: nn.Module) -> Callable[[], Any] | None:
-    """What gives a module new weights of its own; attention has it under another name."""
-    named = (getattr(module, name, None) for name in ("reset_parameters", "_reset_parameters"))
-    return next((reset for reset in named if callable(reset)), None)
+def _reset_function_of(module: nn.Module) -> Callable[[], Any] | None:
+    """Return the method that draws new weights for a module, or None (attention has a private one)."""
+    methods = (getattr(module, name, None) for name in ("reset_parameters", "_reset_parameters"))
+    return next((method for method in methods if callable(method)), None)
 
 
-def _rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
-    values = [
-        spearman_corrcoef(one.flatten(), other.flatten())
-        if one.std() and other.std()
-        else one.new_tensor(torch.nan)
-        for one, other in zip(maps, others, strict=True)
+def _rank_correlations(maps: Tensor, originals: Tensor) -> Tensor:
+    """Return Spearman's rank correlation of each pair of maps, NaN if one is constant, ``(N,)``."""
+    rank_correlations = [
+        spearman_corrcoef(each.flatten(), original.flatten())
+        if each.std() and original.std()
+        else each.new_tensor(torch.nan)
+        for each, original in zip(maps, originals, strict=True)
     ]
-    return torch.stack(values)
+    return torch.stack(rank_correlations)
 
 
-def _ssim(maps: Tensor, others: Tensor) -> Tensor:
+def _structural_similarities(maps: Tensor, originals: Tensor) -> Tensor:
+    """Return the structural similarity of each pair of maps, NaN if they are not images, ``(N,)``."""
     if maps.ndim != 3:
         return maps.new_full((len(maps),), torch.nan)
-    pair = maps.unsqueeze(1), others.unsqueeze(1)
-    return torch.as_tensor(structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")).view(
-        -1
+    similarities = structural_similarity_index_measure(
+        maps.unsqueeze(1), originals.unsqueeze(1), data_range=1.0, reduction="none"
     )
+    return torch.as_tensor(similarities).view(-1)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.baselines import baseline_of
+from torchmetrics_cam.baselines import baseline_values
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.functional.adcc import map_correlation
 from torchmetrics_cam.functional.curves import perturbed_counts, position_ranks
@@ -92,8 +92,8 @@ class _PerturbedScores:
         *between, all_pixels = perturbed_counts(ranks[0].numel(), protocol.curve_steps)[1:]
         is_one_baseline = protocol.deletion_baseline == protocol.insertion_baseline
         # Once for each batch: a blur takes a twentieth of a forward pass of a ResNet-18.
-        deleted = baseline_of(images, protocol.deletion_baseline)
-        blurred = baseline_of(images, protocol.insertion_baseline)
+        deleted = baseline_values(images, protocol.deletion_baseline)
+        blurred = baseline_values(images, protocol.insertion_baseline)
         perturbations: list[Perturbation] = [
             Replacement(images, ranks, count, keep=False, baseline=deleted)
             for count in [*between, all_pixels]

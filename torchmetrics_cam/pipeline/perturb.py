@@ -8,7 +8,7 @@ from operator import gt
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.baselines import Picture, baseline_of
+from torchmetrics_cam.baselines import BaselineImage, baseline_values
 from torchmetrics_cam.functional._noise import normal_noise
 from torchmetrics_cam.functional.maps import min_max, resize_maps, top_fraction
 from torchmetrics_cam.functional.road import linear_imputation
@@ -93,7 +93,7 @@ def apply_mask(images: Tensor, mask: Tensor, protocol: EvaluationProtocol) -> Te
     masked = mask * images
     if not callable(protocol.baseline) and protocol.baseline == 0:
         return masked
-    return torch.addcmul(masked, 1 - mask, baseline_of(images, protocol.baseline))
+    return torch.addcmul(masked, 1 - mask, baseline_values(images, protocol.baseline))
 
 
 def check_baselines(images: Tensor, protocol: EvaluationProtocol) -> None:
@@ -109,7 +109,7 @@ def check_baselines(images: Tensor, protocol: EvaluationProtocol) -> None:
                 f"the protocol's {name} has {len(baseline)} values but the images have {images.shape[1]}"
                 " channels; give one value, or one for each channel"
             )
-        if isinstance(baseline, Picture):
+        if isinstance(baseline, BaselineImage):
             baseline.check(images)
 
 

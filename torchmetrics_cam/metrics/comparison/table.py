@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.regression import spearman_corrcoef
 
-from torchmetrics_cam.baselines import described
+from torchmetrics_cam.baselines import display_name
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
 from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.model.scores import ScoreFunction
@@ -72,7 +72,7 @@ class ComparisonTable:
     def to_json(self) -> str:
         """Return the table as JSON; an unknown value is ``null``."""
         protocol = {field.name: getattr(self.protocol, field.name) for field in fields(self.protocol)}
-        protocol |= {name: described(protocol[name]) for name in BASELINES}
+        protocol |= {name: display_name(protocol[name]) for name in BASELINES}
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return json.dumps({**parts, "protocol": protocol, "agreement": agreement(self)}, indent=2)
 
@@ -199,7 +199,7 @@ def comparison_table(
         rows=rows,
         model=model,
         protocol=score_function.protocol,
-        logits_fn=None if score_function.logits_fn is None else described(score_function.logits_fn),
+        logits_fn=None if score_function.logits_fn is None else display_name(score_function.logits_fn),
         average=statistics.average,
         notes=_notes(rows, counts, statistics),
     )
