@@ -277,20 +277,21 @@ def test_several_tasks(net, images):
 def test_averages_over_classes_are_those_of_the_classes_on_their_own(net, images, cls):
     labels = torch.arange(12) % 3
     micro, macro, none = (
-        cls(GradCAM(net, "body"), num_classes=5, average=average) for average in ("micro", "macro", "none")
+        cls(GradCAM(net, "body"), num_classes=5, average=average).set_dtype(torch.float64)
+        for average in ("micro", "macro", "none")
     )
     for metric in (micro, macro, none):
         metric.update(images[:5], class_idx=labels[:5])
         metric.update(images[5:], class_idx=labels[5:])
     alone = []
     for index in range(3):
-        metric = cls(GradCAM(net, "body"))
+        metric = cls(GradCAM(net, "body")).set_dtype(torch.float64)
         metric.update(images[labels == index], class_idx=index)
         alone.append(metric.compute().item())
     assert none.compute()[:3].tolist() == pytest.approx(alone, rel=1e-12)
     assert none.compute()[3:].isnan().all()
     assert macro.compute().item() == pytest.approx(sum(alone) / 3, rel=1e-12)
-    plain = cls(GradCAM(net, "body"))
+    plain = cls(GradCAM(net, "body")).set_dtype(torch.float64)
     plain.update(images, class_idx=labels)
     assert micro.compute().item() == pytest.approx(plain.compute().item(), rel=1e-12)
     assert none.total.tolist() == [4, 4, 4, 0, 0]

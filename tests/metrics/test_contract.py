@@ -8,9 +8,11 @@ import inspect
 import pickle
 from functools import partial
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from conftest import Calls, small_net
+from matplotlib.figure import Figure
 from processes import results_of
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,12 +20,14 @@ from torchcam import methods
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities.data import dim_zero_sum
+from torchmetrics.wrappers import BootStrapper
 
 from torchmetrics_cam import (
     ADCC,
     ROAD,
     AverageDrop,
     AverageGain,
+    CAMComparison,
     ClassificationMetric,
     Coherency,
     Complexity,
@@ -74,7 +78,7 @@ def test_rule_01_higher_is_better_as_the_measure_says():
     assert {cls for cls in SCALAR if not cls.higher_is_better} == lower
     assert ClassificationMetric.higher_is_better is None
     for cls in SCALAR:
-        (measure,) = (one for one in MEASURES.values() if one.title.replace(" ", "") == cls.__name__)
+        (measure,) = (one for one in MEASURES.values() if one.name.replace("_", "") == cls.__name__.lower())
         assert cls.higher_is_better is measure.higher_is_better
 
 
@@ -505,6 +509,59 @@ def test_rule_23_forward_of_a_collection_shares_nothing_and_is_right(net, images
 
 
 # Habits of TorchMetrics
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_rule_24_values_are_plain_float32_tensors_and_sums_are_exact(net, images, cls):
+    metric = cls(GradCAM(net, "body"), SOFTMAX)
+    tagged = images.as_subclass(Tagged)
+    for value in (metric(tagged), metric.compute()):
+        for part in value.values() if isinstance(value, dict) else [value]:
+            assert type(part) is torch.Tensor
+            assert (part.dtype, part.dtype) == (torch.float32, metric.dtype)
+    assert {type(getattr(metric, name)) for name in metric._defaults} == {torch.Tensor}
+    exact = cls(GradCAM(net, "body"), SOFTMAX).set_dtype(torch.float64)
+    exact.update(images)
+    value = exact.compute()
+    for part in value.values() if isinstance(value, dict) else [value]:
+        assert (part.dtype, part.dtype) == (torch.float64, exact.dtype)
+
+
+def test_rule_24_bootstrapped_quantiles_may_be_tensors(net, images):
+    wrapped = BootStrapper(
+        AverageDrop(GradCAM(net, "body")), num_bootstraps=4, quantile=torch.tensor([0.05, 0.95])
+    )
+    wrapped.update(images)
+    low, high = wrapped.compute()["quantile"]
+    assert 0 <= low <= high <= 1
+
+
+def test_rule_25_something_that_is_no_state_is_refused_as_by_torchmetrics(net):
+    for metric in (AverageDrop(GradCAM(net, "body")), CAMComparison({"one": GradCAM(net, "body")})):
+        with pytest.raises(ValueError, match="Expected incoming state to be a dict or an instance of Metric"):
+            metric.merge_state(2)
+
+
+@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("average", ["micro", "none"])
+def test_rule_26_every_plot_takes_what_compute_and_forward_return(net, images, cls, average):
+    metric = cls(GradCAM(net, "body"), SOFTMAX, average=average, num_classes=5)
+    value = metric(images)
+    for given in (metric.compute(), value, [value, metric.compute()]):
+        figure, _ = metric.plot(given)
+        assert isinstance(figure, Figure)
+        plt.close(figure)
+
+
+def test_targets_are_not_taken_for_labels(net, images):
+    for metric in (AverageDrop(GradCAM(net, "body")), CAMComparison({"one": GradCAM(net, "body")})):
+        with pytest.raises(TypeError, match="To explain the labels, pass class_idx=labels; targets= takes"):
+            metric.update(images, target=torch.zeros(4, dtype=torch.long))
+        assert metric.update_count == 0
+
+
+class Tagged(torch.Tensor):
+    """A subclass of tensors, as MONAI's MetaTensor and torchvision's tv_tensors are."""
 
 
 def test_a_metric_has_a_hash_of_its_own_and_a_repr(net, images):

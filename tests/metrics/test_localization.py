@@ -94,7 +94,7 @@ def test_a_pretrained_network_looks_at_the_cat_and_at_the_cup(lite0, photos):
         (
             torch.ones(4, 6, 6),
             ValueError,
-            r"objects has shape \(4, 6, 6\); one object mask of the images size for each image is \(4, 12, 12\)",
+            r"objects has shape \(4, 6, 6\); one object mask of the image's size for each image is \(4, 12, 12\)",
         ),
     ],
     ids=["none", "a list", "another size"],

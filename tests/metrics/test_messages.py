@@ -16,8 +16,8 @@ INVALID = {
     ),
     "two dimensions": (dict(input_tensor=torch.rand(2, 3)), ValueError, r"shape \(2, 3\); images are \(N, C"),
     "six dimensions": (dict(input_tensor=torch.rand(2, 3, 2, 2, 2, 2)), ValueError, "one to three spatial"),
-    "no image": (dict(input_tensor=torch.rand(0, 3, 8, 8)), ValueError, "holds nothing; skip empty batches"),
-    "no pixel": (dict(input_tensor=torch.rand(2, 3, 0, 8)), ValueError, "holds nothing"),
+    "no image": (dict(input_tensor=torch.rand(0, 3, 8, 8)), ValueError, "holds no image; skip empty batches"),
+    "no pixel": (dict(input_tensor=torch.rand(2, 3, 0, 8)), ValueError, "holds no image"),
     "device": (
         dict(input_tensor=torch.rand(2, 3, 8, 8, device="meta")),
         ValueError,

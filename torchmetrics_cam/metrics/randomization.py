@@ -14,8 +14,9 @@ from torchmetrics.functional.regression import spearman_corrcoef
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.model.guard import unwrapped
-from torchmetrics_cam.model.scores import ClassIndex
-from torchmetrics_cam.pipeline.batch import explain
+from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction
+from torchmetrics_cam.pipeline.perturb import normalized_maps
+from torchmetrics_cam.pipeline.pipeline import Pipeline
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
 if TYPE_CHECKING:
@@ -139,15 +140,15 @@ def parameter_randomization(
             " these parameters keep their trained values",
             stacklevel=2,
         )
-    protocol = as_protocol(protocol).replace(normalize="after_resize", normalize_eps=0.0)
-    original = explain(copied_source, images, class_idx, protocol=protocol)
-    maps = [original.normalized_maps]
+    pipeline = Pipeline([copied_source], ScoreFunction(None, as_protocol(protocol)))
+    (original,) = pipeline.explain(images, class_idx)
+    maps = [normalized_maps(original, EvaluationProtocol())]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for reset_function in reversed(reset_functions.values()):
             reset_function()
-            randomized = explain(copied_source, images, original.class_idx, protocol=protocol)
-            maps.append(randomized.normalized_maps)
+            (randomized,) = pipeline.explain(images, original.selector.class_idx)
+            maps.append(normalized_maps(randomized, EvaluationProtocol()))
     copied_source.remove_hooks()
     return RandomizationResult(
         layers=("none", *reversed(reset_functions)),

@@ -419,7 +419,16 @@ def test_the_table_for_people_and_for_programs(net, images):
     figure, axes = comparison.plot()
     assert isinstance(figure, Figure)
     assert len(axes) == 3
-    assert comparison.plot(table, axes)[0] is figure
+    values = comparison.compute()
+    assert comparison.plot(values, axes)[0] is figure
+    drawn = {text.get_text() for text in axes[0].get_yticklabels()}
+    assert drawn == {*comparison.methods}
+    _, (drop, _, _) = comparison.plot([values, comparison(images), values])
+    lines = {line.get_label(): list(line.get_ydata()) for line in drop.get_lines()}
+    expected = values["Grad-CAM/average_drop"].item()
+    assert lines["Grad-CAM"] == pytest.approx([expected] * 3)
+    with pytest.raises(ValueError, match="val has no 'Grad-CAM/average_drop'; pass what compute"):
+        comparison.plot({"drop": values["Grad-CAM/average_drop"]})
     with pytest.raises(ValueError, match="ax holds 1 axes; give one for each of the 3 measures"):
         comparison.plot(ax=axes[0])
 
@@ -600,7 +609,7 @@ def test_the_table_says_what_made_the_scores_and_which_classes_have_one_image(ne
     comparison.update(images, class_idx=[0] * 6 + [1] * 5 + [2])
     text = str(comparison.table())
     assert "Scores by logits_fn=sigmoid, not the protocol's." in text
-    assert "1 classes have one image, so no interval is known of a mean over classes." in text
+    assert "1 classes have one image, so a mean over classes has no interval." in text
     assert json.loads(comparison.table().to_json())["logits_fn"] == "sigmoid"
     assert comparison.paired_difference("Grad-CAM", "Layer-CAM").count == 12
 
@@ -609,13 +618,13 @@ MESSAGES = {
     "one source twice": (
         lambda net: CAMComparison(dict.fromkeys(["one", "other"], PrecomputedMaps(net))),
         ValueError,
-        "'one' and 'other' are one source; a method has one name",
+        "'one' and 'other' are one source; give each source one name",
     ),
     "no names": (lambda net: CAMComparison([GradCAM(net, "body")]), TypeError, "give each a name, as in"),
     "two models": (
         lambda net: CAMComparison({"one": GradCAM(net, "body"), "other": GradCAM(small_net(), "body")}),
         ValueError,
-        "'other' explains another model than 'one'; a comparison is of one model, so make one for each",
+        "'other' explains another model than 'one'; a comparison is of one model, so make one comparison for each model",
     ),
     "a control's name": (
         lambda net: CAMComparison({"random map": GradCAM(net, "body")}),

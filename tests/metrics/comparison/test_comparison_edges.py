@@ -182,12 +182,12 @@ def test_curves_of_scores_in_half_precision_are_taken_in_full(images):
     assert metric.compute().item() == pytest.approx(torch.trapezoid(scores, shares).item(), abs=1e-6)
 
 
-def test_masks_are_looked_at_before_the_model_runs_also_where_no_measure_needs_them(net, images):
+def test_objects_are_checked_before_the_model_runs_also_where_no_measure_needs_them(net, images):
     comparison = CAMComparison({"own": GradCAM(net, "body")})
     with Calls(net) as calls:
-        with pytest.raises(TypeError, match="masks is a ndarray; it must be a tensor"):
+        with pytest.raises(TypeError, match="objects is a ndarray; it must be a tensor"):
             comparison.update(images, objects=np.ones((12, 12, 12)))
-        with pytest.raises(ValueError, match="masks"):
+        with pytest.raises(ValueError, match="objects has shape"):
             comparison.update(images, objects=torch.ones(12, 5, 5))
     assert calls.batches == []
 
