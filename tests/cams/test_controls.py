@@ -1,4 +1,4 @@
-"""The controls that look at edges and at random channels."""
+"""Controls: edge maps and CAMs with random channel weights."""
 
 import numpy as np
 import pytest
@@ -8,20 +8,18 @@ from conftest import Calls, HostSyncs, small_net
 from torch import nn
 from torchvision.models import resnet18
 
-from torchmetrics_cam import AverageDrop, EvaluationProtocol
+from torchmetrics_cam import AverageDrop, EvaluationProtocol, explain
 from torchmetrics_cam.cams import EdgeMap, RandomWeightsCAM, vit_grid
-from torchmetrics_cam.model.scores import ScoreFunction
-from torchmetrics_cam.pipeline.explain import explain
 
-AS_IS = ScoreFunction(None, EvaluationProtocol(rectify="source", normalize="none"))
+AS_IS = EvaluationProtocol(rectify="source", normalize="none")
 
 
-def maps_of(source, images, scoring=AS_IS):
-    return explain(source, images, scoring=scoring).maps
+def maps_of(source, images, protocol=AS_IS):
+    return explain(source, images, protocol=protocol).maps
 
 
 @pytest.mark.parametrize("size", [(9,), (6, 7), (1, 5), (4, 5, 3)], ids=str)
-def test_edges_are_the_length_of_numpys_gradient(size):
+def test_edge_map_equals_the_gradient_magnitude_of_numpy(size):
     images = torch.rand(2, 3, *size, dtype=torch.float64)
     axes = [axis for axis, side in enumerate(size, start=2) if side > 1]
     squares = sum(np.gradient(images.numpy(), axis=axis) ** 2 for axis in axes).sum(1)
@@ -29,19 +27,19 @@ def test_edges_are_the_length_of_numpys_gradient(size):
     np.testing.assert_allclose(maps.numpy(), np.sqrt(squares))
 
 
-def test_edges_of_an_image_without_any_are_a_degenerate_map(net):
+def test_edge_map_of_a_constant_image_is_degenerate(net):
     metric = AverageDrop(EdgeMap(net))
     metric.update(torch.ones(3, 3, 8, 8, dtype=torch.float64))
     assert metric.degenerate_count == 3
 
 
-def test_weights_are_uniform_and_one_a_channel():
-    """On one-hot channels a map is its channels' weights."""
+def test_random_weights_are_uniform_and_differ_by_channel():
+    """With one-hot channels the map consists of the channel weights."""
     images = torch.eye(16).view(1, 16, 4, 4) * torch.linspace(1, 2, 400).view(400, 1, 1, 1)
     source = RandomWeightsCAM(nn.Sequential(nn.Identity(), nn.Flatten()), "0")
     unrectified = []
-    source._rectified = lambda maps, clean: (
-        unrectified.extend(maps) or type(source)._rectified(source, maps, clean)
+    source._source_maps = lambda maps, forward: (
+        unrectified.extend(maps) or type(source)._source_maps(source, maps, forward)
     )
     maps = maps_of(source, images)
     weights = (unrectified[0].flatten(1) / torch.linspace(1, 2, 400).view(400, 1)).flatten()
@@ -51,7 +49,7 @@ def test_weights_are_uniform_and_one_a_channel():
     assert torch.equal(maps, unrectified[0].clamp(min=0))
 
 
-def test_one_image_has_one_map_whatever_the_batch_and_another_with_another_seed(images):
+def test_random_weights_depend_on_image_and_seed_but_not_on_the_batch(images):
     model = small_net()
     source = RandomWeightsCAM(model, ["stem", "body"])
     together = maps_of(source, images)
@@ -61,7 +59,7 @@ def test_one_image_has_one_map_whatever_the_batch_and_another_with_another_seed(
     assert (together - other).abs().max() > 0.05
 
 
-def test_random_weights_need_no_gradient_no_third_pass_and_no_host(images):
+def test_random_weights_need_no_gradient_no_extra_forward_pass_and_no_synchronization(images):
     model = small_net()
     model.fc.register_forward_hook(lambda _m, _a, output: graphs.append(output.requires_grad))
     graphs: list[bool] = []

@@ -1,4 +1,4 @@
-"""Our own maps against hand-worked values, NumPy, pytorch-grad-cam and captum; and where maps come from."""
+"""Gradient CAMs against hand-computed values, NumPy, pytorch-grad-cam and captum; controls and precomputed maps."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from conftest import small_net
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
-from torchmetrics_cam import AverageDrop, EvaluationProtocol
+from torchmetrics_cam import AverageDrop, EvaluationProtocol, explain
 from torchmetrics_cam.cams import (
     CallableSource,
     CenterMap,
@@ -27,19 +27,17 @@ from torchmetrics_cam.cams import (
     swin_grid,
     vit_grid,
 )
-from torchmetrics_cam.model.scores import ScoreFunction
-from torchmetrics_cam.pipeline.explain import explain
 
 OWN = {cls.__name__: cls for cls in (GradCAM, GradCAMPlusPlus, XGradCAM, LayerCAM, HiResCAM)}
-UNRECTIFIED = ScoreFunction(None, EvaluationProtocol(name="raw maps", rectify="source"))
+UNRECTIFIED = EvaluationProtocol(name="raw maps", rectify="source")
 
 
 def raw_map(source, images, class_idx):
-    """The map before rectification and normalization."""
+    """Return the map before rectification and normalization."""
     source.formula_seen = []
     formula = source.formula
     source.formula = lambda *tensors: source.formula_seen.append(formula(*tensors)) or source.formula_seen[-1]
-    explain(source, images, scoring=UNRECTIFIED, class_idx=class_idx)
+    explain(source, images, protocol=UNRECTIFIED, class_idx=class_idx)
     return source.formula_seen
 
 
@@ -100,7 +98,7 @@ def resnet18():
 
 @pytest.fixture(scope="session", params=["lite0", "resnet18", "digits"])
 def network(request):
-    """A network, images and a target layer: real weights on real images, and one of random weights."""
+    """A network, images and a target layer: trained weights with real images, and random weights."""
     if request.param == "digits":
         model, images, _ = request.getfixturevalue("digits")
         return model, images[:8], "2"
@@ -114,7 +112,7 @@ def network(request):
 def test_maps_equal_those_of_pytorch_grad_cam(network, name):
     model, images, layer = network
     class_idx = model(images).argmax(1).tolist()
-    # The library's Grad-CAM++ has an epsilon that the paper has not.
+    # The library's Grad-CAM++ has an epsilon, unlike the paper.
     ours = OWN[name](model, layer, **({"eps": 1e-6} if name == "GradCAMPlusPlus" else {}))
     (made,) = raw_map(ours, images, class_idx)
     peer = getattr(pytorch_grad_cam, name)(model, [model.get_submodule(layer)])
@@ -144,7 +142,6 @@ def test_several_layers_are_fused_by_the_maximum(net, images):
     explanation = explain(
         GradCAM(net, ["stem", net.body]),
         images,
-        scoring=ScoreFunction(None, EvaluationProtocol()),
         class_idx=1,
     )
     assert explanation.maps.shape == (4, 12, 12)
@@ -171,7 +168,7 @@ class TinyViT(nn.Module):
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["vit", "swin"])
 @pytest.mark.parametrize("name", OWN)
-def test_tokens_become_a_grid(name, channels_last):
+def test_maps_of_token_layers_equal_pytorch_grad_cam(name, channels_last):
     torch.manual_seed(0)
     model = TinyViT(channels_last).eval()
     transform = swin_grid if channels_last else vit_grid
@@ -196,7 +193,7 @@ def test_tokens_become_a_grid(name, channels_last):
     assert metric.total == 3
 
 
-def test_a_layer_that_gives_a_tuple(images):
+def test_a_layer_that_returns_a_tuple(images):
     class Tuple(nn.Module):
         def __init__(self):
             super().__init__()
@@ -217,16 +214,16 @@ def test_a_layer_that_gives_a_tuple(images):
     ("transform", "message"),
     [
         (None, r"cam has shape \(2, 16\) but input_tensor has 2 spatial dimensions.*reshape_transform"),
-        (vit_grid, r"13 tokens less 1 prefix tokens do not fill a grid of \(3, 3\)"),
+        (vit_grid, r"13 tokens without 1 prefix tokens are 12 patches, which do not fill a grid of \(3, 3\)"),
     ],
 )
-def test_tokens_without_a_fitting_grid_are_refused(transform, message):
+def test_tokens_that_do_not_fill_the_grid_raise(transform, message):
     metric = AverageDrop(GradCAM(TinyViT(False).eval(), "norm", reshape_transform=transform))
     with pytest.raises(ValueError, match=message):
         metric.update(torch.rand(2, 3, 16, 12))
 
 
-def test_layers_are_found_by_name_and_by_module_or_refused_with_the_nearest_names(net):
+def test_layers_are_looked_up_by_name_or_module_and_unknown_ones_raise(net):
     assert GradCAM(net, net.body).layer_names == GradCAM(net, "body").layer_names == ("body",)
     assert GradCAM(net, ["stem.0", net.fc]).layer_names == ("stem.0", "fc")
     with pytest.raises(
@@ -235,16 +232,16 @@ def test_layers_are_found_by_name_and_by_module_or_refused_with_the_nearest_name
         GradCAM(net, "bdy")
     with pytest.raises(ValueError, match="target_layer Conv2d is not a module of this SmallNet"):
         GradCAM(net, nn.Conv2d(1, 1, 1))
-    with pytest.raises(ValueError, match="target_layer is an empty list"):
+    with pytest.raises(ValueError, match="target_layer is an empty list; pass at least one module or name"):
         GradCAM(net, [])
-    with pytest.raises(TypeError, match="target_layer is 4; it must be a module, a name, or a list"):
+    with pytest.raises(TypeError, match="target_layer is 4; it must be a module, a name, or a list of these"):
         GradCAM(net, 4)
-    with pytest.raises(TypeError, match="target_layer holds 4"):
+    with pytest.raises(TypeError, match="target_layer contains 4; each layer must be a module or a name"):
         GradCAM(net, [4])
 
 
 class Detour(nn.Module):
-    """A layer that does not run, and one that the score does not depend on."""
+    """A network with a layer that is not executed and a layer that the score does not depend on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -255,18 +252,22 @@ class Detour(nn.Module):
         return self.used(x).flatten(2).mean(-1)
 
 
-def test_a_layer_without_influence_is_refused(images):
+def test_a_layer_without_influence_on_the_score_raises(images):
     images = images.float()
-    with pytest.raises(RuntimeError, match="layer 'idle' gave no tensor in the forward pass"):
+    with pytest.raises(
+        RuntimeError, match="layer 'idle' returned no tensor in the forward pass: it was not executed"
+    ):
         AverageDrop(GradCAM(Detour(), "idle")).update(images)
     with pytest.raises(RuntimeError, match="the explained score does not depend on layer 'aside'"):
         AverageDrop(GradCAM(Detour(), "aside")).update(images)
-    with pytest.raises(ValueError, match=r"layer 'fc' gives shape \(4, 5\), which has no positions to map"):
+    with pytest.raises(
+        ValueError, match=r"layer 'fc' has output of shape \(4, 5\), without spatial dimensions"
+    ):
         AverageDrop(GradCAM(small_net(), "fc")).update(images)
 
 
 def maps_of(source, images):
-    return explain(source, images, scoring=ScoreFunction(None, EvaluationProtocol())).maps
+    return explain(source, images).maps
 
 
 def test_uniform_and_center_maps(net, images):
@@ -274,14 +275,14 @@ def test_uniform_and_center_maps(net, images):
     center = maps_of(CenterMap(net), images)
     assert center.shape == (4, 12, 12)
     assert center[0, 5, 5] == center[0, 6, 6] == center.max()
-    # The first pixel's center lies 11/12 of half a side from the middle, along both axes.
+    # The center of the first pixel is 11/12 of half a side away from the image center on both axes.
     assert center[0, 0, 0].item() == pytest.approx(np.exp(-2 * 0.5 * (11 / 12 / 0.5) ** 2), rel=1e-5)
-    with pytest.raises(ValueError, match=r"UniformMap\(value=2\): a mask's value lies in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"UniformMap\(value=2\): it must be a mask value in \[0, 1\]"):
         UniformMap(net, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_random_maps_depend_on_the_image_and_on_nothing_else(dtype):
+def test_random_maps_depend_only_on_image_and_seed(dtype):
     model = nn.Flatten()
     images = torch.rand(6, 1, 9, 9, generator=torch.Generator().manual_seed(3)).to(dtype)
     state = torch.get_rng_state()
@@ -303,18 +304,18 @@ def test_random_maps_are_uniform_noise():
     images = torch.rand(500, 1, 4, 4, generator=torch.Generator().manual_seed(4))
     noise = maps_of(RandomMap(nn.Flatten(), grid=4), images).flatten(1).numpy()
     assert kstest(noise.ravel(), "uniform").pvalue > 0.01
-    # No cell knows its neighbor, and no image another.
+    # Neither grid cells nor images are correlated.
     assert np.abs(np.corrcoef(noise, rowvar=False) - np.eye(16)).max() < 0.2
 
 
-def test_callable_and_precomputed_maps_give_the_number_of_the_map(net, images):
+def test_callable_and_precomputed_maps_have_the_value_of_the_same_gradient_cam(net, images):
     def grad_cam(model, x, class_idx):
         assert not model.training
         assert x.requires_grad
         assert class_idx.shape == (4,)
         return maps
 
-    explanation = explain(GradCAM(net, "body"), images, scoring=ScoreFunction(None, EvaluationProtocol()))
+    explanation = explain(GradCAM(net, "body"), images)
     maps = explanation.maps
     values = []
     for source, cams in (
@@ -335,14 +336,18 @@ def test_callable_and_precomputed_maps_give_the_number_of_the_map(net, images):
 @pytest.mark.parametrize(
     ("cams", "error", "message"),
     [
-        (None, ValueError, r"PrecomputedMaps\(SmallNet\) has no maps of its own; pass them with update"),
+        (
+            None,
+            ValueError,
+            r"PrecomputedMaps\(SmallNet\) needs the maps of each batch; pass them with update",
+        ),
         (
             torch.rand(3, 6, 6),
             ValueError,
             "cam has 3 maps but input_tensor holds 4 images; return one map per image",
         ),
         (torch.rand(4, 1, 6, 6), ValueError, r"cam has shape \(4, 1, 6, 6\).*without a channel dimension"),
-        (torch.rand(4, 0, 6), ValueError, "a map needs at least one position"),
+        (torch.rand(4, 0, 6), ValueError, "which is empty; return at least one pixel per map"),
         (
             torch.ones(4, 6, 6, dtype=torch.int),
             TypeError,
@@ -351,14 +356,15 @@ def test_callable_and_precomputed_maps_give_the_number_of_the_map(net, images):
         ([[1.0]], TypeError, "cams is list"),
     ],
 )
-def test_maps_that_do_not_fit_are_refused_before_the_model_runs(net, images, cams, error, message):
+def test_invalid_precomputed_maps_raise_before_the_model_runs(net, images, cams, error, message):
     net.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
     with pytest.raises(error, match=message):
         AverageDrop(PrecomputedMaps(net)).update(images, cams=cams)
 
 
-def test_cams_are_refused_by_a_source_that_makes_its_own(net, images):
+def test_cams_for_a_source_that_computes_its_own_maps_raise(net, images):
     with pytest.raises(
-        ValueError, match=r"takes its maps from GradCAM\(SmallNet, body\); use PrecomputedMaps"
+        ValueError,
+        match=r"cams was passed, but GradCAM\(SmallNet, body\) computes its own maps; remove cams, or use",
     ):
         AverageDrop(GradCAM(net, "body")).update(images, cams=torch.rand(4, 6, 6))

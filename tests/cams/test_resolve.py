@@ -1,4 +1,4 @@
-"""Whatever object of whatever library: recognized, right, in agreement with the others, or refused kindly."""
+"""as_source: recognition of CAM objects, error messages, and agreement between the libraries."""
 
 import subprocess
 import sys
@@ -20,42 +20,55 @@ from conftest import small_net
 from restoration import traces
 from torch import nn
 
-from torchmetrics_cam import AverageDrop, AverageGain, IncreaseInConfidence
+from torchmetrics_cam import AverageDrop, AverageGain, IncreaseInConfidence, explain
 from torchmetrics_cam.cams import CallableSource, GradCAM, as_source, swin_grid, vit_grid
 from torchmetrics_cam.functional.maps import min_max, resize_maps
-from torchmetrics_cam.model.scores import ScoreFunction
-from torchmetrics_cam.pipeline.explain import explain
 from torchmetrics_cam.protocol import EvaluationProtocol
 
 PAPER = EvaluationProtocol()
 
 
 def maps_of(source, images, protocol=PAPER, **arguments):
-    return explain(as_source(source), images, scoring=ScoreFunction(None, protocol), **arguments).maps
+    return explain(as_source(source), images, protocol=protocol, **arguments).maps
 
 
-NO_SOURCES = {
-    "a model": (lambda net: net, r"a SmallNet, which gives no maps: say how it is explained.* as in GradCAM"),
-    "a name": (lambda net: "layer4", r"a str.*: a name needs a model, as in GradCAM\(model, 'layer4'\)"),
+INVALID_SOURCES = {
+    "a model": (
+        lambda net: net,
+        r"a SmallNet, which gives no maps: choose a CAM method and a layer.* as in GradCAM",
+    ),
+    "a name": (
+        lambda net: "layer4",
+        r"a str.*: a layer name needs a model and a method, as in GradCAM\(model, 'layer4'\)",
+    ),
     "a class": (
         lambda net: GradCAM,
-        r"the class GradCAM.*: make one first, as in GradCAM\(model, \"layer4\"\)",
+        r"the class GradCAM.*: create an object of it, as in GradCAM\(model, \"layer4\"\)",
     ),
-    "a foreign class": (lambda net: library.ScoreCAM, r"the class ScoreCAM.*: make one first"),
+    "a foreign class": (lambda net: library.ScoreCAM, r"the class ScoreCAM.*: create an object of it"),
     "maps": (
         lambda net: torch.rand(2, 4, 4),
-        r"a Tensor.*maps that you have go into update\(images, cams=maps\)",
+        r"a Tensor.*: pass PrecomputedMaps\(model\) here, and the maps with update\(images, cams=maps\)",
     ),
-    "a function": (lambda net: lambda *_: 0, r"a function.*pass CallableSource\(model, fn\)"),
-    "several": (lambda net: [GradCAM(net, "body")], r"a list.*a metric takes one source"),
-    "an attributor": (zennit.attribution.Gradient, r"a Gradient.*in a function, and pass CallableSource"),
-    "a number": (lambda net: 3, r"a int.*the usual choice is GradCAM"),
+    "a function": (
+        lambda net: lambda *_: 0,
+        r"a function.*: to use your own function, pass CallableSource\(model, fn\)",
+    ),
+    "several": (
+        lambda net: [GradCAM(net, "body")],
+        r"a list.*: a metric accepts one source; create one metric per source",
+    ),
+    "an attributor": (
+        zennit.attribution.Gradient,
+        r"a Gradient.*: write a function.* with this object, and pass CallableSource",
+    ),
+    "a number": (lambda net: 3, r"a int.*: pass for example GradCAM"),
 }
 
 
-@pytest.mark.parametrize("case", NO_SOURCES)
-def test_what_is_no_source_is_refused_with_the_nearest_fit_and_all_that_is_accepted(case, net):
-    make, message = NO_SOURCES[case]
+@pytest.mark.parametrize("case", INVALID_SOURCES)
+def test_other_objects_raise_with_a_suggestion_and_the_list_of_accepted_objects(case, net):
+    make, message = INVALID_SOURCES[case]
     with pytest.raises(TypeError, match=message) as refused:
         as_source(make(net))
     for accepted in ("torchcam", "pytorch-grad-cam", "captum", "MONAI", "CallableSource", "PrecomputedMaps"):
@@ -100,12 +113,12 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & {"captum", "mona
     assert seen.stdout == "['captum']\n"
 
 
-# The same map through every library
+# The same map from every library
 
 
 @pytest.mark.parametrize("network", ["resnet18", "lite0"])
 def test_grad_cam_of_every_library_has_one_average_drop(network, lite0, photos):
-    """Each has its own order of normalization and resize, and its own epsilon; the protocol is ours."""
+    """The libraries normalize and resize in different orders and with different epsilons; the protocol does not."""
     name, torch_model = ("_blocks.15", lite0) if network == "lite0" else ("layer4", None)
     if torch_model is None:
         torch.manual_seed(0)
@@ -132,7 +145,7 @@ def test_grad_cam_of_every_library_has_one_average_drop(network, lite0, photos):
         assert others == pytest.approx(values["own"], abs=1e-4), maker
 
 
-# The networks that people have: which layer, which reshape
+# Target layer and reshape_transform of common networks
 
 
 def hugging_face(kind: str) -> nn.Module:
@@ -150,7 +163,7 @@ def hugging_face(kind: str) -> nn.Module:
 
 
 tokens = partial(vit_grid, prefix_tokens=0)
-# Transformers 5.0 had them one level deeper.
+# In transformers 5.0 the layers are one level deeper.
 VIT_LAYERS = "vit.layers" if hasattr(hugging_face("vit").vit, "layers") else "vit.encoder.layer"
 NETWORKS = {
     "torchvision resnet": (torchvision.models.resnet18, 64, "layer4", None),
@@ -181,16 +194,16 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_with_their_layer_and_their_reshape(name):
+def test_target_layers_and_reshape_transforms_of_common_networks(name):
     make, size, layer, reshape = NETWORKS[name]
     torch.manual_seed(0)
     model = make().eval()
-    # Heads that begin at 0, or so small that pytorch-grad-cam's epsilon shows, explain nothing.
+    # Heads initialized to 0, or small enough that pytorch-grad-cam's epsilon matters, give no usable map.
     head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     nn.init.normal_(head.weight, std=1000)
     images = torch.rand(2, 3, size, size)
     source = GradCAM(model, layer, reshape_transform=reshape)
-    # Weights that learned nothing may have all their evidence below 0.
+    # With untrained weights, all values of a map can be negative.
     assert maps_of(source, images, protocol=EvaluationProtocol(rectify="abs")).std() > 0
     maps = maps_of(source, images)
     assert maps.shape[1] == maps.shape[2] > 1
@@ -198,7 +211,7 @@ def test_networks_with_their_layer_and_their_reshape(name):
     metric.update(images)
     assert 0 <= metric.compute() <= 1
     assert metric.total == 2
-    # pytorch-grad-cam takes tensors only; our adapter does the rest.
+    # pytorch-grad-cam supports only tensors as output; the adapter handles other outputs.
     theirs = as_source(library.GradCAM(model, [model.get_submodule(layer)], reshape_transform=reshape))
     expected = min_max(resize_maps(maps, (size, size)))
     np.testing.assert_allclose(maps_of(theirs, images), expected, atol=1e-3)

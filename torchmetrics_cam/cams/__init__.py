@@ -1,4 +1,4 @@
-"""Where maps come from."""
+"""Sources of maps: gradient CAMs, controls, user functions, and adapters of other CAM libraries."""
 
 from torchmetrics_cam.cams.adapters.captum import CaptumSource
 from torchmetrics_cam.cams.adapters.monai import MonaiSource
@@ -7,8 +7,7 @@ from torchmetrics_cam.cams.adapters.torchcam import TorchcamSource
 from torchmetrics_cam.cams.callables import CallableSource, PrecomputedMaps
 from torchmetrics_cam.cams.controls import CenterMap, EdgeMap, RandomMap, RandomWeightsCAM, UniformMap
 from torchmetrics_cam.cams.gradient import GradCAM, GradCAMPlusPlus, GradientCAM, HiResCAM, LayerCAM, XGradCAM
-from torchmetrics_cam.cams.layer_source import LayerSource
-from torchmetrics_cam.cams.reshape import swin_grid, vit_grid
+from torchmetrics_cam.cams.layers import LayerSource, swin_grid, vit_grid
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource, ForwardPass, SourceMaps
 

@@ -1,36 +1,49 @@
-"""Maps from a function of the user's own, and maps computed beforehand."""
+"""Sources for maps that the user computes: by a function, or in advance."""
 
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from torchmetrics_cam.cams.source import CAMSource, ForwardPass, Sharing, SourceMaps
+from torchmetrics_cam.cams.source import CAMSource, ForwardPass, Sharing, SourceMaps, check_maps
 from torchmetrics_cam.model.guard import buffers_kept
 
 
 class CallableSource(CAMSource):
-    """Maps from any function.
+    """Maps computed by a function of the user.
 
-    The function runs after the clean forward pass, in evaluation mode and with gradients on. It may run the
-    model, register hooks and call ``backward``: nothing of it is left on the model afterwards. Meanwhile the
-    parameters of the model require no gradient; the images do.
+    The function is called after the forward pass on the clean images, with the model in evaluation mode and
+    with autograd enabled. It may run the model, register hooks and call ``backward``: hooks, gradients and
+    buffers of the model are restored afterwards. During the call the parameters do not require gradients,
+    but the images do.
 
     Args:
-        model: the network that is explained.
-        fn: ``fn(model, images, class_idx) -> maps``; images ``(N, C, *spatial)`` are a copy that requires a
-            gradient, class_idx a LongTensor ``(N,)``, maps ``(N, *any spatial)``.
+        model: the explained network.
+        fn: the function ``fn(model, images, class_idx) -> maps``. It receives a copy of the images
+            ``(N, C, *spatial)`` that requires gradients and the explained class of each image, a LongTensor
+            ``(N,)``. It returns one map per image, ``(N, *spatial)``, at any resolution; negative values
+            are allowed and are rectified as the protocol says.
 
     Raises:
-        TypeError: if ``fn`` is not callable.
+        TypeError: if ``fn`` is not callable; in ``update``, if it does not return a tensor.
+        ValueError: in ``update``, if the returned maps do not match the images, or if ``targets`` are given
+            instead of classes.
 
     Example:
+        The saliency of a linear network is the absolute value of its weights.
+
         >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import explain
         >>> from torchmetrics_cam.cams import CallableSource
-        >>> def input_gradient(model, images, class_idx):
-        ...     scores = model(images).gather(1, class_idx[:, None]).sum()
-        ...     return torch.autograd.grad(scores, images)[0].abs().amax(1)
-        >>> CallableSource(torch.nn.Flatten(), input_gradient)
-        CallableSource(Flatten, input_gradient)
+        >>> def saliency(model, images, class_idx):
+        ...     score = model(images).gather(1, class_idx[:, None]).sum()
+        ...     return torch.autograd.grad(score, images)[0].abs().amax(1)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> with torch.no_grad():
+        ...     _ = model[1].weight.copy_(torch.tensor([[1.0, -2.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+        >>> explain(CallableSource(model, saliency), torch.ones(1, 1, 2, 2), class_idx=0).maps
+        tensor([[[1., 2.],
+                 [3., 0.]]])
 
     """
 
@@ -44,14 +57,14 @@ class CallableSource(CAMSource):
         self.model = model
         self.fn = fn
 
-    def maps(self, clean: ForwardPass) -> SourceMaps:
-        """What the function returns."""
-        assert clean.selector.class_idx is not None
-        images = clean.images.detach().clone().requires_grad_()
-        # No gradient reaches a parameter, so none of the user's hooks on gradients runs.
+    def maps(self, forward: ForwardPass) -> SourceMaps:
+        """Return the maps that the function computes."""
+        assert forward.selector.class_idx is not None
+        images = forward.images.detach().clone().requires_grad_()
+        # Without gradients of parameters, the user's gradient hooks do not run.
         self.model.requires_grad_(False)
         with buffers_kept(self.model):
-            return SourceMaps([self.fn(self.model, images, clean.selector.class_idx)])
+            return SourceMaps([self.fn(self.model, images, forward.selector.class_idx)])
 
     def __repr__(self) -> str:
         name = getattr(self.fn, "__name__", type(self.fn).__name__)
@@ -59,10 +72,35 @@ class CallableSource(CAMSource):
 
 
 class PrecomputedMaps(CAMSource):
-    """Maps that come with the batch: ``metric.update(images, cams=maps)``, shape ``(N, *any spatial)``.
+    """Maps computed in advance and passed with each batch: ``metric.update(images, cams=maps)``.
+
+    ``cams`` is a floating point tensor ``(N, *spatial)``: one map per image, at any resolution, with as many
+    spatial dimensions as the images. Negative values are rectified as the protocol says.
 
     Args:
-        model: the network that is evaluated.
+        model: the network whose scores are compared.
+
+    Raises:
+        ValueError: in ``update``, if ``cams`` is missing or does not match the images.
+        TypeError: in ``update``, if ``cams`` is not a floating point tensor.
+
+    Example:
+        The image has two pixels, and the score of class 0 comes from the left one. A map that highlights the
+        left pixel keeps the confidence (Average Drop 0). A map that highlights the right pixel lets it fall
+        from softmax([2, 0])[0] = 0.88 to 0.5, a drop of 43 %.
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import AverageDrop
+        >>> from torchmetrics_cam.cams import PrecomputedMaps
+        >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> images = torch.tensor([[[[4.0, 0.0]], [[0.0, 0.0]]]])
+        >>> metric = AverageDrop(PrecomputedMaps(model))
+        >>> metric(images, cams=torch.tensor([[[1.0, 0.0]]]))
+        tensor(0.)
+        >>> metric(images, cams=torch.tensor([[[0.0, 1.0]]]))
+        tensor(0.4323)
+
     """
 
     sharing: Sharing = "pass"
@@ -71,41 +109,25 @@ class PrecomputedMaps(CAMSource):
         self.model = model
 
     def check(self, images: Tensor, cams: Tensor | None) -> None:
-        """Refuse a batch without one map an image.
+        """Validate the precomputed maps before the model runs.
+
+        Args:
+            images: the images, ``(N, C, *spatial)``.
+            cams: the precomputed maps, ``(N, *spatial)``.
 
         Raises:
-            ValueError: if there is no map, not one an image, or of another rank.
-            TypeError: if the maps are no floating point tensor.
+            ValueError: if there are no maps, not one per image, or if their number of dimensions is wrong.
+            TypeError: if the maps are not a floating point tensor.
         """
         if cams is None:
-            raise ValueError(f"{self!r} has no maps of its own; pass them with update(images, cams=maps)")
+            raise ValueError(
+                f"{self!r} needs the maps of each batch; pass them with update(images, cams=maps)"
+            )
         if not isinstance(cams, Tensor) or not cams.is_floating_point():
             given = cams.dtype if isinstance(cams, Tensor) else type(cams).__name__
             raise TypeError(f"cams is {given}; it must be a floating point tensor (N, *spatial)")
         check_maps(cams, images)
 
-    def maps(self, clean: ForwardPass) -> SourceMaps:
-        """What was handed in."""
-        return SourceMaps([clean.cams[self]])
-
-
-def check_maps(maps: Tensor, images: Tensor) -> None:
-    """Refuse maps that are not one an image, with the image's number of spatial dimensions.
-
-    Raises:
-        TypeError: if they are no tensor.
-        ValueError: if their number or rank is wrong.
-    """
-    if not isinstance(maps, Tensor):
-        raise TypeError(f"the maps are a {type(maps).__name__}; return a tensor (N, *spatial)")
-    if maps.ndim != images.ndim - 1:
-        raise ValueError(
-            f"cam has shape {tuple(maps.shape)} but input_tensor has {images.ndim - 2} spatial dimensions;"
-            " return (N, *spatial) without a channel dimension, or pass reshape_transform for tokens"
-        )
-    if len(maps) != len(images):
-        raise ValueError(
-            f"cam has {len(maps)} maps but input_tensor holds {len(images)} images; return one map per image"
-        )
-    if not maps.numel():
-        raise ValueError(f"cam has shape {tuple(maps.shape)}; a map needs at least one position")
+    def maps(self, forward: ForwardPass) -> SourceMaps:
+        """Return the maps that were passed to ``update``."""
+        return SourceMaps([forward.cams[self]])

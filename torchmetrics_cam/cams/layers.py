@@ -1,55 +1,169 @@
-"""Finding a target layer: by name or by module."""
+"""Target layers: lookup by name or module, their activations as sources use them, and token grids."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from math import isqrt, prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from torchmetrics_cam.cams.source import CAMSource, ForwardPass, Sharing, SourceMaps
+from torchmetrics_cam.functional.maps import rectify
 from torchmetrics_cam.model.guard import unwrapped
 
 TargetLayer = nn.Module | str | Sequence[nn.Module | str]
 
 
-def layer_names(model: nn.Module, target_layer: TargetLayer) -> tuple[str, ...]:
-    """The names of the target layers in the model.
+class LayerSource(CAMSource):
+    """Base class of sources that compute a map from the activation of a target layer.
+
+    A subclass implements `maps`; `GradientCAM` is the base class for methods that also use the gradient.
+
+    Args:
+        model: the explained network; it returns logits ``(N, K)`` for images ``(N, C, *spatial)``.
+        target_layer: a module of the model, its name as in ``model.named_modules()``, or a list of these.
+            The maps of several layers are rectified, min-max normalized, resized to the largest and combined
+            by their maximum.
+        reshape_transform: a function from the layer's output to ``(N, channels, *spatial)``, such as
+            `vit_grid` or `swin_grid`; None if the output already has this shape.
 
     Raises:
-        ValueError: if a name or module is not in the model, or none is given.
-        TypeError: if a layer is neither a name nor a module, or the model is not one that has layers.
+        ValueError: if a layer is not in the model (the message lists similar names) or the list is empty.
+        TypeError: if ``model`` is not a module or is a scripted one, if a layer is neither a name nor a
+            module, or if ``reshape_transform`` is not callable.
+
+    Example:
+        A source that returns the mean activation of the layer over its channels. The target layer returns the
+        image unchanged, two channels of one row of two pixels.
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import explain
+        >>> from torchmetrics_cam.cams import LayerSource, SourceMaps
+        >>> class MeanActivation(LayerSource):
+        ...     def maps(self, forward):
+        ...         return SourceMaps([forward.activations[layer].mean(1) for layer in self.layers])
+        >>> model = nn.Sequential(nn.Identity(), nn.Flatten())
+        >>> images = torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]])
+        >>> explain(MeanActivation(model, "0"), images).maps
+        tensor([[[2., 1.]]])
+
+    """
+
+    sharing: Sharing = "pass"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layer: TargetLayer,
+        *,
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if reshape_transform is not None and not callable(reshape_transform):
+            raise TypeError(
+                f"reshape_transform is {reshape_transform!r}; it must be a callable, such as vit_grid"
+            )
+        self.model = model
+        self.layer_names = layer_names(self.model, target_layer)
+        self.reshape_transform = reshape_transform
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The target layers."""
+        return tuple(self.model.get_submodule(name) for name in self.layer_names)
+
+    def _activations(self, forward: ForwardPass) -> list[Tensor]:
+        """Return the recorded output of each target layer."""
+        for name, layer in zip(self.layer_names, self.layers, strict=True):
+            if layer not in forward.activations:
+                raise RuntimeError(
+                    f"layer {name!r} returned no tensor in the forward pass: it was not executed, or its"
+                    " output is not a tensor or a tuple that starts with one; choose another target_layer"
+                )
+        return [forward.activations[layer] for layer in self.layers]
+
+    def _grid(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the activation or gradient of a layer as ``(N, channels, *spatial)``, at least float32."""
+        if self.reshape_transform is not None:
+            tensor = self.reshape_transform(tensor)
+        if tensor.ndim < 3:
+            raise ValueError(
+                f"layer {name!r} has output of shape {tuple(tensor.shape)}, without spatial dimensions;"
+                " choose a target_layer before the pooling, or pass reshape_transform"
+            )
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+    def _source_maps(self, maps: list[Tensor], forward: ForwardPass) -> SourceMaps:
+        """Return the maps; apply the papers' ReLU if the protocol leaves rectification to the source."""
+        if forward.protocol.rectify == "source":
+            return SourceMaps([rectify(layer, "relu") for layer in maps], rectified=True)
+        return SourceMaps(maps)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {', '.join(self.layer_names)})"
+
+
+def weighted_sum(activation: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted sum over the channels, without a copy of the activation.
+
+    Args:
+        activation: shape ``(N, channels, *spatial)``.
+        weights: one weight per image and channel, ``(N, channels)``.
+
+    Returns:
+        A tensor of shape ``(N, *spatial)``.
+    """
+    summed = torch.bmm(weights.unsqueeze(1), activation.flatten(2))
+    return summed.view(len(activation), *activation.shape[2:])
+
+
+def layer_names(model: nn.Module, target_layer: TargetLayer) -> tuple[str, ...]:
+    """Return the names of the target layers in the model.
+
+    Args:
+        model: the network.
+        target_layer: a module of the model, its name, or a list of these.
+
+    Returns:
+        One name per layer, as in ``model.named_modules()``.
+
+    Raises:
+        ValueError: if a name or module is not in the model, or the list is empty.
+        TypeError: if ``model`` is not a module or is a scripted one, or if a layer is neither a name nor a
+            module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
-            "a scripted or traced model has no layers to record; pass the module that it was made from"
+            "a scripted or traced model has no layers to record; pass the module that it was created from"
         )
     if isinstance(target_layer, str | nn.Module):
         return (_layer_name(model, target_layer),)
     if not isinstance(target_layer, Sequence):
-        raise TypeError(f"target_layer is {target_layer!r}; it must be a module, a name, or a list of either")
+        raise TypeError(f"target_layer is {target_layer!r}; it must be a module, a name, or a list of these")
     if not target_layer:
-        raise ValueError("target_layer is an empty list; name at least one layer")
+        raise ValueError("target_layer is an empty list; pass at least one module or name")
     return tuple(_layer_name(model, layer) for layer in target_layer)
 
 
 def _layer_name(model: nn.Module, layer: nn.Module | str) -> str:
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(layer, nn.Module):
-        # The names of a wrapped layer are those of the layer inside, which is the one that gives the map.
+        # For a wrapped layer, the layer inside is looked up: its output is recorded.
         layer = unwrapped(layer)
-        found: list[str] = [name for name, module in modules.items() if module is layer]
-        if not found:
+        names: list[str] = [name for name, module in modules.items() if module is layer]
+        if not names:
             raise ValueError(
                 f"target_layer {type(layer).__name__} is not a module of this {type(model).__name__};"
-                " take it from the model that is given, or pass its name"
+                " pass a module of the model that is passed with it, or a name"
             )
-        return found[0]
+        return names[0]
     if not isinstance(layer, str):
-        raise TypeError(f"target_layer holds {layer!r}; each layer must be a module or a name")
+        raise TypeError(f"target_layer contains {layer!r}; each layer must be a module or a name")
     if layer not in modules:
-        # A name that was read off the wrapped model.
+        # The name may come from the model inside its wrappers (DataParallel, torch.compile).
         layer = re.sub(r"^((module|_orig_mod)\.)+", "", layer)
     if layer not in modules:
         near = get_close_matches(layer, modules, n=3, cutoff=0.4) or list(modules)[1:4]
@@ -58,3 +172,73 @@ def _layer_name(model: nn.Module, layer: nn.Module | str) -> str:
             " dict(model.named_modules()) lists all"
         )
     return layer
+
+
+def vit_grid(tokens: Tensor, prefix_tokens: int = 1, grid: tuple[int, ...] | None = None) -> Tensor:
+    """Reshape the tokens of a vision transformer to a grid of patches, channels first.
+
+    To be passed as ``reshape_transform``. `functools.partial` sets its arguments:
+    ``reshape_transform=partial(vit_grid, prefix_tokens=5)``.
+
+    Args:
+        tokens: the output of a layer, ``(N, T, D)``: first the prefix tokens, then one token per patch in
+            row-major order.
+        prefix_tokens: the number of tokens before the patches (class token, registers); they are dropped.
+        grid: the number of patches along each axis; None for a square grid.
+
+    Returns:
+        A tensor of shape ``(N, D, *grid)``.
+
+    Raises:
+        ValueError: if ``tokens`` is not three-dimensional, or the number of patches does not match the grid.
+
+    Example:
+        ViT-B/16 divides an image of 224 x 224 pixels into 14 x 14 patches.
+
+        >>> import torch
+        >>> vit_grid(torch.zeros(2, 1 + 14 * 14, 768)).shape
+        torch.Size([2, 768, 14, 14])
+
+        One class token (9) and four patches, each with one channel:
+
+        >>> vit_grid(torch.tensor([[[9.0], [1.0], [2.0], [3.0], [4.0]]]))
+        tensor([[[[1., 2.],
+                  [3., 4.]]]])
+
+    """
+    if tokens.ndim != 3:
+        raise ValueError(
+            f"vit_grid needs tokens (N, T, D), but the layer's output has shape {tuple(tokens.shape)}; choose"
+            " a layer whose output is tokens, or another reshape_transform"
+        )
+    patches = tokens.shape[1] - prefix_tokens
+    if grid is None:
+        grid = (isqrt(max(patches, 0)),) * 2
+    if prod(grid) != patches or patches < 1:
+        raise ValueError(
+            f"{tokens.shape[1]} tokens without {prefix_tokens} prefix tokens are {patches} patches, which do"
+            f" not fill a grid of {grid}; set prefix_tokens and grid with functools.partial(vit_grid, ...)"
+        )
+    return tokens[:, prefix_tokens:].transpose(1, 2).reshape(len(tokens), -1, *grid)
+
+
+def swin_grid(activation: Tensor) -> Tensor:
+    """Move the channels of a channels-last activation to dimension 1.
+
+    To be passed as ``reshape_transform`` for Swin transformers of torchvision and timm.
+
+    Args:
+        activation: the output of a layer, ``(N, *spatial, D)``.
+
+    Returns:
+        A tensor of shape ``(N, D, *spatial)``.
+
+    Example:
+        The last stage of Swin-T has 7 x 7 positions of 768 channels.
+
+        >>> import torch
+        >>> swin_grid(torch.zeros(2, 7, 7, 768)).shape
+        torch.Size([2, 768, 7, 7])
+
+    """
+    return activation.movedim(-1, 1)

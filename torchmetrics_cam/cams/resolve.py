@@ -1,4 +1,4 @@
-"""as_source: from whatever object a user has to a CAMSource."""
+"""as_source: the CAMSource for a CAM object of any supported library."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from torchmetrics_cam.cams.adapters.pytorch_grad_cam import PytorchGradCAMSource
 from torchmetrics_cam.cams.adapters.torchcam import TorchcamSource, is_torchcam_like
 from torchmetrics_cam.cams.source import CAMSource
 
+# The first adapter whose function returns True is used.
 _ADAPTERS = (
     (is_pytorch_grad_cam, PytorchGradCAMSource),
     (is_captum, CaptumSource),
@@ -17,65 +18,75 @@ _ADAPTERS = (
     (is_torchcam_like, TorchcamSource),
 )
 
-_ACCEPTED = """a CAM source is one of
-  - GradCAM(model, "layer4") and the other classes of torchmetrics_cam.cams, controls too
+_ACCEPTED = """Accepted are
+  - GradCAM(model, "layer4") and the other classes of torchmetrics_cam.cams, including the controls
   - an extractor of torchcam, or any object with .model, __call__(class_idx, scores) and .fuse_cams(list)
   - a CAM of pytorch-grad-cam, an Attribution of captum, or a CAM of MONAI
   - CallableSource(model, fn), for a function fn(model, images, class_idx) that returns maps (N, *spatial)
-  - PrecomputedMaps(model), for maps that you have and pass as update(images, cams=maps)"""
+  - PrecomputedMaps(model), for maps computed in advance, passed with update(images, cams=maps)"""
 
 
 def as_source(candidate: Any) -> CAMSource:
-    """The `CAMSource` of a CAM object.
+    """Return the `CAMSource` of a CAM object.
 
-    Objects are known by their classes and their behavior; no library is imported to find out.
+    Every metric calls this function on its ``cam_extractor``. An object is recognized by its class or, for
+    extractors like torchcam's, by its methods; no CAM library is imported for it.
 
     Args:
-        candidate: a `CAMSource`, an extractor of torchcam or any object that behaves like one, or an object
-            of pytorch-grad-cam, captum or MONAI. For settings of its call, wrap it yourself:
-            ``PytorchGradCAMSource(cam, aug_smooth=True)``.
+        candidate: a `CAMSource`, which is returned unchanged; an extractor of torchcam or an object with the
+            same methods; or an object of pytorch-grad-cam, captum or MONAI. To pass arguments to the object's
+            call, create the adapter yourself: ``PytorchGradCAMSource(cam, aug_smooth=True)``.
 
     Returns:
-        The source, ready for a metric.
+        The source, as a metric accepts it.
 
     Raises:
-        TypeError: if it is none of these; the message lists what is, and what fits best.
+        TypeError: if the object is none of these; the message lists what is accepted and suggests the most
+            likely alternative.
+
+    Example:
+        >>> from torch import nn
+        >>> from torchcam.methods import GradCAM
+        >>> from torchmetrics_cam.cams import as_source
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> source = as_source(GradCAM(model, "0"))
+        >>> type(source).__name__, source.model is model
+        ('TorchcamSource', True)
+
     """
     if isinstance(candidate, CAMSource):
         model = getattr(candidate, "model", None)
         if not isinstance(model, nn.Module):
-            raise TypeError(f"the model of the source is a {type(model).__name__}, not a torch.nn.Module")
+            raise TypeError(
+                f"the model of the source is a {type(model).__name__}; it must be a torch.nn.Module"
+            )
         return candidate
-    for fits, adapter in _ADAPTERS:
-        if fits(candidate):
+    for matches, adapter in _ADAPTERS:
+        if matches(candidate):
             return adapter(candidate)
+    described = (
+        f"the class {candidate.__name__}" if isinstance(candidate, type) else f"a {type(candidate).__name__}"
+    )
     raise TypeError(
-        f"cam_extractor is {_described(candidate)}, which gives no maps: {_nearest(candidate)}. In full,"
-        f" {_ACCEPTED}"
+        f"cam_extractor is {described}, which gives no maps: {_suggestion(candidate)}. {_ACCEPTED}"
     )
 
 
-def _described(candidate: Any) -> str:
+def _suggestion(candidate: Any) -> str:
+    """Return what the user should pass instead of an object that is not a source of maps."""
     if isinstance(candidate, type):
-        return f"the class {candidate.__name__}"
-    return f"a {type(candidate).__name__}"
-
-
-def _nearest(candidate: Any) -> str:
-    """The way from a mistaken object to the one that was probably meant."""
-    if isinstance(candidate, type):
-        return f'make one first, as in {candidate.__name__}(model, "layer4")'
+        return f'create an object of it, as in {candidate.__name__}(model, "layer4")'
     if isinstance(candidate, Tensor):
-        return "maps that you have go into update(images, cams=maps), and PrecomputedMaps(model) goes here"
+        return "pass PrecomputedMaps(model) here, and the maps with update(images, cams=maps)"
     if isinstance(candidate, str):
-        return f"a name needs a model, as in GradCAM(model, {candidate!r})"
+        return f"a layer name needs a model and a method, as in GradCAM(model, {candidate!r})"
     if isinstance(candidate, dict | list | tuple):
-        return "a metric takes one source; make one metric each"
-    # Attributors of zennit hold a model too, and are neither modules nor functions.
+        return "a metric accepts one source; create one metric per source, or use CAMComparison"
+    # Attributors of zennit have a model too, but are neither modules nor functions.
     if isinstance(getattr(candidate, "model", None), nn.Module) and not isinstance(candidate, nn.Module):
-        return "wrap what it does with its model in a function, and pass CallableSource(model, fn)"
+        return "write a function that computes the maps with this object, and pass CallableSource(model, fn)"
     if isinstance(candidate, nn.Module):
-        return 'say how it is explained and where, as in GradCAM(model, "layer4")'
+        return 'choose a CAM method and a layer for the model, as in GradCAM(model, "layer4")'
     if callable(candidate):
-        return "for a function of your own, pass CallableSource(model, fn)"
-    return 'the usual choice is GradCAM(model, "layer4")'
+        return "to use your own function, pass CallableSource(model, fn)"
+    return 'pass for example GradCAM(model, "layer4")'

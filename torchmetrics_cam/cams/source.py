@@ -1,4 +1,4 @@
-"""The contract of everything that gives maps: CAMSource."""
+"""CAMSource, the interface of all sources of maps, and the data that it exchanges with an evaluation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,18 +21,18 @@ Sharing = Literal["pass", "scores", "nothing"]
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What a source may look at to make its maps: one forward pass of the model on the unmasked images.
+    """One forward pass of the model on the clean images: the input of `CAMSource.maps`.
 
     Args:
-        images: the images as the model was given them, ``(N, C, *spatial)``; a source does not change them.
-        scores: the model's output and what ``logits_fn`` made of it, with their autograd graph if the source
-            asked.
-        selection: which score of each sample is explained.
-        class_idx: the class as the user gave it.
-        activations: what each of ``source.layers`` gave, in the order in which they ran; with their graph if
-            the source asked for one.
-        scoring: how the model's output becomes scores.
-        cams: the maps that were handed to ``update``, by the source that they are for.
+        images: the images as the model received them, ``(N, C, *spatial)``. A source must not modify them.
+        scores: the model's raw output and the scores computed from it, with their autograd graph if the
+            source needs one (`CAMSource.graph`).
+        selector: selects the explained score of each image, by class index or by target.
+        class_idx: the class index as the user passed it to ``update``.
+        activations: the output of each layer of `CAMSource.layers`, in execution order, with its autograd
+            graph if the source needs one.
+        score_function: computes scores from an output of the model.
+        cams: the precomputed maps passed to ``update``, by the source that returns them.
     """
 
     images: Tensor
@@ -45,47 +45,54 @@ class ForwardPass:
 
     @property
     def protocol(self) -> EvaluationProtocol:
-        """The choices of the evaluation."""
+        """The protocol of the evaluation."""
         return self.score_function.protocol
 
     @property
-    def explained(self) -> Any:
-        """What the protocol takes the CAM of: the raw output, or the scores."""
-        return self.scores.raw if self.protocol.cam_of == "logit" else self.scores.scores
+    def explained_output(self) -> Any:
+        """The output that contains the explained score: raw, or the scores if ``cam_of="scores"``."""
+        return self._explained(self.scores)
+
+    def explained_output_of(self, output: Any) -> Any:
+        """Return the `explained_output` of another raw output of the model.
+
+        For sources that run the model themselves.
+        """
+        return self._explained(self.score_function(output))
+
+    def _explained(self, scores: Scores) -> Any:
+        return scores.raw if self.protocol.cam_of == "logit" else scores.scores
 
     @cached_property
     def gradients(self) -> Mapping[nn.Module, Tensor | None]:
-        """The derivative of the explained score by each activation, from one backward pass for all sources.
+        """The gradient of the explained score with respect to each activation, in the activation's shape.
 
-        None for a layer that the score does not depend on.
+        One backward pass computes it for all sources that share this forward pass. The value is None for a
+        layer that the score does not depend on.
 
         Raises:
-            RuntimeError: if the score has no gradient.
+            RuntimeError: if the explained score has no gradient.
         """
-        score = self.selector.select(self.explained).sum()
+        score = self.selector.select(self.explained_output).sum()
         if not score.requires_grad:
             raise RuntimeError(
                 "the explained score has no gradient: the model or logits_fn runs under no_grad or"
-                " inference_mode, or detaches its output; gradient CAMs need a path from layer to score"
+                " inference_mode, or detaches its output. Gradient CAMs need a differentiable path from the"
+                " target layer to the score: remove no_grad, inference_mode or detach"
             )
         in_graph = {layer: tensor for layer, tensor in self.activations.items() if tensor.requires_grad}
         gradients = torch.autograd.grad(score, list(in_graph.values()), allow_unused=True)
         return dict(zip(in_graph, gradients, strict=True))
 
-    def explained_of(self, output: Any) -> Any:
-        """The same of an output that a source got by running the model once more."""
-        scores = self.score_function(output)
-        return scores.raw if self.protocol.cam_of == "logit" else scores.scores
-
 
 @dataclass(frozen=True)
 class SourceMaps:
-    """The maps of one batch, and what their source has already done to them.
+    """The maps of one batch, and which processing steps their source has already applied.
 
     Args:
-        layers: one tensor ``(N, *spatial)`` a target layer; most sources have one.
-        rectified: negative values have been dealt with.
-        normalized: the values are a mask in [0, 1] already, and are only resized.
+        layers: one tensor ``(N, *spatial)`` per target layer; most sources have one layer.
+        rectified: whether negative values are already rectified; if not, the protocol's ``rectify`` applies.
+        normalized: whether the values are already a mask in [0, 1], which is only resized to the image.
     """
 
     layers: Sequence[Tensor]
@@ -94,23 +101,42 @@ class SourceMaps:
 
 
 class CAMSource(ABC):
-    """Where the maps of one model come from.
+    """Base class of all sources of maps (class activation maps) of one model.
 
-    Subclass it for a method of your own: `maps` is the only thing that must be written.
+    A subclass sets `model` and implements `maps`. The other attributes and methods have defaults that suit
+    a source without hooks and without gradients.
 
     Attributes:
-        model: the network that is explained, without the wrappers of `DistributedDataParallel` and
-            ``torch.compile``. It is shared, never copied: a copy of the source (``metric.clone()``) keeps the
-            same model, and a copy of the module that holds both follows the copied model.
-        graph: the autograd graph that `maps` needs. ``"none"``; ``"head"``: from `layers` on, so that the
-            body of the network runs at the cost of inference; ``"input"``: the whole network, to the images.
-        sharing: what it may share with other sources of a comparison. ``"pass"``: `maps` looks at the clean
-            pass and at nothing else, so one pass serves any number of such sources. ``"scores"``: `maps`
-            runs the model by itself, and needs of the clean pass only the scores. ``"nothing"``: it has hooks
-            on the model, or a graph of its own, and gets a clean pass of its own.
-        hooked: the object of another library that has hooks on the model, if there is one.
-        freezes: whether `recording` or `maps` switches the gradients of weights off and on again.
-        supports_targets: whether maps of an arbitrary target can be made, or of a class only.
+        model: the explained network, without the wrappers of `DistributedDataParallel` and
+            ``torch.compile``. It is never copied: a copy of the source (``metric.clone()``) refers to the
+            same model, unless model and source are copied together as parts of one module.
+        graph: the autograd graph that `maps` needs: ``"none"``; ``"head"``, from `layers` to the output, so
+            that the layers before run at the cost of inference; or ``"input"``, from the images to the
+            output.
+        sharing: what the source can share with other sources in a comparison. ``"pass"``: `maps` uses only
+            the recorded forward pass, so that one pass serves all such sources. ``"scores"``: `maps` runs
+            the model itself and needs only the scores of a forward pass. ``"nothing"``: the source has
+            hooks on the model or needs its own graph, and gets a forward pass of its own.
+        hooked: the object of another library whose hooks are on the model, or None.
+        freezes: whether `recording` or `maps` temporarily changes ``requires_grad`` of the parameters.
+        supports_targets: whether the source can explain a target function, or only a class.
+
+    Example:
+        A source that returns the brightness of each pixel, the mean over the channels.
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import explain
+        >>> from torchmetrics_cam.cams import CAMSource, SourceMaps
+        >>> class BrightnessMap(CAMSource):
+        ...     def __init__(self, model):
+        ...         self.model = model
+        ...     def maps(self, forward):
+        ...         return SourceMaps([forward.images.mean(1)])
+        >>> images = torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]])
+        >>> explain(BrightnessMap(nn.Flatten()), images).maps
+        tensor([[[2., 1.]]])
+
     """
 
     graph: Graph = "none"
@@ -123,7 +149,7 @@ class CAMSource(ABC):
 
     @property
     def model(self) -> nn.Module:
-        """The network that is explained; wrappers are taken off when it is set."""
+        """The explained network; the setter removes wrappers."""
         return self._model
 
     @model.setter
@@ -132,52 +158,95 @@ class CAMSource(ABC):
 
     @property
     def layers(self) -> Sequence[nn.Module]:
-        """The target layers, where the graph starts and activations are recorded."""
+        """The target layers, whose activations are recorded and where a graph ``"head"`` starts."""
         return ()
 
     @abstractmethod
-    def maps(self, clean: ForwardPass) -> SourceMaps:
-        """The maps of one batch; called in evaluation mode and with gradients on."""
+    def maps(self, forward: ForwardPass) -> SourceMaps:
+        """Return the maps of one batch.
+
+        Called with the model in evaluation mode and with autograd enabled.
+
+        Args:
+            forward: the forward pass of the model on the clean images.
+
+        Returns:
+            One map per image for each target layer.
+        """
 
     def check(self, images: Tensor, cams: Tensor | None) -> None:
-        """Refuse a batch before the model runs.
+        """Validate the batch before the model runs.
+
+        Args:
+            images: the images, ``(N, C, *spatial)``.
+            cams: the precomputed maps passed to ``update`` for this source, or None.
 
         Raises:
-            ValueError: if maps were handed in, which only `PrecomputedMaps` takes.
+            ValueError: if precomputed maps were passed; only `PrecomputedMaps` accepts them.
         """
         if cams is not None:
             raise ValueError(
-                f"cams were handed to a metric that takes its maps from {self!r}; use"
-                " PrecomputedMaps(model) as the source, or leave cams out"
+                f"cams was passed, but {self!r} computes its own maps; remove cams, or use"
+                " PrecomputedMaps(model) as the cam_extractor"
             )
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Around the clean forward pass and `maps`: hooks of the source's own are live."""
+        """Enable the source's own hooks; entered around the forward pass on the clean images and `maps`."""
         yield
 
     @contextmanager
     def muted(self) -> Iterator[None]:
-        """Around the masked forward passes: hooks of the source's own are silent."""
+        """Disable the source's own hooks; entered around the forward passes on perturbed images."""
         yield
 
     def shares_hooks(self, other: "CAMSource") -> bool:
-        """Whether the two have the same hooks, as two settings of one object have."""
+        """Return whether both sources wrap the same object, and therefore use the same hooks."""
         return self.hooked is not None and self.hooked is other.hooked
 
-    def remove_hooks(self) -> None:  # noqa: B027 (most sources have none)
-        """Take the source's own hooks off the model for good; it makes no maps any more."""
+    def remove_hooks(self) -> None:  # noqa: B027 (most sources have no hooks)
+        """Remove the source's own hooks from the model; afterwards the source cannot compute maps."""
 
-    def release(self) -> None:  # noqa: B027 (most sources keep nothing)
-        """Drop every tensor kept from the batch."""
+    def release(self) -> None:  # noqa: B027 (most sources keep no tensors)
+        """Release all tensors that were kept from the last batch."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        follows = id(self.model) in memo
+        model_is_copied = id(self.model) in memo
         copy = object.__new__(type(self))
         memo[id(self)] = copy
         for name, value in vars(self).items():
-            vars(copy)[name] = deepcopy(value, memo) if follows else value
+            vars(copy)[name] = deepcopy(value, memo) if model_is_copied else value
         return copy
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__})"
+
+
+def check_maps(maps: Tensor, images: Tensor) -> None:
+    """Validate that there is one map per image, with as many spatial dimensions as the images.
+
+    Args:
+        maps: the maps to validate, ``(N, *spatial)``.
+        images: the images, ``(N, C, *spatial)``.
+
+    Raises:
+        TypeError: if the maps are not a tensor.
+        ValueError: if their number or their number of dimensions does not match the images, or if they are
+            empty.
+    """
+    if not isinstance(maps, Tensor):
+        raise TypeError(f"the maps are a {type(maps).__name__}; return a tensor (N, *spatial)")
+    if maps.ndim != images.ndim - 1:
+        raise ValueError(
+            f"cam has shape {tuple(maps.shape)} but input_tensor has {images.ndim - 2} spatial dimensions;"
+            " return maps (N, *spatial) without a channel dimension. If the target layer returns tokens, pass"
+            " reshape_transform"
+        )
+    if len(maps) != len(images):
+        raise ValueError(
+            f"cam has {len(maps)} maps but input_tensor holds {len(images)} images; return one map per image"
+        )
+    if not maps.numel():
+        raise ValueError(
+            f"cam has shape {tuple(maps.shape)}, which is empty; return at least one pixel per map"
+        )

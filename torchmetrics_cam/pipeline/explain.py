@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchmetrics_cam.cams.callables import check_maps
-from torchmetrics_cam.cams.source import CAMSource, ForwardPass
+from torchmetrics_cam.cams.source import CAMSource, ForwardPass, check_maps
 from torchmetrics_cam.functional.maps import fuse_maps, rectify
 from torchmetrics_cam.model.graph import Activations, activation_graph, activations_of, gradients_on
 from torchmetrics_cam.model.guard import ModelGuard, eager

@@ -1,4 +1,4 @@
-"""captum: layer and input attributions as sources, and nothing of them left behind."""
+"""captum: maps of layer and input attributions, restoration of the model, and error messages."""
 
 import captum.attr as library
 import pytest
@@ -7,10 +7,8 @@ from conftest import Calls, Returning, small_net
 from restoration import traces
 from torch import nn
 
-from torchmetrics_cam import AverageDrop, EvaluationProtocol
+from torchmetrics_cam import AverageDrop, EvaluationProtocol, explain
 from torchmetrics_cam.cams import CaptumSource, GradCAM, as_source, swin_grid, vit_grid
-from torchmetrics_cam.model.scores import ScoreFunction
-from torchmetrics_cam.pipeline.explain import explain
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting (backward|forward).*hooks")
 AS_IS = EvaluationProtocol(rectify="source", normalize="none")
@@ -39,14 +37,14 @@ SETTINGS = {"Occlusion": {"sliding_window_shapes": (3, 4, 4), "strides": 2}, "No
 
 @pytest.fixture
 def model() -> nn.Module:
-    """captum's methods exchange gradients at ReLU modules, which must not work in place."""
+    """captum replaces gradients at ReLU modules, which must not be in-place."""
     model = small_net()
     model.relu, model.stem[2] = nn.ReLU(), nn.ReLU()
     return model
 
 
 def maps_of(source, images, protocol=AS_IS, **arguments):
-    return explain(source, images, scoring=ScoreFunction(None, protocol), **arguments).maps
+    return explain(source, images, protocol=protocol, **arguments).maps
 
 
 @pytest.mark.parametrize("name", ATTRIBUTIONS)
@@ -64,7 +62,7 @@ def test_maps_are_those_of_captum_summed_over_the_channels(name, model, images):
 
 
 @pytest.mark.parametrize("name", ["LayerGradCam", "GuidedGradCam", "IntegratedGradients"])
-def test_an_update_leaves_no_trace(name, model, images):
+def test_an_update_restores_model_and_object(name, model, images):
     called = []
     for parameter in model.parameters():
         parameter.grad = torch.rand_like(parameter)
@@ -92,7 +90,7 @@ def test_an_update_leaves_no_trace(name, model, images):
     assert metric.total == 12
 
 
-def test_grad_cam_is_our_own(model, images):
+def test_grad_cam_equals_this_packages_grad_cam(model, images):
     ours, theirs = AverageDrop(GradCAM(model, "body")), AverageDrop(library.LayerGradCam(model, model.body))
     for metric in (ours, theirs):
         metric.update(images, class_idx=CLASSES)
@@ -100,7 +98,7 @@ def test_grad_cam_is_our_own(model, images):
     assert ours.compute() > 0.01
 
 
-def test_the_cam_of_the_scores_and_outputs_with_logits(model, images):
+def test_cam_of_scores_and_models_that_return_logits_in_a_dict(model, images):
     wrapped = Returning(model, lambda logits: {"logits": logits})
     for protocol in (AS_IS, AS_IS.replace(cam_of="scores")):
         expected = maps_of(GradCAM(model, "body"), images, protocol.replace(rectify="relu"), class_idx=2)
@@ -109,14 +107,14 @@ def test_the_cam_of_the_scores_and_outputs_with_logits(model, images):
         torch.testing.assert_close(maps, expected)
 
 
-def test_absolute_values_are_taken_before_the_sum(model, images):
+def test_absolute_values_are_taken_before_the_sum_over_channels(model, images):
     attribution = library.InputXGradient(model)
     expected = attribution.attribute(images.clone().requires_grad_(), target=CLASSES).abs().sum(1).detach()
     maps = maps_of(CaptumSource(attribution), images, AS_IS.replace(rectify="abs"), class_idx=CLASSES)
     torch.testing.assert_close(maps, expected)
 
 
-def test_layers_of_transformers_are_reshaped():
+def test_reshape_transform_of_token_layers():
     class Tokens(nn.Module):
         def __init__(self, channels_last):
             super().__init__()
@@ -144,25 +142,27 @@ def test_signals_and_volumes():
         assert metric.total == 2
 
 
-def test_what_attributes_to_no_class_is_refused_when_the_metric_is_made(model):
-    with pytest.raises(TypeError, match="NeuronGradient attributes to a neuron, not to a class"):
+def test_invalid_attributions_and_arguments_raise(model):
+    with pytest.raises(TypeError, match="NeuronGradient explains a neuron, not a class"):
         as_source(library.NeuronGradient(model, model.body))
-    with pytest.raises(TypeError, match="the network behind it is not to be seen; build it on the network"):
+    with pytest.raises(TypeError, match="which is not a network; build it on the network itself"):
         as_source(library.Saliency(lambda images: model(images)))
     with pytest.raises(
-        TypeError, match=r"Occlusion.attribute needs sliding_window_shapes; pass CaptumSource"
+        TypeError, match=r"Occlusion.attribute requires sliding_window_shapes; pass CaptumSource"
     ):
         as_source(library.Occlusion(model))
-    with pytest.raises(TypeError, match=r"Saliency.attribute takes no 'steps'; it takes .*'abs'"):
+    with pytest.raises(
+        TypeError, match=r"Saliency.attribute has no argument 'steps'; its arguments are .*'abs'"
+    ):
         CaptumSource(library.Saliency(model), steps=3)
-    with pytest.raises(TypeError, match="Saliency was built on a DataParallel, which waits"):
+    with pytest.raises(TypeError, match="Saliency was built on a DataParallel, which synchronizes"):
         as_source(library.Saliency(nn.DataParallel(model)))
     assert as_source(library.Saliency(model.forward)).model is model
     with pytest.raises(ValueError, match="explains a class, not an arbitrary target"):
         AverageDrop(library.Saliency(model)).update(torch.rand(1, 3, 8, 8), targets=len)
 
 
-def test_an_attribution_without_positions_is_refused(model, images):
+def test_an_attribution_without_spatial_dimensions_raises(model, images):
     metric = AverageDrop(library.LayerActivation(model, model.fc))
     with pytest.raises(ValueError, match="cam has shape"):
         metric.update(images)

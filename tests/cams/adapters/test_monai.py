@@ -1,4 +1,4 @@
-"""MONAI: its CAMs on images and volumes, as they are before its normalizer turns them over."""
+"""MONAI: its CAMs on images and volumes, before its normalizer inverts them."""
 
 import pytest
 import torch
@@ -9,10 +9,8 @@ from restoration import traces
 from torch import nn
 
 import torchmetrics_cam.cams as own
-from torchmetrics_cam import AverageDrop, EvaluationProtocol
+from torchmetrics_cam import AverageDrop, EvaluationProtocol, explain
 from torchmetrics_cam.cams import MonaiSource, as_source
-from torchmetrics_cam.model.scores import ScoreFunction
-from torchmetrics_cam.pipeline.explain import explain
 
 AS_IS = EvaluationProtocol(rectify="source", normalize="none")
 METHODS = {
@@ -23,12 +21,12 @@ METHODS = {
 
 
 def maps_of(source, images, protocol=AS_IS, **arguments):
-    return explain(as_source(source), images, scoring=ScoreFunction(None, protocol), **arguments).maps
+    return explain(as_source(source), images, protocol=protocol, **arguments).maps
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("name", METHODS)
-def test_maps_are_those_that_monai_gives_each_image_alone(name, dims):
+def test_maps_equal_monais_maps_of_single_images(name, dims):
     model = small_net(dims=dims)
     images = torch.rand(4, 3, *(8,) * dims, dtype=torch.float64)
     cam, classes = METHODS[name](model), torch.tensor([0, 3, 1, 4])
@@ -44,8 +42,8 @@ def test_maps_are_those_that_monai_gives_each_image_alone(name, dims):
     assert torch.equal(top, maps_of(cam, images, class_idx=model(images).argmax(1)))
 
 
-def test_the_most_important_position_is_the_highest(images):
-    """MONAI's own result has it at 0."""
+def test_the_most_important_position_has_the_highest_value(images):
+    """In MONAI's own result it has the value 0."""
     model = small_net()
     cam = GradCAM(model, "relu")
     raw = maps_of(cam, images, class_idx=3)
@@ -57,7 +55,7 @@ def test_the_most_important_position_is_the_highest(images):
     assert (shrunk.gather(1, best[:, None]) < shrunk.mean(1, keepdim=True))[raw.flatten(1).amax(1) > 0].all()
 
 
-def test_grad_cam_is_our_own(images):
+def test_grad_cam_equals_this_packages_grad_cam(images):
     ours, theirs = AverageDrop(own.GradCAM(small_net(), "relu")), AverageDrop(GradCAM(small_net(), "relu"))
     for metric in (ours, theirs):
         metric.update(images)
@@ -65,7 +63,7 @@ def test_grad_cam_is_our_own(images):
     assert ours.compute() > 0.01
 
 
-def test_targets_the_scores_and_outputs_with_logits(images):
+def test_targets_cam_of_scores_and_models_that_return_logits_in_a_dict(images):
     model = small_net()
     wrapped = Returning(model, lambda logits: {"logits": logits})
     layer = {"protocol": AS_IS.replace(rectify="relu"), "class_idx": 2}
@@ -83,7 +81,7 @@ def test_targets_the_scores_and_outputs_with_logits(images):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("failure", [False, True], ids=["no error", "error"])
-def test_an_update_leaves_no_trace(name, failure, images):
+def test_an_update_restores_model_and_object(name, failure, images):
     model = small_net()
     cam, called = METHODS[name](model), []
     for parameter in model.parameters():
@@ -138,11 +136,11 @@ def test_a_distributed_or_compiled_model_runs_unwrapped(images):
     assert wrapped.compute() == bare.compute()
 
 
-def test_hooks_that_are_gone_are_refused(images):
+def test_removed_hooks_raise(images):
     model = small_net()
     metric = AverageDrop(GradCAM(model, "relu"))
     metric.source.remove_hooks()
-    with Calls(model) as calls, pytest.raises(ValueError, match="has no hook on the layer 'relu'"):
+    with Calls(model) as calls, pytest.raises(ValueError, match="has no hook on layer 'relu'"):
         metric.update(images)
     assert not calls.batches
     assert not model.relu._forward_hooks

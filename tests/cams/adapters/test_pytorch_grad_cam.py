@@ -1,4 +1,4 @@
-"""pytorch-grad-cam: every class of it gives the maps that it gives alone, and nothing of it is left behind."""
+"""pytorch-grad-cam: the maps of every class, restoration of the model, and error messages."""
 
 import inspect
 
@@ -14,10 +14,8 @@ from restoration import traces
 from torch import nn
 from torchvision.models import resnet18
 
-from torchmetrics_cam import AverageDrop, IncreaseInConfidence
+from torchmetrics_cam import AverageDrop, IncreaseInConfidence, explain
 from torchmetrics_cam.cams import PytorchGradCAMSource, as_source
-from torchmetrics_cam.model.scores import ScoreFunction
-from torchmetrics_cam.pipeline.explain import explain
 from torchmetrics_cam.protocol import EvaluationProtocol
 
 METHODS = [
@@ -25,8 +23,8 @@ METHODS = [
     "SegEigenCAM", "KPCA_CAM", "FEM", "RandomCAM", "ScoreCAM", "AblationCAM", "ShapleyCAM", "FullGrad", "FinerCAM",
     "RefineCAM", "SESS",
 ]  # fmt: skip
-# They explain no class, or are parts of those that do; the guided network is tested by itself.
-NO_METHODS = {
+# These explain no class or are components of others; GuidedBackpropReLUModel has a test of its own.
+OTHER_CLASSES = {
     "AblationLayer", "AblationLayerVit", "AblationLayerFasterRCNN", "ActivationsAndGradients",
     "DeepFeatureFactorization", "GuidedBackpropReLUModel",
 }  # fmt: skip
@@ -53,21 +51,21 @@ def photos16() -> torch.Tensor:
 
 
 def maps_of(source, images, protocol=GRAD_CAM, **arguments):
-    return explain(as_source(source), images, scoring=ScoreFunction(None, protocol), **arguments).maps
+    return explain(as_source(source), images, protocol=protocol, **arguments).maps
 
 
-def test_every_class_of_the_library_is_known():
+def test_every_class_of_the_library_is_covered():
     classes = {
         name
         for name, one in vars(library).items()
         if inspect.isclass(one) and one.__module__.startswith("pytorch_grad_cam")
     }
-    assert classes == {*METHODS, *NO_METHODS}
+    assert classes == {*METHODS, *OTHER_CLASSES}
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("class_idx", [None, 3, [0, 3, 3, 1]], ids=["top class", "one for all", "one each"])
-def test_maps_are_those_of_the_object_alone(name, class_idx, model, photos16):
+def test_maps_equal_those_of_the_object(name, class_idx, model, photos16):
     cam = cam_of(name, model)
     classes = model(photos16).argmax(1).tolist() if class_idx is None else class_idx
     classes = [classes] * 4 if isinstance(classes, int) else classes
@@ -90,7 +88,7 @@ def test_maps_are_those_of_the_object_alone(name, class_idx, model, photos16):
     ids=str,
 )
 @pytest.mark.parametrize("name", ["GradCAM", "LayerCAM", "FullGrad"])
-def test_smoothing(name, settings, model, photos16):
+def test_smoothing_arguments(name, settings, model, photos16):
     cam = cam_of(name, model)
     expected = cam(photos16, targets=[ClassifierOutputTarget(1)] * 4, **settings)
     maps = maps_of(PytorchGradCAMSource(cam, **settings), photos16, class_idx=1)
@@ -98,7 +96,7 @@ def test_smoothing(name, settings, model, photos16):
     assert abs(expected - cam(photos16, targets=[ClassifierOutputTarget(1)] * 4)).max() > 0.05
 
 
-def test_guided_backpropagation_one_image_after_the_other(model, photos16):
+def test_guided_backpropagation(model, photos16):
     kinds = [type(module) for module in model.modules()]
     with torch.random.fork_rng():
         expected = [
@@ -121,7 +119,7 @@ def test_several_layers_are_fused_as_the_library_does(model, photos16):
         np.testing.assert_allclose(maps_of(cam, photos16, class_idx=0).numpy(), expected, atol=2e-6)
 
 
-def test_finer_cam_with_its_settings(model, photos16):
+def test_finer_cam_with_its_arguments(model, photos16):
     cam = cam_of("FinerCAM", model)
     expected = cam(photos16, alpha=0.4, comparison_categories=[2])
     source = PytorchGradCAMSource(cam, alpha=0.4, comparison_categories=[2])
@@ -129,7 +127,7 @@ def test_finer_cam_with_its_settings(model, photos16):
     assert abs(expected - cam(photos16)).max() > 0.01
 
 
-def test_targets_of_the_users_own(model, photos16):
+def test_custom_targets(model, photos16):
     targets = [lambda output: output[1] - output[2]] * 4
     for name in ("GradCAM", "ScoreCAM", "ShapleyCAM"):
         cam = cam_of(name, model)
@@ -137,7 +135,7 @@ def test_targets_of_the_users_own(model, photos16):
         np.testing.assert_allclose(maps_of(cam, photos16, targets=targets).numpy(), expected, atol=2e-6)
 
 
-def test_the_cam_of_the_scores_is_that_of_softmax_targets(model, photos16):
+def test_cam_of_scores_equals_softmax_targets(model, photos16):
     protocol = GRAD_CAM.replace(cam_of="scores")
     for name in ("GradCAM", "ScoreCAM", "AblationCAM", "FullGrad"):
         cam = cam_of(name, model)
@@ -148,7 +146,7 @@ def test_the_cam_of_the_scores_is_that_of_softmax_targets(model, photos16):
 
 
 class Wrapped(nn.Module):
-    """A model that returns more than its scores, as transformers do."""
+    """A model whose output is not a tensor, as in transformers."""
 
     def __init__(self, net, form):
         super().__init__()
@@ -169,7 +167,7 @@ def test_models_that_return_more_than_scores(name, form, model, photos16):
     np.testing.assert_allclose(maps.numpy(), expected, atol=2e-6)
 
 
-# To the digit: the preset "grad_cam"
+# The preset "grad_cam" reproduces the library's metrics
 
 
 @pytest.mark.parametrize(
@@ -186,12 +184,12 @@ def test_models_that_return_more_than_scores(name, form, model, photos16):
     ],
 )
 @pytest.mark.parametrize("network", ["resnet18", "lite0"])
-def test_preset_is_the_librarys_own_drop_and_increase(name, network, lite0, photos):
+def test_preset_equals_the_librarys_drop_and_increase(name, network, lite0, photos):
     torch.manual_seed(0)
     model = lite0 if network == "lite0" else resnet18().eval()
     layer = model._blocks[-1] if network == "lite0" else model.layer4
     if network == "resnet18":
-        # Random weights, and answers with some confidence; at 100 every answer is 1, masked or not.
+        # The factor gives random weights moderate confidences; with 100 every confidence is 1, masked or not.
         model.fc.weight.data.mul_(10)
     images = photos[:4]
     cam = cam_of(name, model, [layer])
@@ -209,8 +207,8 @@ def test_preset_is_the_librarys_own_drop_and_increase(name, network, lite0, phot
     assert drop.mean() > 0.01
 
 
-def test_preset_takes_a_smoothed_map_as_the_object_returns_it(lite0, photos):
-    """The mean of the maps of several views of the image: of a tiger cat and of an espresso."""
+def test_preset_uses_a_smoothed_map_as_the_object_returns_it(lite0, photos):
+    """Smoothing averages the maps of several augmentations, here of a tiger cat and an espresso."""
     images, classes = photos[[2, 4]], [282, 967]
     targets = [ClassifierOutputTarget(index) for index in classes]
     cam = cam_of("GradCAM", lite0, [lite0._blocks[-1]])
@@ -224,12 +222,12 @@ def test_preset_takes_a_smoothed_map_as_the_object_returns_it(lite0, photos):
     assert drop.mean() > 0.01
 
 
-# No trace
+# Restoration
 
 
 @pytest.mark.parametrize("name", [*METHODS, "GuidedBackpropReLUModel"])
 @pytest.mark.parametrize("failure", [False, True], ids=["no error", "error"])
-def test_an_update_leaves_no_trace(name, failure, model, photos16):
+def test_an_update_restores_model_and_object(name, failure, model, photos16):
     cam = library.GuidedBackpropReLUModel(model) if name.startswith("Guided") else cam_of(name, model)
     called = []
     for parameter in model.parameters():
@@ -238,17 +236,17 @@ def test_an_update_leaves_no_trace(name, failure, model, photos16):
     model.train()
     model.stem[0].weight.requires_grad_(False)
     source = as_source(cam)
-    noted = [part.activations_and_grads for part in source.parts]
+    noted = [part.activations_and_grads for part in source.base_cams]
     for hooks in noted:
         hooks.activations, hooks.gradients = ["kept"], ["kept"]
-    kept = [dict(vars(one)) for one in (cam, *source.parts, *noted)]
+    kept = [dict(vars(one)) for one in (cam, *source.base_cams, *noted)]
     random_numbers = str(np.random.get_state())
     before = traces(model, photos16) | {"modules": [id(module) for module in model.modules()]}
     metric = AverageDrop(cam, protocol="grad_cam")
     if failure:
-        # At the end of the last thing that the object does.
-        for part in source.parts or [cam]:
-            method = "compute_cam_per_layer" if source.parts else "forward"
+        # The error is raised at the end of the object's last step.
+        for part in source.base_cams or [cam]:
+            method = "compute_cam_per_layer" if source.base_cams else "forward"
             inner = getattr(part, method)
 
             def failing(*arguments, _inner=inner):
@@ -258,21 +256,21 @@ def test_an_update_leaves_no_trace(name, failure, model, photos16):
             setattr(part, method, failing)
         with pytest.raises(ArithmeticError, match="on purpose"):
             metric.update(photos16)
-        for part in source.parts or [cam]:
+        for part in source.base_cams or [cam]:
             delattr(part, method)
     else:
         metric.update(photos16)
     after = traces(model, photos16) | {"modules": [id(module) for module in model.modules()]}
     for what in before:
         assert after[what] == before[what], what
-    assert [vars(one) for one in (cam, *source.parts, *noted)] == kept
+    assert [vars(one) for one in (cam, *source.base_cams, *noted)] == kept
     assert all(hooks.activations == hooks.gradients == ["kept"] for hooks in noted)
     assert str(np.random.get_state()) == random_numbers
     assert not called
     assert metric.total == (0 if failure else 4)
 
 
-def test_layers_that_ablation_cam_exchanged_are_back_after_an_error_in_its_loop(model, photos16):
+def test_layers_replaced_by_ablation_cam_are_restored_after_an_error(model, photos16):
     class Failing(library.AblationLayer):
         def set_next_batch(self, **_):
             raise ArithmeticError("on purpose")
@@ -285,7 +283,7 @@ def test_layers_that_ablation_cam_exchanged_are_back_after_an_error_in_its_loop(
 
 
 @pytest.mark.parametrize("name", ["ScoreCAM", "AblationCAM"])
-def test_no_progress_bar_is_drawn(name, model, photos16, capsys):
+def test_progress_bars_are_disabled(name, model, photos16, capsys):
     cam = cam_of(name, model)
     AverageDrop(cam).update(photos16)
     assert capsys.readouterr() == ("", "")
@@ -294,7 +292,7 @@ def test_no_progress_bar_is_drawn(name, model, photos16, capsys):
 
 
 @pytest.mark.parametrize("name", ONE_PASS)
-def test_one_clean_pass_serves_the_object(name, model, photos16):
+def test_the_object_uses_the_evaluations_forward_pass(name, model, photos16):
     metric = AverageDrop(cam_of(name, model))
     with Calls(model) as calls:
         metric.update(photos16)
@@ -352,10 +350,10 @@ def test_a_compiled_or_distributed_model_runs_unwrapped(model, photos16):
         assert metric.compute() == bare.compute()
 
 
-# Refused
+# Errors
 
 
-def test_a_target_count_that_does_not_fit_is_refused(model, photos16):
+def test_a_wrong_number_of_targets_raises(model, photos16):
     metric = AverageDrop(cam_of("GradCAM", model))
     with (
         Calls(model) as calls,
@@ -365,7 +363,7 @@ def test_a_target_count_that_does_not_fit_is_refused(model, photos16):
     assert not calls.batches
 
 
-def test_layers_that_are_gone_are_refused(model, photos16):
+def test_replaced_or_released_layers_raise(model, photos16):
     cam = cam_of("GradCAM", model)
     left = cam_of("FullGrad", model)
     left.activations_and_grads.release()
@@ -373,24 +371,28 @@ def test_layers_that_are_gone_are_refused(model, photos16):
     for one in (cam, left):
         with (
             Calls(model) as calls,
-            pytest.raises(ValueError, match="has lost its target layers: its `with` block"),
+            pytest.raises(ValueError, match="has lost its target layers: its `with` block has ended"),
         ):
             AverageDrop(one).update(photos16)
         assert not calls.batches
 
 
-def test_what_explains_no_class_is_refused(model):
+def test_objects_that_explain_no_class_and_unknown_arguments_raise(model):
     for one in (library.DeepFeatureFactorization(model, model.relu), library.AblationLayer()):
-        with pytest.raises(TypeError, match=f"{type(one).__name__} of pytorch-grad-cam explains no class"):
+        with pytest.raises(
+            TypeError, match=f"{type(one).__name__} of pytorch-grad-cam does not explain a class"
+        ):
             AverageDrop(one)
-    with pytest.raises(TypeError, match=r"GradCAM takes no 'smooth'; .* \['aug_smooth', 'eigen_smooth'\]"):
+    with pytest.raises(
+        TypeError, match=r"GradCAM has no argument 'smooth'; .* \['aug_smooth', 'eigen_smooth'\]"
+    ):
         PytorchGradCAMSource(cam_of("GradCAM", model), smooth=True)
     guided = AverageDrop(library.GuidedBackpropReLUModel(model))
     with pytest.raises(ValueError, match="explains a class, not an arbitrary target"):
         guided.update(torch.rand(1, 3, 8, 8), targets=len)
 
 
-def test_a_class_derived_from_one_of_the_librarys_is_known(model, photos16):
+def test_subclasses_of_the_librarys_classes_are_recognized(model, photos16):
     class Mine(library.GradCAM):
         pass
 

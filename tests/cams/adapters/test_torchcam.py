@@ -1,4 +1,4 @@
-"""torchcam 0.5: the numbers of its own metric, for its extractors and for objects that behave like one."""
+"""torchcam 0.5: the values of its own metric, for its extractors and for objects with the same methods."""
 
 from functools import partial
 
@@ -18,44 +18,44 @@ SIX = ["GradCAM", "GradCAMpp", "XGradCAM", "LayerCAM", "ScoreCAM", "SmoothGradCA
 
 
 def both(make, batches, logits_fn=SOFTMAX, **update):
-    """What torchcam's metric and ours say of the same extractor, seeds and batches."""
-    told = []
+    """Return the results of torchcam's metric and of this package's for the same extractor, seeds and batches."""
+    results = []
     for cls in (TorchcamMetric, ClassificationMetric):
         torch.manual_seed(0)
         with make() as extractor:
             metric = cls(extractor, logits_fn)
             for batch in batches:
                 metric.update(batch, **update)
-            told.append((metric.summary(), int(metric.nan_count)))
-    return told
+            results.append((metric.summary(), int(metric.nan_count)))
+    return results
 
 
-def assert_same(told):
-    (theirs, their_nans), (ours, our_nans) = told
+def assert_same(results):
+    (theirs, their_nans), (ours, our_nans) = results
     assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
     assert our_nans == their_nans
 
 
 @pytest.mark.parametrize("class_idx", [None, 285, "list"], ids=["top class", "one class", "a class each"])
 @pytest.mark.parametrize("name", SIX)
-def test_same_numbers_on_photos(lite0, photos, name, class_idx):
+def test_values_equal_torchcams_metric_on_photos(lite0, photos, name, class_idx):
     images, layer = photos, "_bn1"
     if name in ("ScoreCAM", "SmoothGradCAMpp"):
-        # They run the network many times: fewer photos, at half the size; and for Score-CAM, which needs a
-        # forward pass for every channel of the layer, the layer with the fewest.
+        # These methods run the network many times: fewer photos at half the size, and for Score-CAM, which needs a
+        # forward pass per channel of the layer, the layer with the fewest channels.
         images = nn.functional.avg_pool2d(photos[:2], 2)
         layer = "_bn0" if name == "ScoreCAM" else "_bn1"
     if class_idx == "list":
         class_idx = list(range(280, 280 + len(images)))
-    told = both(lambda: getattr(methods, name)(lite0, layer), [images], class_idx=class_idx)
-    assert_same(told)
-    assert class_idx is not None or told[1][0]["avg_drop"] > 0
+    results = both(lambda: getattr(methods, name)(lite0, layer), [images], class_idx=class_idx)
+    assert_same(results)
+    assert class_idx is not None or results[1][0]["avg_drop"] > 0
 
 
 @pytest.mark.parametrize("class_idx", [None, 3, "list"], ids=["top class", "one class", "a class each"])
 @pytest.mark.parametrize("name", SIX)
 @pytest.mark.parametrize("layer", ["3", ["1", "3"]], ids=["one layer", "two layers"])
-def test_same_numbers_on_digits(digits, name, class_idx, layer):
+def test_values_equal_torchcams_metric_on_digits(digits, name, class_idx, layer):
     model, images, labels = digits
     if class_idx == "list":
         class_idx = labels[:16].tolist()
@@ -65,7 +65,7 @@ def test_same_numbers_on_digits(digits, name, class_idx, layer):
 
 @pytest.mark.filterwarnings("ignore:.*scores lie outside of")
 @pytest.mark.parametrize("logits_fn", [None, SOFTMAX], ids=["raw output", "softmax"])
-def test_same_numbers_through_targets_and_without_logits_fn(digits, logits_fn):
+def test_values_equal_torchcams_metric_with_targets_and_without_logits_fn(digits, logits_fn):
     model, images, _ = digits
     targets = [lambda scores: scores[3] - 0.5 * scores[5]] * 16
     make = partial(methods.GradCAM, model, "3")
@@ -74,7 +74,7 @@ def test_same_numbers_through_targets_and_without_logits_fn(digits, logits_fn):
     assert_same(both(make, [images[:16]], None, class_idx=2))
 
 
-def test_same_numbers_for_every_other_extractor(digits):
+def test_values_equal_torchcams_metric_for_all_other_extractors(digits):
     model = small_net(channels=1, classes=10).float()
     images = digits[1][:8]
     for make in (
@@ -90,7 +90,7 @@ def test_same_numbers_for_every_other_extractor(digits):
         assert_same(both(make, [images], class_idx=3))
 
 
-def test_same_numbers_for_legrad_on_a_vit():
+def test_values_equal_torchcams_metric_for_legrad_on_a_vit():
     torch.manual_seed(0)
     model = torchvision.models.VisionTransformer(32, 8, 2, 2, 24, 48, num_classes=5).eval()
     nn.init.normal_(model.heads.head.weight)
@@ -98,15 +98,15 @@ def test_same_numbers_for_legrad_on_a_vit():
     make = partial(methods.LeGrad, model, list(model.encoder.layers))
     for frozen in (False, True):
         model.requires_grad_(not frozen)
-        told = both(make, [images])
-        assert_same(told)
+        results = both(make, [images])
+        assert_same(results)
     metric = AverageDrop(make())
     metric.update(images)
     assert metric.total == 3
 
 
 class FrameMap:
-    """An extractor by behavior alone: no hooks, nothing of torchcam's, its own gradient of the input."""
+    """An extractor with torchcam's methods but without its classes; it computes the gradient of the input."""
 
     def __init__(self, model):
         self.model = model
@@ -127,21 +127,21 @@ class FrameMap:
         return cams[0]
 
 
-def test_a_hand_written_extractor_is_known_by_its_behavior(digits):
+def test_an_extractor_is_recognized_by_its_methods(digits):
     model, images, labels = digits
-    told = []
+    results = []
     for cls in (TorchcamMetric, ClassificationMetric):
         extractor = FrameMap(model)
         metric = cls(extractor, SOFTMAX)
         for class_idx in (None, 4, labels[:8].tolist()):
-            # torchcam's own metric gives the model the images as they are, so they must ask for a gradient.
+            # torchcam's own metric passes the images unchanged, so they must require gradients.
             metric.update(images[:8].clone().requires_grad_(cls is TorchcamMetric), class_idx)
         extractor.handle.remove()
-        told.append((metric.summary(), metric.nan_count))
-    assert_same(told)
+        results.append((metric.summary(), metric.nan_count))
+    assert_same(results)
 
 
-def test_hooks_are_switched_off_for_the_masked_forward_pass(digits):
+def test_hooks_are_disabled_for_the_masked_forward_pass(digits):
     class Plain:
         def __init__(self, model):
             self.model, self.log = model, []
@@ -168,8 +168,8 @@ def test_hooks_are_switched_off_for_the_masked_forward_pass(digits):
         assert extractor.log == expected
 
 
-def test_the_paper_protocol_asks_torchcam_for_the_maps_before_its_normalization(digits):
-    """Grad-CAM is one method: through torchcam's extractor and through ours it has the same drop."""
+def test_the_paper_protocol_uses_torchcams_maps_before_normalization(digits):
+    """Grad-CAM has the same drop with torchcam's extractor and with this package's."""
     model, images, _ = digits
     values = []
     for source in (methods.GradCAM(model, "3"), GradCAM(model, "3")):
@@ -180,8 +180,8 @@ def test_the_paper_protocol_asks_torchcam_for_the_maps_before_its_normalization(
     torch.testing.assert_close(*values, rtol=1e-6, atol=0)
 
 
-def test_torchcams_own_grad_cam_plus_plus_is_another_method(digits):
-    """Its division is lost in an in-place operation on a copy; ours is the paper's, so the two differ."""
+def test_torchcams_grad_cam_plus_plus_differs_from_the_paper(digits):
+    """torchcam 0.5 applies the division to a copy and loses it; this package follows the paper."""
     model, images, _ = digits
     ours, theirs = AverageDrop(GradCAMPlusPlus(model, "3")), AverageDrop(methods.GradCAMpp(model, "3"))
     ours.update(images)
@@ -189,12 +189,12 @@ def test_torchcams_own_grad_cam_plus_plus_is_another_method(digits):
     assert (ours.compute() - theirs.compute()).abs() > 1e-3
 
 
-def test_the_extractor_names_the_source(net):
+def test_repr_is_that_of_the_extractor(net):
     extractor = methods.LayerCAM(net, "body")
     assert repr(as_source(extractor)) == "LayerCAM(target_layer=['body'])"
 
 
-def test_one_nan_map_leaves_the_mean_of_the_others_and_is_counted(net, images):
+def test_nan_maps_are_excluded_and_counted(net, images):
     class WithNan(methods.GradCAM):
         broken = slice(0, 0)
 
@@ -203,7 +203,7 @@ def test_one_nan_map_leaves_the_mean_of_the_others_and_is_counted(net, images):
             cams[0][self.broken] = float("nan")
             return cams
 
-    told = []
+    results = []
     for cls in (TorchcamMetric, ClassificationMetric):
         with WithNan(net, "body") as extractor:
             metric = cls(extractor, SOFTMAX)
@@ -215,5 +215,5 @@ def test_one_nan_map_leaves_the_mean_of_the_others_and_is_counted(net, images):
             assert metric.summary() == after_one
             assert int(metric.nan_count) == 5
             assert int(metric.total) == 3
-        told.append((metric.summary(), int(metric.nan_count)))
-    assert_same(told)
+        results.append((metric.summary(), int(metric.nan_count)))
+    assert_same(results)

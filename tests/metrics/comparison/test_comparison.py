@@ -557,7 +557,9 @@ def test_a_source_with_a_graph_to_the_images_has_a_pass_of_its_own(net, images):
             return ()
 
         def maps(self, clean):
-            (gradient,) = torch.autograd.grad(clean.selector.select(clean.explained).sum(), clean.scores.raw)
+            (gradient,) = torch.autograd.grad(
+                clean.selector.select(clean.explained_output).sum(), clean.scores.raw
+            )
             return SourceMaps([gradient.sum(1)[:, None, None] + clean.images.sum(1)])
 
     comparison = CAMComparison({"whole": Whole(net, "body"), "Grad-CAM": GradCAM(net, "body")})
@@ -667,7 +669,7 @@ def test_what_cannot_be_is_refused_kindly(case, net):
         ),
         ({"cams": torch.rand(12, 3, 3)}, "cams is one tensor, and 0 methods of the comparison take maps"),
         ({"cams": {"LIME": torch.rand(12, 3, 3)}}, "'LIME' is no method of this comparison"),
-        ({"cams": {"Grad-CAM": torch.rand(12, 3, 3)}}, "takes its maps from GradCAM"),
+        ({"cams": {"Grad-CAM": torch.rand(12, 3, 3)}}, "cams was passed, but GradCAM"),
         ({"class_idx": 9}, "the model has 5 classes"),
     ],
     ids=["index", "one tensor", "no method", "no taker", "no class"],

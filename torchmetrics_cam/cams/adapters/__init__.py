@@ -1,1 +1,1 @@
-"""CAM objects of other libraries as sources, a file a library."""
+"""Adapters that make CAM objects of other libraries usable as sources; one file per library."""

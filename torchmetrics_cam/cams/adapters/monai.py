@@ -1,4 +1,4 @@
-"""The CAMs of MONAI: CAM, GradCAM and GradCAMpp, on images and volumes."""
+"""Adapter for MONAI: its CAM, GradCAM and GradCAMpp, on images and volumes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,24 +14,37 @@ _LIBRARY = "monai.visualize"
 
 
 class MonaiSource(CAMSource):
-    """Maps from ``CAM``, ``GradCAM`` or ``GradCAMpp`` of MONAI.
+    """Maps from a ``CAM``, ``GradCAM`` or ``GradCAMpp`` of MONAI.
 
-    It takes the map as it is before MONAI's post-processing, whose default turns it over: there the most
-    important position has the value 0. MONAI sums the scores of all classes of a batch where it should take
-    one an image, so a map depends on the other images; here each image has its own class, and the map that
-    MONAI gives it alone.
+    The maps differ from the result of the MONAI object in two ways. They are taken before its
+    post-processing, whose default inverts the map (the most important position gets 0). And each image is
+    explained for its own class: MONAI itself explains the sum of the scores of a batch, so that the map of an
+    image depends on the classes of the others. Here an image has the map that MONAI computes for it alone.
 
     Args:
-        cam: the object; the network inside of it is the one that is evaluated.
-        layer_idx: which of several target layers.
+        cam: the MONAI object; the network that it was created with is explained.
+        layer_idx: the index of the target layer to use, if the object has several.
+
+    Raises:
+        ValueError: in ``update``, if MONAI's hooks are no longer on the target layer, or if ``targets`` are
+            given for a ``CAM``, which explains classes only.
 
     Example:
+        MONAI's Grad-CAM weights each channel by its mean gradient. The target layer returns the image
+        unchanged, two channels of 2 x 2 pixels, and the first row of the weights gives the mean gradients 0.1
+        and 0.2: the map is 0.1 times the first channel plus 0.2 times the second.
+
+        >>> import torch
         >>> from monai.visualize import GradCAM
         >>> from torch import nn
+        >>> from torchmetrics_cam import explain
         >>> from torchmetrics_cam.cams import MonaiSource
-        >>> model = nn.Sequential(nn.Conv3d(1, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten())
-        >>> MonaiSource(GradCAM(model, "0"))
-        GradCAM(Sequential, 0)
+        >>> model = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(8, 2, bias=False))
+        >>> model[2].weight.data[0] = torch.tensor([0.8, 0.0, 0.0, -0.4, 0.2, 0.2, 0.2, 0.2])
+        >>> images = torch.tensor([[[[1.0, 2.0], [4.0, 1.0]], [[2.0, 0.0], [0.0, 2.0]]]])
+        >>> explain(MonaiSource(GradCAM(model, "0")), images, class_idx=0).maps[0]
+        tensor([[0.5000, 0.2000],
+                [0.4000, 0.5000]])
 
     """
 
@@ -45,59 +58,63 @@ class MonaiSource(CAMSource):
         self.supports_targets = cam.nn_module.register_backward
 
     def check(self, images: Tensor, cams: Tensor | None) -> None:
-        """Refuse a batch before the model runs.
+        """Validate the batch and MONAI's hooks before the model runs.
 
         Raises:
-            ValueError: if maps were handed in, or MONAI's hooks are not on the target layer any more.
+            ValueError: if precomputed maps were passed, or MONAI's hooks are no longer on the target layer.
         """
         super().check(images, cams)
         for name in layer_names(self.model, self.cam.nn_module.target_layers):
-            if not any(map(self._has_hook, self.model.get_submodule(name)._forward_hooks.values())):
+            if not any(map(self._is_own_hook, self.model.get_submodule(name)._forward_hooks.values())):
                 raise ValueError(
-                    f"{self!r} has no hook on the layer {name!r}: it or the layer was removed, as"
-                    " SyncBatchNorm.convert_sync_batchnorm does, or the network was copied, and the copied"
-                    " hooks are those of the first; make a new one"
+                    f"{self!r} has no hook on layer {name!r}: the hook was removed, the layer was replaced,"
+                    " as by SyncBatchNorm.convert_sync_batchnorm, or the network was copied, and the"
+                    " copied hooks belong to the MONAI object of the original. Create a new MONAI object"
+                    " for the current network"
                 )
 
-    def _has_hook(self, hook: Any) -> bool:
+    def _is_own_hook(self, hook: Any) -> bool:
+        """Return whether a forward hook belongs to this MONAI object and not to another one."""
         cells = getattr(hook, "__closure__", None) or ()
-        return _is_monais(hook) and any(cell.cell_contents is self.cam.nn_module for cell in cells)
+        return _is_monai_hook(hook) and any(cell.cell_contents is self.cam.nn_module for cell in cells)
 
-    def maps(self, clean: ForwardPass) -> SourceMaps:
-        """MONAI's map of the layer, one channel."""
+    def maps(self, forward: ForwardPass) -> SourceMaps:
+        """Return MONAI's maps of the target layer, before its post-processing."""
 
         def class_score(output: Any, _class_idx: Any) -> Tensor:
-            """One score an image, in a shape that multiplies its gradient."""
-            return clean.selector.select(clean.explained_of(output)).view(-1, *(1,) * (clean.images.ndim - 1))
+            # MONAI multiplies the score with gradients (N, channels, *spatial).
+            scores = forward.selector.select(forward.explained_output_of(output))
+            return scores.view(-1, *(1,) * (forward.images.ndim - 1))
 
-        images = clean.images.clone().requires_grad_()
-        selected = clean.selector.class_idx
-        classes = [0] * len(images) if selected is None else selected.tolist()
+        images = forward.images.clone().requires_grad_()
+        class_idx = forward.selector.class_idx
+        # class_score ignores the classes, but MONAI requires some.
+        classes = [0] * len(images) if class_idx is None else class_idx.tolist()
         self.cam.nn_module.class_score = class_score
-        made = self.cam.compute_map(images, class_idx=classes, layer_idx=self.layer_idx)
-        return SourceMaps([made.squeeze(1)])
+        maps = self.cam.compute_map(images, class_idx=classes, layer_idx=self.layer_idx)
+        return SourceMaps([maps.squeeze(1)])
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """What MONAI's hooks note is forgotten afterwards, and its ``backward`` reaches no parameter."""
+        """Let MONAI run the unwrapped model without gradients of parameters; restore its state afterwards."""
         with self.muted():
             self.model.requires_grad_(False)
             yield
 
     @contextmanager
     def muted(self) -> Iterator[None]:
-        """What MONAI's hooks note is forgotten afterwards; there is no handle to silence them by."""
-        hooked = self.cam.nn_module
-        with attributes_kept(hooked):
-            hooked.model, hooked.activations, hooked.gradients = self.model, {}, {}
+        """Discard afterwards what MONAI's hooks record; MONAI keeps no handles to disable them."""
+        wrapper = self.cam.nn_module
+        with attributes_kept(wrapper):
+            wrapper.model, wrapper.activations, wrapper.gradients = self.model, {}, {}
             yield
 
     def remove_hooks(self) -> None:
-        """Take MONAI's hooks off the target layers."""
+        """Remove MONAI's hooks from the target layers."""
         for name in layer_names(self.model, self.cam.nn_module.target_layers):
             layer = self.model.get_submodule(name)
             for table in (layer._forward_hooks, layer._backward_hooks):
-                for key in [key for key, hook in table.items() if _is_monais(hook)]:
+                for key in [key for key, hook in table.items() if _is_monai_hook(hook)]:
                     del table[key]
 
     def __repr__(self) -> str:
@@ -105,13 +122,12 @@ class MonaiSource(CAMSource):
         return f"{type(self.cam).__name__}({type(self.model).__name__}, {layer})"
 
 
-def _is_monais(hook: Any) -> bool:
+def _is_monai_hook(hook: Any) -> bool:
     return getattr(hook, "__qualname__", "").startswith("ModelWithHooks.")
 
 
 def is_monai(candidate: Any) -> bool:
-    """Whether an object is a CAM of MONAI, or of a class that is derived from one."""
-    classes = type(candidate).__mro__
+    """Return whether an object is a CAM of MONAI, or of a class derived from one."""
     return not isinstance(candidate, type) and any(
-        one.__name__ == "CAMBase" and one.__module__.startswith(_LIBRARY) for one in classes
+        cls.__name__ == "CAMBase" and cls.__module__.startswith(_LIBRARY) for cls in type(candidate).__mro__
     )

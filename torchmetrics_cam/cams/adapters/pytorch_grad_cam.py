@@ -1,4 +1,4 @@
-"""Objects of pytorch-grad-cam: every class of that library that explains a classifier."""
+"""Adapter for pytorch-grad-cam: every class of the library that explains a classifier."""
 
 import inspect
 import sys
@@ -17,217 +17,244 @@ from torchmetrics_cam.model.guard import attributes_kept, hooks_muted, unwrapped
 from torchmetrics_cam.model.scores import samples
 
 _LIBRARY = "pytorch_grad_cam"
-# What FinerCAM compares a class with if nothing else is asked for: the classes of the next higher scores.
-_COMPARED = (1, 2, 3)
+# FinerCAM's default: the classes with the second to fourth most similar score.
+_DEFAULT_COMPARISON_CATEGORIES = (1, 2, 3)
 
 
 class PytorchGradCAMSource(CAMSource):
     """Maps from an object of pytorch-grad-cam.
 
-    Every subclass of its ``BaseCAM`` is understood, and FinerCAM, RefineCAM, SESS and
-    GuidedBackpropReLUModel. Where the object needs one forward pass of the model, the clean pass of the
-    evaluation serves, and only the head of the network has a graph.
+    Supported are all subclasses of its ``BaseCAM``, and ``FinerCAM``, ``RefineCAM``, ``SESS`` and
+    ``GuidedBackpropReLUModel``. Objects that need one forward pass of the model use the evaluation's own
+    forward pass on the clean images, with an autograd graph from the target layers on.
 
-    The class or the target is explained in what the protocol takes the CAM of. With the preset
-    ``"grad_cam"`` the maps are those that the object returns, as they are; every other protocol normalizes
-    them anew. The library sets negative values to 0, so ``rectify="abs"`` finds none.
+    The explained score is the one that the protocol's ``cam_of`` chooses. The library sets negative values to
+    0, so that ``rectify="abs"`` has no effect, and normalizes its maps. Under the preset ``"grad_cam"`` the
+    maps are used as the object returns them; every other protocol normalizes them again.
 
     Args:
-        cam: the object; its model is the network that is evaluated.
-        settings: what its call takes beside images and targets: ``aug_smooth=True``, ``eigen_smooth=True``,
-            for FinerCAM ``alpha`` and ``comparison_categories``.
+        cam: the pytorch-grad-cam object; the network that it was created with is explained.
+        call_arguments: further arguments of the object's call besides the images and targets, such as
+            ``aug_smooth=True`` or ``eigen_smooth=True``, or ``alpha`` and ``comparison_categories`` of
+            ``FinerCAM``.
 
     Raises:
-        TypeError: if the object explains no class, or its call does not take a setting.
+        TypeError: if the object does not explain a class, or its call does not accept a given argument.
+        ValueError: in ``update``, if the object's target layers are no longer part of the network or run
+            several times in a forward pass, or if ``targets`` are given for a ``GuidedBackpropReLUModel``.
+        RuntimeError: in ``update``, if a target layer was not executed.
 
     Example:
+        The library's Grad-CAM weights each channel by its mean gradient. The target layer returns the image
+        unchanged, two channels of 2 x 2 pixels, and the first row of the weights gives the mean gradients 0.1
+        and 0.2: 0.1 times the first channel plus 0.2 times the second is [[0.5, 0.2], [0.4, 0.5]], which the
+        library normalizes to [0, 1].
+
+        >>> import torch
+        >>> from pytorch_grad_cam import GradCAM
         >>> from torch import nn
-        >>> from pytorch_grad_cam import EigenCAM
+        >>> from torchmetrics_cam import explain
         >>> from torchmetrics_cam.cams import PytorchGradCAMSource
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> PytorchGradCAMSource(EigenCAM(model, [model[0]]))
-        EigenCAM(Sequential, 0)
+        >>> model = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(8, 2, bias=False))
+        >>> model[2].weight.data[0] = torch.tensor([0.8, 0.0, 0.0, -0.4, 0.2, 0.2, 0.2, 0.2])
+        >>> images = torch.tensor([[[[1.0, 2.0], [4.0, 1.0]], [[2.0, 0.0], [0.0, 2.0]]]])
+        >>> explain(PytorchGradCAMSource(GradCAM(model, [model[0]])), images, class_idx=0).maps[0]
+        tensor([[1.0000, 0.0000],
+                [0.6667, 1.0000]])
 
     """
 
     freezes: bool = True
 
-    def __init__(self, cam: Any, **settings: Any) -> None:
+    def __init__(self, cam: Any, **call_arguments: Any) -> None:
         self.cam = self.hooked = cam
-        self.parts = _parts(cam)
-        self.model = (self.parts[0] if self.parts else cam).model
-        self.settings = settings
-        _check_settings(cam, settings)
-        self.supports_targets = bool(self.parts)
-        # FullGrad and ShapleyCAM differentiate down to the image; the others as far as their layers.
-        self._to_the_image = any(part.compute_input_gradient for part in self.parts) or not self.parts
-        self._in_one_pass = not (self._to_the_image or settings.get("aug_smooth") or "SESS" in _kinds(cam))
-        if self._in_one_pass and any(part.uses_gradients for part in self.parts):
+        self.base_cams = _base_cams(cam)
+        self.model = (self.base_cams[0] if self.base_cams else cam).model
+        self.call_arguments = call_arguments
+        _check_call_arguments(cam, call_arguments)
+        self.supports_targets = bool(self.base_cams)
+        # FullGrad, ShapleyCAM and guided backpropagation need the gradient of the image; the others need
+        # gradients of their target layers at most.
+        self._needs_image_gradient = not self.base_cams or any(
+            base.compute_input_gradient for base in self.base_cams
+        )
+        runs_model_itself = call_arguments.get("aug_smooth") or "SESS" in _class_names(cam)
+        self._uses_forward_pass = not (self._needs_image_gradient or runs_model_itself)
+        if self._uses_forward_pass and any(base.uses_gradients for base in self.base_cams):
             self.graph = "head"
 
     @property
     def layers(self) -> Sequence[nn.Module]:
-        """The target layers, if the clean pass of the evaluation serves the object."""
-        return self._target_layers if self._in_one_pass else ()
+        """The target layers, if the object uses the evaluation's forward pass."""
+        return self._target_layers if self._uses_forward_pass else ()
 
     def check(self, images: Tensor, cams: Tensor | None) -> None:
-        """Refuse a batch before the model runs.
+        """Validate the batch and the target layers before the model runs.
 
         Raises:
-            ValueError: if maps were handed in, or target layers are not part of the model any more.
+            ValueError: if precomputed maps were passed, or a target layer is no longer part of the model.
         """
         super().check(images, cams)
-        released = not self._in_one_pass and any(not hooks.handles for hooks in self._hooks)
+        released = not self._uses_forward_pass and any(not hooks.handles for hooks in self._hooks)
         if released or not set(self._target_layers) <= set(self.model.modules()):
             raise ValueError(
-                f"{self!r} has lost its target layers: its `with` block was left, or they were replaced, as"
-                " SyncBatchNorm.convert_sync_batchnorm does; make a new one"
+                f"{self!r} has lost its target layers: its `with` block has ended, or the layers were"
+                " replaced, as by SyncBatchNorm.convert_sync_batchnorm; create a new object for the current"
+                " network"
             )
 
-    def maps(self, clean: ForwardPass) -> SourceMaps:
-        """What the object returns for the images.
+    def maps(self, forward: ForwardPass) -> SourceMaps:
+        """Return the maps that the object returns for the images.
 
         Raises:
-            RuntimeError: if a target layer did not run in the forward pass.
-            ValueError: if one ran several times.
+            RuntimeError: if a target layer was not executed in the forward pass.
+            ValueError: if a target layer was executed several times.
         """
-        if self._in_one_pass and max(self.cam.runs.values(), default=0) > 1:
+        if self._uses_forward_pass and max(self.cam.runs.values(), default=0) > 1:
             raise ValueError(
-                f"a target layer of {self!r} runs several times in a forward pass, and of its maps the"
-                " library takes the first; choose a layer that runs once, such as the block that it is in"
+                f"a target layer of {self!r} runs several times in a forward pass, and the library would use"
+                " the wrong activation; choose a layer that runs once, such as the block that contains it"
             )
-        images = clean.images.clone().requires_grad_(self._to_the_image)
+        images = forward.images.clone().requires_grad_(self._needs_image_gradient)
         with ExitStack() as stack:
-            if self._in_one_pass:
-                for part in self.parts:
-                    part.activations_and_grads.model = self._replay_of(part, clean)
-            elif not self._to_the_image:
+            if self._uses_forward_pass:
+                for base in self.base_cams:
+                    base.activations_and_grads.model = self._replay(base, forward)
+            elif not self._needs_image_gradient:
                 stack.enter_context(activation_graph(self.model, self._target_layers))
-            # What runs the model again, as Score-CAM and Ablation-CAM do, gets what is explained from it.
-            answer = self.model.register_forward_hook(
-                lambda _module, _args, output: _by_sample(clean.explained_of(output))
+            # Methods that run the model again, such as Score-CAM and Ablation-CAM, get the explained output.
+            output_hook = self.model.register_forward_hook(
+                lambda _module, _args, output: _indexable(forward.explained_output_of(output))
             )
-            stack.callback(answer.remove)
-            # Score-CAM masks images with maps in float32, whatever the model computes in.
-            cast = self.model.register_forward_pre_hook(
-                lambda _module, given: tuple(one.to(clean.images.dtype) for one in given)
+            stack.callback(output_hook.remove)
+            # Score-CAM multiplies the images by float32 maps, whatever dtype the model has.
+            cast_hook = self.model.register_forward_pre_hook(
+                lambda _module, args: tuple(tensor.to(forward.images.dtype) for tensor in args)
             )
-            stack.callback(cast.remove)
-            made = self._called(images, clean)
-        as_returned = clean.protocol.normalize == "before_and_after_resize"
-        return SourceMaps([torch.from_numpy(made)], rectified=True, normalized=as_returned)
+            stack.callback(cast_hook.remove)
+            maps = self._call(images, forward)
+        as_returned = forward.protocol.normalize == "before_and_after_resize"
+        return SourceMaps([torch.from_numpy(maps)], rectified=True, normalized=as_returned)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """What the object notes is forgotten afterwards, and its ``backward`` reaches no parameter."""
-        ablated = [part.ablation_layer for part in self.parts if hasattr(part, "ablation_layer")]
+        """Prepare the object for `maps`; restore its state and the model's ``requires_grad`` afterwards."""
+        ablation_layers = [base.ablation_layer for base in self.base_cams if hasattr(base, "ablation_layer")]
         with ExitStack() as stack:
-            stack.enter_context(attributes_kept(self.cam, *self.parts, *self._hooks, *ablated))
-            stack.enter_context(_without_progress_bars(self.parts))
-            if self._in_one_pass:
+            stack.enter_context(attributes_kept(self.cam, *self.base_cams, *self._hooks, *ablation_layers))
+            stack.enter_context(_without_progress_bars(self.base_cams))
+            if self._uses_forward_pass:
                 stack.enter_context(self.muted())
                 self.cam.runs = Counter[nn.Module]()
                 for layer in set(self._target_layers):
-                    counted = layer.register_forward_hook(lambda ran, *_: self.cam.runs.update([ran]))
-                    stack.callback(counted.remove)
-            for running in (self.cam, *self.parts):
-                running.model, running.device = self.model, next(self.model.parameters()).device
+                    counter = layer.register_forward_hook(lambda module, *_: self.cam.runs.update([module]))
+                    stack.callback(counter.remove)
+            for cam in (self.cam, *self.base_cams):
+                cam.model, cam.device = self.model, next(self.model.parameters()).device
             for hooks in self._hooks:
                 hooks.model, hooks.activations, hooks.gradients = self.model, [], []
-            # ShapleyCAM differentiates twice, also where the second derivative depends on weights alone.
-            twice = any(not part.detach for part in self.parts)
-            for weight in self.model.parameters():
-                weight.requires_grad_(twice and weight.is_floating_point())
+            # ShapleyCAM computes second derivatives, for which the parameters must require gradients.
+            second_order = any(not base.detach for base in self.base_cams)
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(second_order and parameter.is_floating_point())
             yield
 
     @contextmanager
     def muted(self) -> Iterator[None]:
-        """The object's hooks are silent: each would copy its activation to the host and keep it."""
+        """Disable the object's hooks: each would copy its activation to the CPU and keep it."""
         with hooks_muted(handle for hooks in self._hooks for handle in hooks.handles):
             yield
 
     def remove_hooks(self) -> None:
-        """Take the object's hooks off the model."""
+        """Remove the object's hooks from the model."""
         for hooks in self._hooks:
             hooks.release()
 
     @property
     def _hooks(self) -> list[Any]:
-        return [part.activations_and_grads for part in self.parts]
+        return [base.activations_and_grads for base in self.base_cams]
 
     @property
     def _target_layers(self) -> list[nn.Module]:
-        return [unwrapped(layer) for part in self.parts for layer in part.target_layers]
+        return [unwrapped(layer) for base in self.base_cams for layer in base.target_layers]
 
-    def _called(self, images: Tensor, clean: ForwardPass) -> Any:
-        if self.parts:
-            return self.cam(images, self._targets(clean), **self.settings)
-        assert clean.selector.class_idx is not None
-        classes = clean.selector.class_idx.tolist()
-        made = [
+    def _call(self, images: Tensor, forward: ForwardPass) -> Any:
+        """Return the object's maps as a NumPy array ``(N, *spatial)``."""
+        if self.base_cams:
+            return self.cam(images, self._targets(forward), **self.call_arguments)
+        # GuidedBackpropReLUModel takes one image, and returns (H, W, C).
+        assert forward.selector.class_idx is not None
+        classes = forward.selector.class_idx.tolist()
+        maps = [
             self.cam(image, index) for image, index in zip(images.detach().unsqueeze(1), classes, strict=True)
         ]
-        return torch.stack([torch.from_numpy(one).sum(-1) for one in made]).numpy()
+        return torch.stack([torch.from_numpy(one).sum(-1) for one in maps]).numpy()
 
-    def _targets(self, clean: ForwardPass) -> list[Callable[[Any], Tensor]]:
-        if clean.selector.targets is not None:
-            return list(clean.selector.targets)
-        assert clean.selector.class_idx is not None
-        classes = clean.selector.class_idx.tolist()
-        if "FinerCAM" not in _kinds(self.cam):
+    def _targets(self, forward: ForwardPass) -> list[Callable[[Any], Tensor]]:
+        """Return one target function per image, from its output to the explained score."""
+        if forward.selector.targets is not None:
+            return list(forward.selector.targets)
+        assert forward.selector.class_idx is not None
+        classes = forward.selector.class_idx.tolist()
+        if "FinerCAM" not in _class_names(self.cam):
             return [_ClassScore(index) for index in classes]
-        scores = clean.explained.detach()
-        nearest = (
-            (scores - clean.selector.select(scores).unsqueeze(1)).abs().argsort(dim=1, stable=True).tolist()
-        )
-        places = self.settings.get("comparison_categories") or _COMPARED
-        alpha = self.settings.get("alpha", 1)
-        finer = sys.modules[f"{_LIBRARY}.utils.model_targets"].FinerWeightedTarget
+        scores = forward.explained_output.detach()
+        differences = (scores - forward.selector.select(scores).unsqueeze(1)).abs()
+        by_similarity = differences.argsort(dim=1, stable=True).tolist()
+        categories = self.call_arguments.get("comparison_categories") or _DEFAULT_COMPARISON_CATEGORIES
+        alpha = self.call_arguments.get("alpha", 1)
+        finer_target = sys.modules[f"{_LIBRARY}.utils.model_targets"].FinerWeightedTarget
         return [
-            finer(index, [order[place] for place in places if place < len(order)], alpha)
-            for index, order in zip(classes, nearest, strict=True)
+            finer_target(index, [order[rank] for rank in categories if rank < len(order)], alpha)
+            for index, order in zip(classes, by_similarity, strict=True)
         ]
 
-    def _replay_of(self, part: Any, clean: ForwardPass) -> Callable[[Tensor], Any]:
-        """In place of the model: the clean pass, as the object's hooks would have seen it."""
-        hooks = part.activations_and_grads
-        layers = [unwrapped(layer) for layer in part.target_layers]
+    def _replay(self, base: Any, forward: ForwardPass) -> Callable[[Tensor], Any]:
+        """Return a function that replaces the model: it returns the recorded output of the forward pass.
 
-        def noted(tensor: Tensor) -> Tensor:
-            # NumPy knows no bfloat16.
+        It also gives the object the activations and gradients that its own hooks would have recorded.
+        """
+        hooks = base.activations_and_grads
+        layers = [unwrapped(layer) for layer in base.target_layers]
+
+        def recorded(tensor: Tensor) -> Tensor:
+            # NumPy does not support bfloat16.
             tensor = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
             return (tensor if hooks.reshape_transform is None else hooks.reshape_transform(tensor)).cpu()
 
-        def note_gradient(gradient: Tensor) -> None:
-            hooks.gradients = [noted(gradient), *hooks.gradients]
+        def record_gradient(gradient: Tensor) -> None:
+            hooks.gradients = [recorded(gradient), *hooks.gradients]
 
         def replay(_images: Tensor) -> Any:
-            # In the order in which they ran, which is the order that the library goes by.
-            activations = [tensor for layer, tensor in clean.activations.items() if layer in layers]
+            # The library expects the activations in execution order.
+            activations = [tensor for layer, tensor in forward.activations.items() if layer in layers]
             if len(activations) < len(set(layers)):
-                raise RuntimeError(f"a target layer of {self!r} did not run in the forward pass")
+                raise RuntimeError(
+                    f"a target layer of {self!r} was not executed in the forward pass; choose a layer that"
+                    " the network uses"
+                )
             for activation in activations:
-                hooks.activations.append(noted(activation))
+                hooks.activations.append(recorded(activation))
                 if activation.requires_grad:
-                    activation.register_hook(note_gradient)  # type: ignore[no-untyped-call]
-            return _by_sample(clean.explained)
+                    activation.register_hook(record_gradient)  # type: ignore[no-untyped-call]
+            return _indexable(forward.explained_output)
 
         return replay
 
     def __repr__(self) -> str:
         names = {module: name for name, module in self.model.named_modules()}
         layers = [names.get(layer, type(layer).__name__) for layer in self._target_layers]
-        settings = [f"{name}={value!r}" for name, value in self.settings.items()]
+        arguments = [f"{name}={value!r}" for name, value in self.call_arguments.items()]
         shown = [
             type(self.model).__name__,
             *(layers if len(layers) < 5 else [f"{len(layers)} layers"]),
-            *settings,
+            *arguments,
         ]
         return f"{type(self.cam).__name__}({', '.join(shown)})"
 
 
 class _ClassScore:
-    """The score of a class, of one sample or, as SESS asks, of several."""
+    """The score of one class: of one output ``(K,)``, or of several ``(M, K)`` as SESS needs it."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -237,57 +264,61 @@ class _ClassScore:
 
 
 def is_pytorch_grad_cam(candidate: Any) -> bool:
-    """Whether an object is one of pytorch-grad-cam, or of a class that is derived from one."""
-    return not isinstance(candidate, type) and bool(_kinds(candidate))
+    """Return whether an object is one of pytorch-grad-cam, or of a class derived from one."""
+    return not isinstance(candidate, type) and bool(_class_names(candidate))
 
 
-def _kinds(candidate: Any) -> set[str]:
-    return {one.__name__ for one in type(candidate).__mro__ if _is_of_library(one)}
+def _class_names(candidate: Any) -> set[str]:
+    """Return the names of the library's classes that an object is an instance of."""
+    return {cls.__name__ for cls in type(candidate).__mro__ if _is_of_library(cls)}
 
 
-def _is_of_library(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] == _LIBRARY
+def _is_of_library(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == _LIBRARY
 
 
-def _parts(cam: Any) -> list[Any]:
-    """The objects that look at layers: itself, or those that it is made of."""
-    kinds = _kinds(cam)
-    if "RefineCAM" in kinds:
+def _base_cams(cam: Any) -> list[Any]:
+    """Return the ``BaseCAM`` objects of a CAM object: itself, or those that it combines."""
+    names = _class_names(cam)
+    if "RefineCAM" in names:
         return list(cam.base_cam_per_layer)
-    if kinds & {"FinerCAM", "SESS"}:
+    if names & {"FinerCAM", "SESS"}:
         return [cam.base_cam]
-    if "BaseCAM" in kinds:
+    if "BaseCAM" in names:
         return [cam]
-    if "GuidedBackpropReLUModel" in kinds:
+    if "GuidedBackpropReLUModel" in names:
         return []
     raise TypeError(
-        f"{type(cam).__name__} of pytorch-grad-cam explains no class of a classifier; pass one of its CAMs,"
-        " such as GradCAM(model, [layer])"
+        f"{type(cam).__name__} of pytorch-grad-cam does not explain a class; pass one of its CAMs, such as"
+        " GradCAM(model, [layer])"
     )
 
 
-def _check_settings(cam: Any, settings: dict[str, Any]) -> None:
+def _check_call_arguments(cam: Any, call_arguments: dict[str, Any]) -> None:
+    """Validate the arguments of the object's call."""
     parameters = inspect.signature(type(cam).__call__).parameters
     if "kwargs" in parameters:
         parameters = inspect.signature(type(cam).forward).parameters
     known = sorted(
         set(parameters) - {"self", "input_tensor", "targets", "target_idx", "input_img", "target_category"}
     )
-    for name in settings:
+    for name in call_arguments:
         if name not in known:
             raise TypeError(
-                f"{type(cam).__name__} takes no {name!r}; beside images and targets it takes {known}"
+                f"{type(cam).__name__} has no argument {name!r}; besides images and targets it accepts"
+                f" {known}"
             )
 
 
-def _by_sample(explained: Any) -> Any:
-    return explained if isinstance(explained, Tensor) else samples(explained)
+def _indexable(output: Any) -> Any:
+    """Return an output in which index i is the output of image i, as the library's targets expect it."""
+    return output if isinstance(output, Tensor) else samples(output)
 
 
 @contextmanager
-def _without_progress_bars(parts: Sequence[Any]) -> Iterator[None]:
-    """Score-CAM and Ablation-CAM draw one an image."""
-    names = {one.__module__ for part in parts for one in type(part).__mro__ if _is_of_library(one)}
+def _without_progress_bars(base_cams: Sequence[Any]) -> Iterator[None]:
+    """Disable the progress bars that Score-CAM and Ablation-CAM print for each image."""
+    names = {cls.__module__ for base in base_cams for cls in type(base).__mro__ if _is_of_library(cls)}
     modules: list[Any] = [sys.modules[name] for name in names if hasattr(sys.modules[name], "tqdm")]
     before = [(module, module.tqdm) for module in modules]
     try:
