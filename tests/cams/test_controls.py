@@ -14,8 +14,8 @@ from torchmetrics_cam.cams import EdgeMap, RandomWeightsCAM, vit_grid
 AS_IS = EvaluationProtocol(rectify="source", normalize="none")
 
 
-def maps_of(source, images, protocol=AS_IS):
-    return explain(source, images, protocol=protocol).maps
+def maps_of(source, images):
+    return explain(source, images, protocol=AS_IS).maps
 
 
 @pytest.mark.parametrize("size", [(9,), (6, 7), (1, 5), (4, 5, 3)], ids=str)

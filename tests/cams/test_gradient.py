@@ -37,7 +37,7 @@ def raw_map(source, images, class_idx):
     source.formula_seen = []
     formula = source.formula
     source.formula = lambda *tensors: source.formula_seen.append(formula(*tensors)) or source.formula_seen[-1]
-    explain(source, images, protocol=UNRECTIFIED, class_idx=class_idx)
+    explain(source, images, class_idx, protocol=UNRECTIFIED)
     return source.formula_seen
 
 

@@ -29,7 +29,7 @@ PAPER = EvaluationProtocol()
 
 
 def maps_of(source, images, protocol=PAPER, **arguments):
-    return explain(as_source(source), images, protocol=protocol, **arguments).maps
+    return explain(source, images, protocol=protocol, **arguments).maps
 
 
 INVALID_SOURCES = {

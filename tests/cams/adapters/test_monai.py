@@ -10,7 +10,7 @@ from torch import nn
 
 import torchmetrics_cam.cams as own
 from torchmetrics_cam import AverageDrop, EvaluationProtocol, explain
-from torchmetrics_cam.cams import MonaiSource, as_source
+from torchmetrics_cam.cams import MonaiSource
 
 AS_IS = EvaluationProtocol(rectify="source", normalize="none")
 METHODS = {
@@ -21,7 +21,7 @@ METHODS = {
 
 
 def maps_of(source, images, protocol=AS_IS, **arguments):
-    return explain(as_source(source), images, protocol=protocol, **arguments).maps
+    return explain(source, images, protocol=protocol, **arguments).maps
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -51,7 +51,7 @@ def photos16() -> torch.Tensor:
 
 
 def maps_of(source, images, protocol=GRAD_CAM, **arguments):
-    return explain(as_source(source), images, protocol=protocol, **arguments).maps
+    return explain(source, images, protocol=protocol, **arguments).maps
 
 
 def test_every_class_of_the_library_is_covered():
