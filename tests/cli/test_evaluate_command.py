@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import Command
 from sklearn.datasets import load_digits
 
 from torchmetrics_cam import AverageDrop
@@ -150,11 +151,6 @@ def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def arguments(out: Path, *more: str) -> list[str]:
     given = ["evaluate", "--model", "mine:factory", "--data", "photos", "--layer", "3", "--batch-size", "4"]
     return [*given, *CPU, "--out", str(out), *more]
-
-
-def command(out: Path, *more: str, **settings: object) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "torchmetrics_cam", *arguments(out), *more]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
 
 
 def results(out: Path) -> dict:
@@ -323,10 +319,16 @@ def test_the_protocol_and_its_fields(inside, tmp_path):
 
 
 def test_two_processes_give_the_numbers_of_one(whole, place, tmp_path):
-    done = command(tmp_path / "out", "--devices", "2", "--strategy", "ddp", cwd=place)
-    printed, said = done.communicate(timeout=180)
-    assert done.returncode == 0, said
-    assert printed.count("| Grad-CAM |") == 1
+    given = arguments(tmp_path / "out", "--devices", "2", "--strategy", "ddp")
+    done = subprocess.run(
+        [sys.executable, "-m", "torchmetrics_cam", *given],
+        cwd=place,
+        timeout=180,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| Grad-CAM |") == 1
     assert results(tmp_path / "out")["hardware"]["processes"] == 2
     one, two = numbers(whole), numbers(tmp_path / "out")
     assert one["win_rates"] == two["win_rates"]
@@ -340,29 +342,27 @@ def test_two_processes_give_the_numbers_of_one(whole, place, tmp_path):
 def test_interrupted_three_times_it_ends_with_the_same_numbers(place, tmp_path, whole, how):
     more = ("--model", "mine:slow", "--layer", "model.3", "--batch-size", "1", "--save-every", "2")
     expected = tmp_path / "expected"
-    done = command(expected, *more, cwd=place)
-    assert done.communicate(timeout=180)[0]
+    assert Command(arguments(expected, *more), place, tmp_path).finish()[1]
     out = tmp_path / "out"
     seen = []
     for _ in range(3):
-        running = command(out, *more, cwd=place)
+        running = Command(arguments(out, *more), place, tmp_path)
         kept, before = out / "partial" / "rank-0.pt", seen[-1] if seen else 0
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and running.poll() is None:
+        while time.monotonic() < deadline and running.process.is_alive():
             if kept.exists() and kept.stat().st_mtime_ns > before:
                 break
             time.sleep(0.01)
-        running.send_signal(how)
-        _, said = running.communicate(timeout=60)
-        assert running.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said
+        os.kill(running.process.pid, how)
+        code, _, said = running.finish(60)
+        assert code == (130 if how == signal.SIGINT else -signal.SIGKILL), said
         if how == signal.SIGINT:
             assert "interrupted; what was done is kept, and the same command goes on" in said
             assert "Traceback" not in said
         seen.append(kept.stat().st_mtime_ns)
     places = torch.load(out / "partial" / "rank-0.pt", weights_only=True)["done"]
     assert 4 <= places < 31
-    done = command(out, *more, cwd=place)
-    assert done.communicate(timeout=180)[0]
+    assert Command(arguments(out, *more), place, tmp_path).finish()[1]
     assert numbers(out) == numbers(expected)
     assert {path.name for path in out.iterdir()} == FILES
 

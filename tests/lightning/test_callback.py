@@ -1,4 +1,4 @@
-"""CAMEvaluation in real trainings: what it measures, logs and draws, and what it leaves behind."""
+"""CAMEvaluation in real trainings: its values, its logs and figures, and its effects on the module."""
 
 import csv
 import re
@@ -20,7 +20,7 @@ from torchmetrics_cam import AverageDrop
 from torchmetrics_cam.cams import GradCAM, LayerCAM, UniformMap
 from torchmetrics_cam.functional import average_drop
 from torchmetrics_cam.lightning import CAMEvaluation
-from torchmetrics_cam.lightning.batches import images_of, update_arguments
+from torchmetrics_cam.lightning.data import images_of, update_arguments
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches.*is smaller than the logging interval"),
@@ -48,10 +48,10 @@ def pictures(folder) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*.png"))
 
 
-# What it measures
+# Values
 
 
-def test_values_are_those_of_a_plain_loop_and_lightning_knows_them(tmp_path):
+def test_values_equal_those_of_a_plain_loop_and_are_in_callback_metrics(tmp_path):
     fit, module = fitted(tmp_path, CAMEvaluation(two, max_batches=None))
     names = {
         f"cam/{method}/{measure}"
@@ -65,7 +65,7 @@ def test_values_are_those_of_a_plain_loop_and_lightning_knows_them(tmp_path):
     assert values[DROP] == pytest.approx(expected, rel=1e-5)
 
 
-def test_only_the_first_batches_are_measured_and_the_labels_if_asked(tmp_path):
+def test_only_max_batches_are_evaluated_and_inputs_can_pass_the_labels(tmp_path):
     seen = []
     callback = CAMEvaluation(
         grad_cam,
@@ -88,7 +88,7 @@ def test_only_the_first_batches_are_measured_and_the_labels_if_asked(tmp_path):
         assert value.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
-def test_epochs_between_keep_the_last_value_so_that_it_can_be_monitored(tmp_path):
+def test_the_last_value_stays_logged_between_two_evaluated_epochs(tmp_path):
     logged = []
 
     class Watch(pl.Callback):
@@ -106,7 +106,7 @@ def test_epochs_between_keep_the_last_value_so_that_it_can_be_monitored(tmp_path
     assert stopping.best_score.item() == pytest.approx(min(logged))
 
 
-def test_one_of_several_dataloaders(tmp_path):
+def test_dataloader_idx_selects_a_dataloader(tmp_path):
     module = Digits()
     module.validation_step = lambda batch, batch_idx, dataloader_idx=0: None
     other = DataLoader(data(326, 346), batch_size=10)
@@ -119,7 +119,7 @@ def test_one_of_several_dataloaders(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
-def test_it_runs_in_the_precision_of_the_trainer(tmp_path, precision):
+def test_the_callback_runs_in_the_precision_of_the_trainer(tmp_path, precision):
     seen = []
     module = Digits()
     module.model[8].register_forward_hook(lambda _m, _a, output: seen.append(output.dtype))
@@ -130,7 +130,7 @@ def test_it_runs_in_the_precision_of_the_trainer(tmp_path, precision):
     assert 0 < values[0][DROP] < 1
 
 
-def test_sources_made_beforehand_and_a_network_of_ones_own(tmp_path):
+def test_sources_as_a_mapping_and_a_network_outside_of_the_module(tmp_path):
     module, other = Digits(), network(seed=1)
     callback = CAMEvaluation({"Grad-CAM": source(module.model), "teacher": GradCAM(other.eval(), "3")})
     with pytest.warns(UserWarning, match="network of 'teacher' is not part of the LightningModule"):
@@ -152,7 +152,7 @@ def test_barebones_and_fast_dev_run_write_nothing(tmp_path, monkeypatch):
 
 
 def drops(model):
-    """The drop of every image that the callback sees by default, each on its own."""
+    """Return the drop of each image of the first eight batches, each evaluated alone."""
     found = []
     for images, _ in list(validation())[:8]:
         for image in images:
@@ -183,7 +183,7 @@ def test_the_worst_explained_images_of_all_batches_are_kept(tmp_path):
         assert again[:, index].tolist() == pytest.approx([one.score, *one.masked_scores], rel=1e-4)
 
 
-def test_tensorboard_has_scalars_and_one_figure_an_evaluation(tmp_path):
+def test_tensorboard_has_scalars_and_one_figure_for_each_evaluation(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path)
@@ -197,7 +197,7 @@ def test_tensorboard_has_scalars_and_one_figure_an_evaluation(tmp_path):
     assert pictures(tmp_path) == []
 
 
-def test_wandb_has_scalars_and_the_picture(tmp_path, monkeypatch):
+def test_wandb_has_scalars_and_the_image(tmp_path, monkeypatch):
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     logger = WandbLogger(save_dir=tmp_path, offline=True, project="cam")
@@ -223,7 +223,7 @@ def test_csv_has_scalars_and_the_figure_is_a_file_beside_them(tmp_path):
 
 
 class Gallery(Logger):
-    """A logger of one's own that takes pictures."""
+    """Custom logger that accepts images."""
 
     name, version = "gallery", 0
 
@@ -241,7 +241,7 @@ class Gallery(Logger):
         self.pictures.append((key, images[0].shape[-1], step))
 
 
-def test_any_logger_that_takes_images_gets_them_and_the_others_a_file(tmp_path):
+def test_custom_loggers_with_log_image_get_an_image_and_others_a_file(tmp_path):
     gallery, table = Gallery(), CSVLogger(tmp_path / "table")
     fitted(tmp_path, CAMEvaluation(grad_cam, name="faithful"), logger=[gallery, table], max_epochs=1)
     assert gallery.pictures == [("faithful/worst_explained", 3, 8)]
@@ -249,7 +249,7 @@ def test_any_logger_that_takes_images_gets_them_and_the_others_a_file(tmp_path):
 
 
 class Comet(Gallery):
-    """As CometLogger hands out its experiment."""
+    """Logger with the interface of CometLogger."""
 
     log_image = None
 
@@ -263,7 +263,7 @@ class Comet(Gallery):
 
 
 class MLFlow(Comet):
-    """As MLFlowLogger hands out its client."""
+    """Logger with the interface of MLFlowLogger."""
 
     run_id = "run"
 
@@ -272,7 +272,7 @@ class MLFlow(Comet):
         self.pictures.append((run_id, artifact_file))
 
 
-def test_loggers_that_take_figures_get_them(tmp_path):
+def test_loggers_that_accept_figures_get_the_figure(tmp_path):
     comet, mlflow = Comet(), MLFlow()
     fitted(tmp_path, CAMEvaluation(grad_cam), logger=[comet, mlflow], max_epochs=1)
     assert comet.pictures == [("cam/worst_explained", 8)]
@@ -280,7 +280,7 @@ def test_loggers_that_take_figures_get_them(tmp_path):
     assert pictures(tmp_path) == []
 
 
-def test_without_a_logger_it_goes_to_the_directory_or_that_of_the_trainer(tmp_path):
+def test_without_a_logger_the_figure_is_written_to_the_directory(tmp_path):
     fitted(tmp_path, CAMEvaluation(grad_cam), max_epochs=1)
     assert pictures(tmp_path) == ["cam/worst_explained/epoch=0-step=8.png"]
     fitted(tmp_path / "a", CAMEvaluation(grad_cam, directory=tmp_path / "b"), max_epochs=1)
@@ -301,7 +301,7 @@ def test_signals_have_values_and_no_figure(tmp_path):
     assert pictures(tmp_path) == []
 
 
-def test_names_of_classes_and_colors_are_the_users(tmp_path):
+def test_class_names_and_to_colors_are_used(tmp_path):
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     asked, kept = [], []
     callback = CAMEvaluation(
@@ -320,7 +320,7 @@ def test_names_of_classes_and_colors_are_the_users(tmp_path):
     assert asked == [(2, 1, 8, 8), (2, 1, 8, 8)]
 
 
-# What it leaves behind
+# Effects on the network
 
 
 def hooks(model):
@@ -330,7 +330,7 @@ def hooks(model):
 @pytest.mark.parametrize(
     "failure", [None, ArithmeticError, KeyboardInterrupt], ids=["end", "error", "interrupt"]
 )
-def test_nothing_is_left_on_the_network(tmp_path, failure):
+def test_no_hook_is_left_on_the_network(tmp_path, failure):
     class Failing(Digits):
         def training_step(self, batch, batch_idx):
             if failure is not None and self.current_epoch == 1:
@@ -361,7 +361,7 @@ def test_extractors_that_the_user_made_keep_their_hooks(tmp_path):
         assert hooks(module.model) == before
 
 
-# What it refuses
+# Error messages
 
 
 def test_a_wrong_layer_is_found_before_training(tmp_path):
@@ -372,7 +372,7 @@ def test_a_wrong_layer_is_found_before_training(tmp_path):
     assert module.losses == []
 
 
-def test_the_sanity_check_finds_a_batch_that_does_not_fit(tmp_path):
+def test_the_sanity_check_finds_a_wrong_batch(tmp_path):
     module = Digits()
     callback = CAMEvaluation(grad_cam, inputs=lambda batch: batch[1])
     with pytest.raises(TypeError, match=r"input_tensor is of torch\.int64"):
@@ -396,12 +396,12 @@ def test_the_sanity_check_finds_a_batch_that_does_not_fit(tmp_path):
         ({"logits_fn": 4}, TypeError, "logits_fn is 4; it must be a callable"),
     ],
 )
-def test_what_could_only_fail_later_is_refused_at_once(arguments, error, message):
+def test_wrong_arguments_are_refused_by_the_constructor(arguments, error, message):
     with pytest.raises(error, match=message):
         CAMEvaluation(**({"sources": {"uniform": UniformMap(nn.Flatten())}} | arguments))
 
 
-def test_two_callbacks_may_not_log_under_one_name(tmp_path):
+def test_two_callbacks_with_one_name_are_refused(tmp_path):
     both = [CAMEvaluation(grad_cam), CAMEvaluation(two)]
     with pytest.raises(ValueError, match="2 CAMEvaluation callbacks log under the name 'cam'"):
         trainer(tmp_path, callbacks=both).validate(Digits(), validation(), verbose=False)
@@ -411,13 +411,15 @@ def test_two_callbacks_may_not_log_under_one_name(tmp_path):
     assert len(pictures(tmp_path)) == 4
 
 
-def test_a_dataloader_that_is_not_there_is_named(tmp_path):
+def test_a_dataloader_idx_out_of_range_is_refused(tmp_path):
     callback = CAMEvaluation(grad_cam, dataloader_idx=3)
-    with pytest.raises(ValueError, match="dataloader_idx is 3, and there are 1 validation dataloaders"):
+    with pytest.raises(
+        ValueError, match="dataloader_idx is 3, but the number of validation dataloaders is 1"
+    ):
         trainer(tmp_path, callbacks=[callback]).validate(Digits(), validation(), verbose=False)
 
 
-def test_a_network_is_left_without_hooks_where_a_later_source_is_none(tmp_path):
+def test_no_hook_is_left_if_a_later_source_is_invalid(tmp_path):
     modules = []
 
     def sources(module):
@@ -430,7 +432,7 @@ def test_a_network_is_left_without_hooks_where_a_later_source_is_none(tmp_path):
 
 
 @pytest.mark.parametrize(("every", "due"), [(1, [1, 3, 5]), (2, [1, 3, 5]), (4, [1, 5])])
-def test_epochs_without_validation_are_passed_over(tmp_path, every, due):
+def test_every_n_epochs_counts_epochs_with_a_validation(tmp_path, every, due):
     callback = CAMEvaluation(grad_cam, every_n_epochs=every, num_images=1)
     fitted(tmp_path, callback, max_epochs=6, check_val_every_n_epoch=2)
     epochs = [int(re.search(r"epoch=(\d+)", picture)[1]) for picture in pictures(tmp_path)]
@@ -442,13 +444,13 @@ def test_a_class_without_a_name_is_shown_by_its_number(tmp_path):
     assert len(pictures(tmp_path)) == 1
 
 
-def test_a_function_that_gives_no_sources_is_named(tmp_path):
+def test_a_function_that_returns_no_mapping_is_refused(tmp_path):
     callback = CAMEvaluation(lambda module: source(module.model))
     with pytest.raises(TypeError, match=r"sources is GradCAM\(Sequential, 3\); give each a name"):
         trainer(tmp_path, callbacks=[callback]).validate(Digits(), validation(), verbose=False)
 
 
-def test_without_matplotlib_the_pip_line_is_named(monkeypatch):
+def test_a_missing_matplotlib_is_named_with_its_pip_line(monkeypatch):
     monkeypatch.setattr("torchmetrics_cam.lightning.callback.find_spec", lambda _: None)
     with pytest.raises(
         ModuleNotFoundError, match=r'pip install "torchmetrics-cam\[plot\]", or set num_images=0'
@@ -475,25 +477,25 @@ IMAGES, LABELS = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
     ],
     ids=["tensor", "tuple", "list", "dict", "two tensors", "any name", "dict in a tuple"],
 )
-def test_images_are_found_in_the_usual_batches(batch):
+def test_images_are_found_in_common_batches(batch):
     assert images_of(batch) is IMAGES
 
 
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((LABELS, IMAGES), "the batch is a tuple that does not begin with floating point images"),
+        ((LABELS, IMAGES), "the batch is a tuple that does not begin with floating-point images"),
         ({"a": IMAGES, "b": IMAGES}, r"has \['a', 'b'\], and each of them could be images; pass inputs="),
         ({"label": LABELS}, r"has \['label'\], and none of them is a tensor of images; pass inputs="),
         ("text", "the batch is a str"),
     ],
 )
-def test_other_batches_are_refused_with_the_way_out(batch, message):
+def test_other_batches_are_refused_with_a_hint(batch, message):
     with pytest.raises(ValueError, match=message):
         images_of(batch)
 
 
-def test_inputs_give_images_or_arguments():
+def test_inputs_returns_images_or_arguments():
     assert update_arguments((1, IMAGES), lambda batch: batch[1]) == {"input_tensor": IMAGES}
     arguments = {"input_tensor": IMAGES, "class_idx": LABELS}
     assert update_arguments(IMAGES, lambda _: arguments) == arguments
@@ -501,8 +503,8 @@ def test_inputs_give_images_or_arguments():
         update_arguments(IMAGES, lambda batch: (batch, LABELS))
 
 
-def test_objects_of_other_libraries_keep_nothing_of_the_training(tmp_path):
-    """Each of them would otherwise keep an activation of every forward pass, until memory runs out."""
+def test_extractors_of_other_libraries_keep_no_activations_of_the_training(tmp_path):
+    """Otherwise each of them would keep the activations of every forward pass, until memory runs out."""
     made, kept = {}, []
 
     def sources(module):

@@ -1,4 +1,4 @@
-"""Two and three processes give the number of one, however the images are split over them."""
+"""Two and three processes compute the value of one process, for any split of the images."""
 
 import warnings
 from functools import partial
@@ -25,7 +25,7 @@ from torchmetrics_cam.cams import GradCAM, LayerCAM
 from torchmetrics_cam.metrics.measures import MEASURES
 
 COUNTS = ("total", "increase", "nan_count", "degenerate_count", "outside_count")
-# Which of eight batches each rank sees.
+# The indices of the eight batches that each rank gets.
 SPLITS = {
     2: {"uneven": [[0, 1, 2, 3, 4], [5, 6, 7]], "a rank without a sample": [list(range(8)), []]},
     3: {
@@ -42,7 +42,7 @@ def batches() -> list[Tensor]:
 
 
 def wrapped(model: nn.Module) -> nn.Module:
-    """The model in training and in DDP, which sends its batch norm statistics around in every forward pass."""
+    """Return the model in training mode in DDP, which broadcasts buffers in every forward pass."""
     return DistributedDataParallel(model.train())
 
 
@@ -77,7 +77,7 @@ METRICS = {
 
 
 class AsDDP(nn.Module):
-    """What stands in for the wrapper in one process: the same names."""
+    """Stand-in for DistributedDataParallel in one process, with the same module names."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class AsDDP(nn.Module):
 
 
 def measured(metric, mine):
-    """The value, and the counts over all ranks."""
+    """Return the value and the counts over all ranks."""
     for batch in mine:
         metric.update(input_tensor=batch)
     with warnings.catch_warnings():
@@ -110,7 +110,7 @@ def on_a_rank(rank: int, world_size: int) -> dict[str, object]:
     return found
 
 
-# Small steps, and a tolerance that an image of 12 pixels can miss.
+# Few curve steps, and a tolerance that maps of 12 x 12 pixels can miss.
 FEW = EvaluationProtocol.preset("paper").replace(curve_steps=4, road_fractions=(0.3,), pointing_tolerance=1)
 CLASSES = {
     "average_drop": "AverageDrop",
@@ -130,7 +130,7 @@ CLASSES = {
 
 
 def objects() -> list[Tensor]:
-    """A box in each image, of its own place and size."""
+    """Return a box for each image, with different positions and sizes."""
     corners = torch.randint(0, 7, (24, 2), generator=torch.Generator().manual_seed(3)).tolist()
     masks = torch.zeros(24, 12, 12, dtype=torch.bool)
     for place, (top, left) in enumerate(corners):
@@ -139,7 +139,7 @@ def objects() -> list[Tensor]:
 
 
 def every_measure(mine: list[int]) -> dict[str, Tensor]:
-    """All that a comparison by all measures returns, and the values of the metrics of one measure."""
+    """Return the values of a comparison with all measures, and those of the single metrics."""
     net, images, masks = small_net(), batches(), objects()
     sources = {"Grad-CAM": GradCAM(net, "body"), "Layer-CAM": LayerCAM(net, "stem")}
     comparison = CAMComparison(sources, measures=list(MEASURES), protocol=FEW)
@@ -148,11 +148,11 @@ def every_measure(mine: list[int]) -> dict[str, Tensor]:
         for name, title in CLASSES.items()
     }
     for index in mine:
-        # Not the top class, of which this network is sure: nothing would raise its confidence.
+        # Not the predicted class: its confidence is so high that no mask would increase it.
         classes = [(index + place) % 5 for place in range(3)]
         comparison.update(images[index], class_idx=classes, objects=masks[index])
         for name, metric in metrics.items():
-            marked = {"masks": masks[index]} if MEASURES[name].needs_objects else {}
+            marked = {"objects": masks[index]} if MEASURES[name].needs_objects else {}
             metric.update(images[index], class_idx=classes, **marked)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*was called before the ``update`` method")
@@ -166,7 +166,7 @@ def ranks(request, tmp_path_factory):
 
 @pytest.mark.parametrize("split", SPLITS[2])
 @pytest.mark.parametrize("name", METRICS)
-def test_rule_19_any_split_over_ranks_gives_the_number_of_one_process(ranks, name, split):
+def test_rule_19_any_split_over_ranks_gives_the_value_of_one_process(ranks, name, split):
     value, counts = measured(METRICS[name](small_net(), AsDDP), batches())
     assert torch.as_tensor(counts["total"]).sum() == 23
     for found in ranks:
@@ -175,15 +175,15 @@ def test_rule_19_any_split_over_ranks_gives_the_number_of_one_process(ranks, nam
         assert their_counts == counts
 
 
-def test_rule_18_all_ranks_without_a_sample_give_nan_and_no_hang(ranks):
+def test_rule_18_without_a_sample_on_any_rank_the_value_is_nan_and_nothing_hangs(ranks):
     for found in ranks:
         value, counts = found["no sample anywhere"]
         assert value.isnan()
         assert set(counts.values()) == {0}
 
 
-def test_the_numbers_would_differ(ranks):
-    """The comparison above can fail: the shares of the ranks alone have other values."""
+def test_the_values_of_single_ranks_differ(ranks):
+    """The test above can fail: each rank alone has another value."""
     value, _ = measured(METRICS["plain"](small_net(), None), batches())
     for share in SPLITS[2]["uneven"]:
         alone, _ = measured(METRICS["plain"](small_net(), None), [batches()[index] for index in share])
@@ -197,11 +197,11 @@ def one_process():
 
 @pytest.mark.parametrize("split", SPLITS[2])
 @pytest.mark.parametrize("measure", MEASURES)
-def test_every_measure_over_ranks_is_that_of_one_process(ranks, one_process, measure, split):
+def test_every_measure_over_ranks_equals_that_of_one_process(ranks, one_process, measure, split):
     keys = [
         key for key in one_process if measure in key.removesuffix("_lower").removesuffix("_upper").split("/")
     ]
-    # Two methods and three controls with their bounds, and the metric of its own, if it has one.
+    # Two methods and three controls with two bounds each, and the metric of this measure, if there is one.
     assert len(keys) == 5 * 3 + (measure in CLASSES)
     expected = {key: one_process[key] for key in keys}
     assert not any(value.isnan() for value in expected.values())
@@ -210,8 +210,8 @@ def test_every_measure_over_ranks_is_that_of_one_process(ranks, one_process, mea
         torch.testing.assert_close(theirs, expected, rtol=1e-6, atol=1e-9)
 
 
-def test_every_measure_would_differ(one_process):
-    """The comparison above can fail: each rank's share alone has other values in every measure."""
+def test_every_measure_differs_on_single_ranks(one_process):
+    """The test above can fail: each rank alone has other values in every measure."""
     for share in SPLITS[2]["uneven"]:
         alone = every_measure(share)
         for measure in MEASURES:
@@ -219,5 +219,5 @@ def test_every_measure_would_differ(one_process):
             assert alone[key].item() != pytest.approx(one_process[key].item(), rel=1e-3), measure
 
 
-def test_every_measure_but_the_drop_inside_of_adcc_has_a_metric():
+def test_every_measure_except_the_relative_drop_has_a_metric():
     assert MEASURES.keys() - CLASSES.keys() == {"relative_drop"}

@@ -1,4 +1,4 @@
-"""evaluate(): each image exactly once, on any number of processes, and nothing left on the model."""
+"""evaluate(): each image exactly once on any number of processes, and an unchanged model."""
 
 import subprocess
 import sys
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from digits import data, network, source
-from processes import results_of
+from lightning.pytorch.strategies import DDPStrategy
+from processes import START_METHOD, results_of
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -29,10 +30,15 @@ from torchmetrics.wrappers import ClasswiseWrapper, MinMaxMetric
 from torchmetrics_cam import AverageDrop, AverageGain, CAMComparison, IncreaseInConfidence
 from torchmetrics_cam.cams import LayerCAM
 from torchmetrics_cam.lightning import evaluate
-from torchmetrics_cam.lightning.data import share
+from torchmetrics_cam.lightning.data import shard
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 evaluated = partial(evaluate, **QUIET)
+
+
+def ddp() -> DDPStrategy:
+    """Return the strategy ``"ddp_spawn"`` with processes that start faster."""
+    return DDPStrategy(start_method=START_METHOD)
 
 
 def network_in_evaluation():
@@ -63,7 +69,7 @@ def test_a_dataset_a_dataloader_and_a_plain_loop_agree():
         assert metric.total == 70
 
 
-def test_collections_and_wrappers_and_the_labels():
+def test_collections_wrappers_and_labels():
     model = network_in_evaluation()
     metrics = MetricCollection(
         {
@@ -85,7 +91,7 @@ def test_collections_and_wrappers_and_the_labels():
 
 
 @pytest.mark.parametrize("precision", ["32", "64-true", "bf16-mixed", "bf16-true"])
-def test_the_model_is_what_and_where_it_was(precision):
+def test_the_model_is_unchanged(precision):
     model = network().train()
     model[8].weight.grad = torch.ones_like(model[8].weight)
     before = {name: (value.clone(), value.data_ptr()) for name, value in model.state_dict().items()}
@@ -106,7 +112,7 @@ def test_the_model_is_what_and_where_it_was(precision):
     assert all(weight.dtype == torch.float32 and weight.requires_grad for weight in model.parameters())
 
 
-def test_after_an_error_the_model_is_what_it_was():
+def test_the_model_is_unchanged_after_an_error():
     class Broken(TensorDataset):
         def __getitem__(self, index):
             if index == 40:
@@ -140,7 +146,7 @@ def test_a_compiled_scorer_runs_compiled():
 
 
 @pytest.mark.filterwarnings("ignore:.*was called before the ``update`` method")
-def test_no_image_gives_nan():
+def test_an_empty_dataset_gives_nan():
     assert evaluated(AverageDrop(source(network())), Subset(seventy(), [])).isnan()
 
 
@@ -158,7 +164,7 @@ class Stream(IterableDataset):
     ],
     ids=["a stream", "a sampler", "a batch sampler"],
 )
-def test_any_dataloader_serves_one_process_and_several_refuse_what_cannot_be_split(loader):
+def test_dataloaders_that_cannot_be_split_run_on_one_process_only(loader):
     metric = AverageDrop(source(network_in_evaluation()))
     with pytest.raises(
         ValueError, match=r"cannot be split over ranks so that each image counts once; pass a"
@@ -169,13 +175,13 @@ def test_any_dataloader_serves_one_process_and_several_refuse_what_cannot_be_spl
 
 
 class Dimmed(DataLoader):
-    """A dataloader that does more than its settings say."""
+    """Dataloader that changes the images."""
 
     def __iter__(self):
         return ([images * 0.3, labels] for images, labels in super().__iter__())
 
 
-def test_a_dataloader_of_the_users_own_class_is_taken_as_it_is():
+def test_a_subclass_of_dataloader_is_used_unchanged():
     metric = AverageDrop(source(network_in_evaluation()))
     value = evaluated(metric, Dimmed(seventy(), batch_size=16))
     assert value.item() == pytest.approx(by_hand(seventy().tensors[0] * 0.3), rel=1e-6)
@@ -185,7 +191,7 @@ def test_a_dataloader_of_the_users_own_class_is_taken_as_it_is():
         evaluated(metric, Dimmed(seventy(), batch_size=16), devices=2, strategy="ddp_spawn")
 
 
-def test_drop_last_drops_nothing_also_with_a_sampler():
+def test_drop_last_is_ignored_also_with_a_sampler():
     loader = DataLoader(seventy(), sampler=SubsetRandomSampler(range(10)), batch_size=4, drop_last=True)
     metric = AverageDrop(source(network_in_evaluation()))
     evaluated(metric, loader)
@@ -193,7 +199,7 @@ def test_drop_last_drops_nothing_also_with_a_sampler():
 
 
 @pytest.mark.filterwarnings("ignore:.*was called before the ``update`` method")
-def test_wrappers_that_count_an_update_when_they_are_made_and_every_step_of_a_tracker():
+def test_wrappers_that_count_an_update_in_the_constructor_and_steps_of_a_tracker():
     model = network_in_evaluation()
     classes = AverageDrop(source(model), num_classes=10, average="none")
     values = evaluated(ClasswiseWrapper(classes), seventy())
@@ -207,13 +213,13 @@ def test_wrappers_that_count_an_update_when_they_are_made_and_every_step_of_a_tr
     assert tracker.compute_all()[0].item() == pytest.approx(by_hand(seventy().tensors[0][:10]), rel=1e-6)
 
 
-def test_all_settings_of_a_trainer_may_be_given_also_the_one_that_evaluate_decides():
+def test_any_argument_of_the_trainer_may_be_given():
     metric = AverageDrop(source(network_in_evaluation()))
     evaluated(metric, seventy(), use_distributed_sampler=True, limit_test_batches=1)
     assert metric.total == 32
 
 
-def test_what_is_no_metric_of_ours_or_already_holds_images_is_refused():
+def test_other_metrics_and_metrics_with_images_are_refused():
     for wrong in (MulticlassAccuracy(10), torch.nn.Flatten(), lambda images: 0):
         with pytest.raises(TypeError, match="pass a metric of torchmetrics_cam, or a MetricCollection"):
             evaluated(wrong, seventy())
@@ -229,8 +235,8 @@ def test_what_is_no_metric_of_ours_or_already_holds_images_is_refused():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [0, 1, 4, 7, 10])
-def test_rule_20_each_image_is_seen_once_over_all_ranks(size, world_size):
-    """Samplers that fill up the last round see some of them twice."""
+def test_rule_20_each_image_is_loaded_once_over_all_ranks(size, world_size):
+    """Samplers that pad to equal lengths load some images twice."""
     dataset = list(range(size))
     samplers = [SequentialSampler(dataset), DistributedSampler(dataset, 2, 0)]
     samplers += [RandomSampler(dataset)] if size else []
@@ -238,7 +244,7 @@ def test_rule_20_each_image_is_seen_once_over_all_ranks(size, world_size):
         loader = DataLoader(dataset, batch_size=3, sampler=sampler)
         seen = []
         for rank in range(world_size):
-            batches = list(share(loader, rank, world_size))
+            batches = list(shard(loader, rank, world_size))
             assert batches
             seen += [index for batch in batches if batch is not None for index in batch.tolist()]
         assert sorted(seen) == dataset
@@ -255,13 +261,17 @@ def three_metrics():
     )
 
 
-@pytest.mark.parametrize(("processes", "size"), [(2, 70), (3, 70), (3, 2)])
-def test_rule_20_spawned_processes_give_the_numbers_of_one(processes, size):
-    """Also where the images are not a multiple of the ranks, and where a rank has none."""
+@pytest.mark.parametrize(
+    ("strategy", "processes", "size"),
+    [(lambda: "ddp_spawn", 2, 70), (ddp, 3, 70), (ddp, 3, 2)],
+    ids=["2-70", "3-70", "3-2"],
+)
+def test_rule_20_spawned_processes_give_the_values_of_one(strategy, processes, size):
+    """Also if the number of images is not a multiple of the ranks, and if a rank has none."""
     images = Subset(seventy(), range(size))
     one, many = three_metrics(), three_metrics()
     expected = evaluated(one, images, batch_size=8)
-    value = evaluated(many, images, batch_size=8, devices=processes, strategy="ddp_spawn")
+    value = evaluated(many, images, batch_size=8, devices=processes, strategy=strategy())
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(many.compute(), expected, rtol=1e-6, atol=0)
     for name in many:
@@ -271,12 +281,12 @@ def test_rule_20_spawned_processes_give_the_numbers_of_one(processes, size):
     assert many["drop"].update_called
 
 
-def test_a_metric_that_was_evaluated_in_spawned_processes_is_still_that_of_its_model():
-    """The processes have names of their own for the models, which may come back with the sums."""
+def test_a_metric_evaluated_in_spawned_processes_keeps_the_identity_of_its_model():
+    """Each process identifies the model differently, and its identity must not come back with the sums."""
     first, second = network_in_evaluation(), network_in_evaluation()
     metrics = [AverageDrop(source(model)) for model in (first, second)]
     for metric in metrics:
-        evaluated(metric, Subset(seventy(), range(5)), devices=2, strategy="ddp_spawn")
+        evaluated(metric, Subset(seventy(), range(5)), devices=2, strategy=ddp())
     collection = MetricCollection(dict(zip("ab", metrics, strict=True)))
     images = seventy().tensors[0]
     collection.update(images)
@@ -290,11 +300,11 @@ def test_a_metric_that_was_evaluated_in_spawned_processes_is_still_that_of_its_m
     assert values["a"].item() == pytest.approx(by_hand(images), rel=1e-6)
 
 
-def test_samples_of_a_comparison_are_found_again_in_the_dataset():
-    """Of three processes, of which one has no image in the last round."""
+def test_samples_of_a_comparison_have_the_index_of_the_dataset():
+    """On three processes, one of which has one image less."""
     model = network_in_evaluation()
     comparison = CAMComparison({"Grad-CAM": source(model)}, per_sample=True)
-    values = evaluated(comparison, seventy(), batch_size=8, devices=3, strategy="ddp_spawn")
+    values = evaluated(comparison, seventy(), batch_size=8, devices=3, strategy=ddp())
     kept, images = comparison.samples(), seventy().tensors[0]
     assert sorted(kept["index"].tolist()) == list(range(70))
     torch.testing.assert_close(comparison.compute(), values, rtol=1e-9, atol=0)
@@ -309,9 +319,9 @@ def test_samples_of_a_comparison_are_found_again_in_the_dataset():
     assert len(comparison.samples()["index"]) == 0
 
 
-def test_the_value_is_that_of_all_ranks_also_without_sync_on_compute():
+def test_the_value_is_over_all_ranks_also_with_sync_on_compute_false():
     metric = AverageDrop(source(network_in_evaluation()), sync_on_compute=False)
-    value = evaluated(metric, seventy(), devices=2, strategy="ddp_spawn")
+    value = evaluated(metric, seventy(), devices=2, strategy=ddp())
     assert value.item() == pytest.approx(by_hand(seventy().tensors[0]), rel=1e-6)
     assert metric._to_sync is False
 
@@ -326,11 +336,11 @@ def in_a_group_of_its_own(rank, world_size):
     return messages
 
 
-def test_a_process_group_that_the_trainer_knows_nothing_of_is_refused(tmp_path):
+def test_a_process_group_that_the_trainer_does_not_manage_is_refused(tmp_path):
     for messages in results_of(in_a_group_of_its_own, 2, tmp_path):
         assert len(messages) == 2
         for message in messages:
-            assert "evaluate() was called in a process group of 2" in message
+            assert "evaluate() was called in a process group of 2 processes" in message
             assert "start the processes with torchrun" in message
 
 
@@ -359,7 +369,7 @@ if __name__ == "__main__":
     ],
     ids=["ddp", "torchrun"],
 )
-def test_rule_20_processes_of_ddp_and_torchrun_give_the_numbers_of_one(
+def test_rule_20_processes_of_ddp_and_torchrun_give_the_values_of_one(
     tmp_path, launcher, settings, processes
 ):
     script = tmp_path / "evaluation.py"

@@ -1,8 +1,9 @@
-"""The metric in a LightningModule, with the Trainer as people run it."""
+"""Metrics in a LightningModule, run by the Trainer."""
 
 import copy
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -10,6 +11,9 @@ import pytest
 import torch
 from digits import Digits, MeasuredDigits, by_hand, network, source, trainer, training, validation
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
+from processes import START_METHOD
+from torch import Tensor
 from torchcam import methods
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -24,8 +28,8 @@ pytestmark = [
 ]
 
 
-def test_fit_logs_the_drop_of_the_whole_validation_set_as_a_plain_loop_does(tmp_path):
-    """The sanity check before and two epochs of it leave the last one."""
+def test_fit_logs_the_value_of_a_plain_loop_over_the_validation_set(tmp_path):
+    """The value is that of the last epoch, without the sanity check and the epoch before."""
     module = MeasuredDigits()
     fit = trainer(tmp_path)
     fit.fit(module, training(), validation())
@@ -34,14 +38,14 @@ def test_fit_logs_the_drop_of_the_whole_validation_set_as_a_plain_loop_does(tmp_
 
 
 @pytest.mark.parametrize("entry", ["validate", "test"])
-def test_validate_and_test_run_in_inference_mode_and_give_the_same(tmp_path, entry):
+def test_validate_and_test_give_the_same_in_inference_mode(tmp_path, entry):
     module, seen = MeasuredDigits(), []
     module.model[0].register_forward_hook(lambda *_: seen.append(torch.is_inference_mode_enabled()))
     expected = by_hand(module.model)
     seen.clear()
     (values,) = getattr(trainer(tmp_path), entry)(module, validation(), verbose=False)
     assert values["val_drop"] == pytest.approx(expected, rel=1e-5)
-    # The step's own pass is in inference mode, and the two of the metric are not.
+    # The forward pass of the step is in inference mode, and the two of the metric are not.
     assert seen[:3] == [True, False, True]
 
 
@@ -54,7 +58,7 @@ def test_every_precision_trains_and_validates(tmp_path, precision):
     value = fit.callback_metrics["val_drop"].item()
     dtype = {"64-true": torch.float64, "bf16-true": torch.bfloat16}.get(precision, torch.float32)
     assert module.model[0].weight.dtype == dtype
-    # bfloat16 has three digits; the same weights in float32 are the reference.
+    # bfloat16 has three digits; the reference is computed from the same weights in float64.
     tolerance = 0.05 if "bf16" in precision else 1e-5
     assert value == pytest.approx(by_hand(copy.deepcopy(module.model).double()), rel=tolerance)
 
@@ -79,7 +83,7 @@ class MeasuredWithACollection(Digits):
         self.log_dict(self.metrics)
 
 
-def test_a_collection_is_logged_as_a_whole_beside_accuracy(tmp_path):
+def test_a_collection_is_logged_beside_accuracy(tmp_path):
     module = MeasuredWithACollection()
     fit = trainer(tmp_path)
     fit.fit(module, training(), validation())
@@ -90,7 +94,7 @@ def test_a_collection_is_logged_as_a_whole_beside_accuracy(tmp_path):
     assert len(module.metrics.compute_groups) == 2
 
 
-def test_values_steer_the_checkpoint_which_holds_the_network_alone(tmp_path):
+def test_a_monitored_value_selects_the_checkpoint_which_holds_only_the_network(tmp_path):
     best = ModelCheckpoint(dirpath=tmp_path, monitor="val_drop", mode="min")
     module = MeasuredDigits()
     fit = trainer(tmp_path, callbacks=[best], max_epochs=3)
@@ -119,7 +123,7 @@ def test_stochastic_weight_averaging_copies_the_module_with_its_metric(tmp_path)
     )
 
 
-def test_averaged_weights_are_what_is_measured_while_they_are_in_place(tmp_path):
+def test_averaged_weights_are_evaluated_while_they_are_in_place(tmp_path):
     trained, measured = [], []
 
     class Watch(pl.Callback):
@@ -131,7 +135,7 @@ def test_averaged_weights_are_what_is_measured_while_they_are_in_place(tmp_path)
                 assert not torch.equal(pl_module.model[0].weight, trained[-1])
                 measured.append((pl_module.average_drop.compute(), by_hand(copy.deepcopy(pl_module.model))))
 
-    # The watch before the averaging, which gives the trained weights back at the end of a validation.
+    # Watch comes first, because the averaging restores the trained weights at the end of a validation.
     fit = trainer(tmp_path, callbacks=[Watch(), EMAWeightAveraging(decay=0.5)])
     fit.fit(MeasuredDigits(), training(), validation())
     assert len(measured) == 2
@@ -140,7 +144,7 @@ def test_averaged_weights_are_what_is_measured_while_they_are_in_place(tmp_path)
 
 
 class Compiled(MeasuredDigits):
-    """The forward pass of the module is compiled; the metric was made on what was compiled."""
+    """Module with a compiled network, on which the metric is made."""
 
     def __init__(self):
         super().__init__()
@@ -163,7 +167,7 @@ def test_compiled_models(tmp_path, whole):
 
 
 def trajectory(module, folder, callbacks=()):
-    """Losses and weights of a training in which validation falls between two accumulated gradients."""
+    """Return losses and weights of a training with validations between two accumulated gradients."""
     pl.seed_everything(1, verbose=False)
     fit = trainer(folder, accumulate_grad_batches=3, val_check_interval=2, callbacks=list(callbacks))
     fit.fit(module, training(), validation())
@@ -195,7 +199,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", WITH)
-def test_training_is_bit_for_bit_the_same_with_and_without_it(tmp_path, alone, name):
+def test_training_is_bit_identical_with_and_without_the_metric(tmp_path, alone, name):
     module, callbacks = WITH[name]()
     losses, weights = trajectory(module, tmp_path, callbacks)
     assert len(losses) == 16
@@ -204,7 +208,7 @@ def test_training_is_bit_for_bit_the_same_with_and_without_it(tmp_path, alone, n
     assert all(torch.equal(weights[key], value) for key, value in alone[1].items())
 
 
-def test_a_difference_in_the_training_would_be_noticed(tmp_path, alone):
+def test_a_difference_in_the_training_is_noticed(tmp_path, alone):
     class Disturbed(MeasuredDigits):
         def validation_step(self, batch, batch_idx):
             super().validation_step(batch, batch_idx)
@@ -218,30 +222,40 @@ def test_a_difference_in_the_training_would_be_noticed(tmp_path, alone):
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/lightning"]
 import torch
 torch.set_num_threads(1)
-from digits import MeasuredDigits, trainer, training, validation
-from datetime import timedelta
-from lightning.pytorch.strategies import DDPStrategy
+from test_module import fit_in_two_processes
 
 if __name__ == "__main__":
-    strategy = DDPStrategy(start_method={start!r}, timeout=timedelta(seconds=60))
-    module = MeasuredDigits()
-    many = trainer({folder!r}, devices=2, strategy=strategy, max_epochs=1)
-    many.fit(module, training(), validation())
-    if many.is_global_zero:
-        torch.save((many.callback_metrics["val_drop"], module.state_dict()), {folder!r} + "/outcome")
+    found = fit_in_two_processes({folder!r}, "popen")
+    if torch.distributed.get_rank() == 0:
+        torch.save(found, {folder!r} + "/outcome")
 """
 
 
-@pytest.mark.parametrize("start", ["popen", "spawn"], ids=["ddp", "ddp_spawn"])
-def test_validation_in_two_processes_of_lightning(tmp_path, start):
-    """The Trainer deals 35 of the 70 images to each rank."""
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1]), start=start, folder=str(tmp_path)))
-    subprocess.run([sys.executable, script], check=True, timeout=180, capture_output=True)
-    value, weights = torch.load(tmp_path / "outcome")
+def fit_in_two_processes(folder: str, start_method: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the logged value and the weights."""
+    strategy = DDPStrategy(start_method=start_method, timeout=timedelta(seconds=60))
+    module = MeasuredDigits()
+    many = trainer(folder, devices=2, strategy=strategy, max_epochs=1)
+    many.fit(module, training(), validation())
+    return many.callback_metrics["val_drop"], module.state_dict()
+
+
+def check_against_one_process(value: Tensor, weights: dict[str, Tensor]) -> None:
     module = Digits()
     module.load_state_dict(weights)
     assert value.item() == pytest.approx(by_hand(module.model.eval()), rel=1e-5)
+
+
+def test_validation_in_two_processes_of_ddp(tmp_path):
+    """The Trainer gives each rank 35 of the 70 images."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path)))
+    subprocess.run([sys.executable, script], check=True, timeout=180, capture_output=True)
+    check_against_one_process(*torch.load(tmp_path / "outcome"))
+
+
+def test_validation_in_two_processes_that_the_trainer_forks(tmp_path):
+    check_against_one_process(*fit_in_two_processes(str(tmp_path), START_METHOD))

@@ -1,4 +1,4 @@
-"""evaluate(partial=...): an interrupted evaluation goes on from where it was, to the same numbers."""
+"""evaluate(partial=...): an interrupted evaluation continues to the same value."""
 
 import random
 
@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchmetrics_cam import AverageDrop, CAMComparison, EvaluationProtocol
 from torchmetrics_cam.cams import CallableSource, CenterMap, GradCAM, GradCAMPlusPlus, LayerCAM, UniformMap
 from torchmetrics_cam.lightning import evaluate
-from torchmetrics_cam.lightning.evaluate import _restore
+from torchmetrics_cam.lightning.resume import restore_states
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
 class Interrupting(Dataset):
-    """Images that end the run once at one of them, as Ctrl-C or a full disk would."""
+    """Images, one of which raises an error the first time, as Ctrl-C or a full disk would."""
 
     def __init__(self, images, at, error):
         self.images, self.at, self.error, self.read = images, at, error, []
@@ -40,7 +40,7 @@ def many(net):
 
 @pytest.mark.parametrize("at", [0, 5, 13, 22], ids=str)
 @pytest.mark.parametrize("error", [OSError("the disk is gone"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
-def test_an_interrupted_run_goes_on_from_there_bit_for_bit(net, tmp_path, at, error):
+def test_an_interrupted_run_continues_bit_for_bit(net, tmp_path, at, error):
     images = torch.rand(23, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     whole = many(net)
     expected = evaluate(whole, Interrupting(images, None, error), batch_size=2, **QUIET)
@@ -65,7 +65,7 @@ def test_a_partial_result_of_another_run_is_refused(net, tmp_path):
     images = torch.rand(6, 3, 12, 12, dtype=torch.float64)
     evaluate(AverageDrop(GradCAM(net, "body")), images, batch_size=2, partial=tmp_path, save_every=1, **QUIET)
     with pytest.raises(
-        ValueError, match=r"rank-0.pt is of a run with images=6, and this one has 5; run the same"
+        ValueError, match=r"rank-0.pt belongs to a run with images=6, and this run has 5; repeat that run"
     ):
         evaluate(AverageDrop(GradCAM(net, "body")), images[:5], partial=tmp_path, **QUIET)
     with pytest.raises(ValueError, match=r'metric="AverageDrop\(GradCAM'):
@@ -74,7 +74,7 @@ def test_a_partial_result_of_another_run_is_refused(net, tmp_path):
 
 def test_a_broken_partial_result_is_refused(net, tmp_path):
     (tmp_path / "rank-0.pt").write_text("no")
-    with pytest.raises(ValueError, match=r"rank-0.pt is no partial result .* remove it to begin anew"):
+    with pytest.raises(ValueError, match=r"rank-0.pt is not a partial result .* remove it to start over"):
         evaluate(AverageDrop(GradCAM(net, "body")), torch.rand(2, 3, 12, 12), partial=tmp_path, **QUIET)
 
 
@@ -108,7 +108,9 @@ def test_a_partial_result_of_other_settings_is_refused(net, tmp_path, what):
     images = torch.rand(4, 3, 12, 12, dtype=torch.float64)
     first, second = OTHERS[what]
     value = evaluate(first(net), images, partial=tmp_path, **QUIET)
-    with pytest.raises(ValueError, match=rf"rank-0.pt is of a run with {what.strip('=')}=.* run the same"):
+    with pytest.raises(
+        ValueError, match=rf"rank-0.pt belongs to a run with {what.strip('=')}=.* repeat that run"
+    ):
         evaluate(second(net), images, partial=tmp_path, **QUIET)
     again = evaluate(first(net), images, partial=tmp_path, **QUIET)
     torch.testing.assert_close(again, value, rtol=0, atol=0)
@@ -119,17 +121,17 @@ def test_a_partial_result_of_other_weights_is_refused(net, tmp_path):
     evaluate(AverageDrop(GradCAM(net, "body")), images, partial=tmp_path, **QUIET)
     with torch.no_grad():
         net.fc.bias[0] += 1e-3
-    with pytest.raises(ValueError, match="is of a run with weights="):
+    with pytest.raises(ValueError, match="belongs to a run with weights="):
         evaluate(AverageDrop(GradCAM(net, "body")), images, partial=tmp_path, **QUIET)
 
 
 def noisy(model, images, class_idx):
-    """A map of three generators' noise."""
+    """Return maps of random numbers from three generators."""
     size = (len(images), 4, 4)
     return torch.rand(size) + torch.from_numpy(np.random.rand(*size)) + random.random()
 
 
-def test_random_numbers_go_on_where_they_were(net, tmp_path):
+def test_random_numbers_continue_after_an_interruption(net, tmp_path):
     images = torch.rand(23, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def drops(data, **settings):
@@ -150,18 +152,18 @@ def test_random_numbers_go_on_where_they_were(net, tmp_path):
     assert torch.equal(drops(data, partial=tmp_path), expected)
 
 
-def test_states_from_a_file_go_to_the_device_of_the_metric(net):
+def test_restored_states_are_on_the_device_of_the_metric(net):
     metric = CAMComparison({"own": GradCAM(net, "body")}, controls=False, per_sample=True)
     metric.update(torch.rand(2, 3, 12, 12, dtype=torch.float64))
     states = {"": (metric._update_count, metric._copy_state_dict())}
     metric.reset()
     metric.to("meta")
-    _restore(metric, states)
+    restore_states(metric, states)
     assert metric.sums.device.type == metric.records[0].device.type == "meta"
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["whole", "partial"])
-def test_images_that_the_collate_fn_leaves_out_keep_their_numbers(net, tmp_path, kept):
+def test_images_dropped_by_the_collate_fn_count_in_the_index(net, tmp_path, kept):
     images = torch.rand(8, 3, 12, 12, dtype=torch.float64)
     data = [None if place == 1 else image for place, image in enumerate(images)]
     loader = DataLoader(

@@ -16,16 +16,8 @@ from torchmetrics_cam.cams import CallableSource, CenterMap, GradCAM, LayerCAM, 
 from torchmetrics_cam.functional import adcc, complexity, drop_in_deletion, map_correlation
 
 MEASURES = ("drop_in_deletion", "complexity", "coherency", "adcc")
-
-
-@pytest.fixture
-def net():
-    return small_net().float()
-
-
-@pytest.fixture
-def images():
-    return torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+DTYPE = torch.float32  # of the fixtures net and images
+IMAGES = (5, 3, 12, 12)  # the shape of the fixture images
 
 
 def numbers_by_numpy(model, images, source, classes):

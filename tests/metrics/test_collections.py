@@ -22,6 +22,7 @@ from torchmetrics.wrappers import (
 from torchmetrics_cam import AverageDrop, AverageGain, ClassificationMetric, IncreaseInConfidence
 from torchmetrics_cam.cams import GradCAM, LayerCAM, UniformMap
 
+IMAGES = (12, 3, 12, 12)  # the shape of the fixture images
 SOFTMAX = partial(torch.softmax, dim=-1)
 THREE = {"drop": AverageDrop, "increase": IncreaseInConfidence, "gain": AverageGain}
 
@@ -38,11 +39,6 @@ def balanced_net():
         net.fc.weight.div_(logits.std(0).mean())
         net.fc.bias.copy_(-(net(twelve_images()) - net.fc.bias).mean(0))
     return net
-
-
-@pytest.fixture
-def images():
-    return twelve_images()
 
 
 @pytest.fixture

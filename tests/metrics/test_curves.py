@@ -25,16 +25,8 @@ from torchmetrics_cam.functional.curves import (
 SOFTMAX = partial(torch.softmax, dim=-1)
 PAPER = EvaluationProtocol.preset("paper")
 ZEROS = PAPER.replace(insertion_baseline=0.0)
-
-
-@pytest.fixture
-def net():
-    return small_net().float()
-
-
-@pytest.fixture
-def images():
-    return torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+DTYPE = torch.float32  # of the fixtures net and images
+IMAGES = (5, 3, 12, 12)  # the shape of the fixture images
 
 
 class Sum(nn.Module):

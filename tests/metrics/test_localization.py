@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import Calls, small_net
+from conftest import Calls
 from scipy import ndimage
 
 from torchmetrics_cam import CAMComparison, EnergyPointingGame, EvaluationProtocol, MaskIoU, PointingGame
@@ -12,11 +12,7 @@ from torchmetrics_cam.functional import boxes_to_objects, energy_pointing_game, 
 
 MEASURES = ["energy_pointing_game", "pointing_game", "mask_iou"]
 EXACT = EvaluationProtocol.preset("paper").replace(pointing_tolerance=0.0)
-
-
-@pytest.fixture
-def net():
-    return small_net().float()
+DTYPE = torch.float32  # of the fixtures net and images
 
 
 def test_by_hand():

@@ -13,15 +13,8 @@ from torchmetrics_cam import explain, parameter_randomization
 from torchmetrics_cam.cams import EdgeMap, GradCAM, LayerCAM
 from torchmetrics_cam.functional.maps import min_max, resize_maps
 
-
-@pytest.fixture
-def net():
-    return small_net().float()
-
-
-@pytest.fixture
-def images():
-    return torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+DTYPE = torch.float32  # of the fixtures net and images
+IMAGES = (4, 3, 24, 24)  # the shape of the fixture images
 
 
 def test_layers_are_randomized_from_the_output_on_and_a_cam_changes(net, images):

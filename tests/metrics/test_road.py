@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from conftest import Calls, small_net
+from conftest import Calls
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from torch import nn
@@ -20,11 +20,7 @@ from torchmetrics_cam.functional.road import linear_imputation
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context")
 PAPER = EvaluationProtocol.preset("paper")
 QUIET = PAPER.replace(road_noise=0.0)
-
-
-@pytest.fixture
-def net():
-    return small_net().float()
+DTYPE = torch.float32  # of the fixtures net and images
 
 
 def smooth_maps(count: int, side: int, seed: int = 2) -> torch.Tensor:

@@ -13,15 +13,8 @@ from torchmetrics_cam import AverageDrop, CAMComparison, ClassificationMetric
 from torchmetrics_cam.cams import GradCAM, LayerCAM, UniformMap
 from torchmetrics_cam.pipeline.pipeline import SCORER_TOLERANCE
 
-
-@pytest.fixture
-def net():
-    return small_net().float()
-
-
-@pytest.fixture
-def images():
-    return torch.rand(6, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+DTYPE = torch.float32  # of the fixtures net and images
+IMAGES = (6, 3, 12, 12)  # the shape of the fixture images
 
 
 class Scorer:

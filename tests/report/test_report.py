@@ -1,4 +1,4 @@
-"""The report: what it says, and how it looks in a browser."""
+"""The report: its content, and its display in a browser."""
 
 import csv
 import json
@@ -8,18 +8,19 @@ import sys
 
 import pytest
 import torch
+from conftest import find_or_skip
 
 from torchmetrics_cam import CAMComparison
 from torchmetrics_cam.cams import GradCAM, LayerCAM
 from torchmetrics_cam.protocol import EvaluationProtocol
-from torchmetrics_cam.report import Picture, write_csv, write_report
-from torchmetrics_cam.report.text import protocol_in_words, verdict
+from torchmetrics_cam.report import ExplainedImage, write_csv, write_report
+from torchmetrics_cam.report.text import describe_protocol, summarize_comparison
 
 EVIL = "<script>alert(1)</script>"
 
 
 def results_of(comparison: CAMComparison, **changes) -> dict:
-    """What results.json holds of a comparison, through JSON."""
+    """Return the content of results.json for a comparison, after a round trip through JSON."""
     methods = list(comparison.methods)
     results = {
         "format": 1,
@@ -64,11 +65,21 @@ def comparison(digits) -> CAMComparison:
 
 
 @pytest.fixture(scope="module")
-def gallery() -> list[Picture]:
+def gallery() -> dict[str, list[ExplainedImage]]:
     colors = torch.rand(3, 300, 260, generator=torch.Generator().manual_seed(0))
     mask = torch.linspace(0, 1, 300)[:, None].expand(300, 260)
-    rows = [(name, mask, colors * mask, 0.61, 0.36) for name in ("Grad-CAM", EVIL)]
-    return [Picture(kind, 3, None, f"cat {EVIL}", 0.95, colors, rows) for kind in ("best", "worst")]
+    explained = ExplainedImage(
+        image=colors,
+        label=f"cat {EVIL}",
+        score=0.95,
+        methods=["Grad-CAM", EVIL],
+        masks=mask.expand(2, -1, -1),
+        masked_images=(colors * mask).expand(2, -1, -1, -1),
+        masked_scores=[0.61, 0.61],
+        drops=[0.36, 0.36],
+        index=3,
+    )
+    return {"best": [explained], "worst": [explained]}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +107,7 @@ def page(full, gallery, tmp_path_factory):
     return path
 
 
-def test_every_part_is_there_in_order(page):
+def test_the_sections_are_in_order(page):
     heads = re.findall(r'<h2 id="(\w+)"', page.read_text())
     assert heads == [
         "ranking",
@@ -106,7 +117,7 @@ def test_every_part_is_there_in_order(page):
         "gallery",
         "paired",
         "protocol",
-        "circumstances",
+        "run",
         "cite",
     ]
 
@@ -125,7 +136,7 @@ def test_the_page_needs_no_other_file(page):
     assert "url(http" not in page.read_text()
 
 
-def test_values_and_circumstances_are_shown(page, full):
+def test_values_and_environment_are_shown(page, full):
     text = page.read_text()
     for row in full["comparison"]["rows"]:
         assert f"{row['average_drop']['value']:.3f}" in text
@@ -133,7 +144,7 @@ def test_values_and_circumstances_are_shown(page, full):
         assert words in text
 
 
-def test_pictures_are_kept_small(page):
+def test_the_page_is_small(page):
     assert page.stat().st_size < 1_000_000
 
 
@@ -145,8 +156,8 @@ def test_one_method_without_values_makes_a_page(digits, tmp_path):
     write_report(results, tmp_path / "one.html")
     text = (tmp_path / "one.html").read_text()
     assert "It is the only method with a value." in text
-    assert "1 image is few" in text
-    assert "No control took part" in text
+    assert "With only 1 image," in text
+    assert "There is no control" in text
     assert 'id="agreement"' not in text
     for measure in results["comparison"]["measures"]:
         results["comparison"]["rows"][0][measure["name"]].update(
@@ -181,15 +192,15 @@ MEASURE = {"name": "m", "title": "M", "higher_is_better": False}
 
 
 @pytest.mark.parametrize(
-    ("rows", "said", "unsaid"),
+    ("rows", "expected", "unexpected"),
     [
         (
             [row("A", 0.2, 1), row("B", 0.4, 2), row("R", 0.6, 3, control=True)],
             [
-                "A has the best M, 0.200 (95 % interval 0.100 to 0.300). It differs from every other",
-                "better than every control",
+                "A has the best M, 0.200 (95 % interval 0.100 to 0.300). It is significantly different from every",
+                "significantly better than every control",
             ],
-            ["Warning", "few", "constant"],
+            ["Warning", "only", "constant"],
         ),
         (
             [
@@ -203,7 +214,7 @@ MEASURE = {"name": "m", "title": "M", "higher_is_better": False}
         ),
         (
             [row("R", 0.1, 1, control=True), row("A", 0.2, 2), row("B", 0.4, 3)],
-            ["Warning: R, which is a control", "beats it"],
+            ["Warning: the control R is significantly better."],
             ["better than every control"],
         ),
         (
@@ -214,36 +225,36 @@ MEASURE = {"name": "m", "title": "M", "higher_is_better": False}
                 row("R", 0.3, 3, control=True),
             ],
             [
-                "one method with C",
-                "cannot be told from B at",
-                "told from the control R",
-                "11 images are few",
+                "Its scores are identical to those of C.",
+                "It is not significantly different from B at",
+                "not significantly different from the control R",
+                "With only 11 images",
             ],
-            ["beats"],
+            ["significantly better"],
         ),
     ],
-    ids=["clear", "blank", "control wins", "indistinct"],
+    ids=["clear", "constant maps", "better control", "not significant"],
 )
-def test_the_verdict_follows_from_the_numbers(rows, said, unsaid):
-    text = " ".join(verdict({"measures": [MEASURE], "rows": rows}))
-    for words in said:
+def test_the_summary_follows_from_the_values(rows, expected, unexpected):
+    text = " ".join(summarize_comparison({"measures": [MEASURE], "rows": rows}))
+    for words in expected:
         assert words in text
-    for words in unsaid:
+    for words in unexpected:
         assert words not in text
 
 
 def test_every_field_of_a_protocol_has_a_sentence(comparison):
     protocol = json.loads(comparison.table().to_json())["protocol"]
-    # Fields of one sentence: the name stands above, and the mask's own settings belong to the mask.
+    # The name has no sentence, and the two settings of the mask are part of its sentence.
     assert len(protocol) == len(EvaluationProtocol.__dataclass_fields__)
     eps = {"normalize_eps": 0.5, "drop_eps": 0.25, "gain_eps": 0.125}
-    assert len(protocol_in_words(protocol | eps)) == len(protocol) - 3
-    text = " ".join(protocol_in_words(protocol | {"mask": "top", "mask_fraction": 0.2}))
-    assert "highest 20% of the positions" in text
+    assert len(describe_protocol(protocol | eps)) == len(protocol) - 3
+    text = " ".join(describe_protocol(protocol | {"mask": "top", "mask_fraction": 0.2}))
+    assert "highest 20% of the pixels" in text
     assert "10%, 20%" in text
 
 
-def test_csv_has_a_row_a_method_and_measure(full, tmp_path):
+def test_csv_has_a_row_for_each_method_and_measure(full, tmp_path):
     write_csv(full, tmp_path / "results.csv")
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -266,7 +277,7 @@ def test_csv_has_a_row_a_method_and_measure(full, tmp_path):
     assert EVIL in {one["method"] for one in rows}
 
 
-def test_csv_leaves_empty_what_is_not_known(full, tmp_path):
+def test_csv_leaves_unknown_values_empty(full, tmp_path):
     copy = json.loads(json.dumps(full))
     copy["comparison"]["rows"][0]["average_drop"].update(lower=None, upper=None)
     write_csv(copy, tmp_path / "results.csv")
@@ -286,17 +297,14 @@ def browser():
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
-    driver_path, chromium = shutil.which("chromedriver"), shutil.which("chromium")
-    if not (driver_path and chromium):
-        pytest.fail(
-            "the report is looked at in a browser: install the Debian packages chromium and chromium-driver"
-        )
+    chromium = find_or_skip(shutil.which("chromium"), "chromium")
+    driver_path = find_or_skip(shutil.which("chromedriver"), "chromium-driver")
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
+    options.binary_location = str(chromium)
     for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(driver_path))
+    driver = webdriver.Chrome(options=options, service=Service(str(driver_path)))
     yield driver
     driver.quit()
 
@@ -308,7 +316,7 @@ def opened(browser, page, width=1000):
     return browser
 
 
-def test_a_browser_shows_the_page_without_an_error_or_a_request(browser, page):
+def test_the_page_loads_without_errors_or_requests(browser, page):
     opened(browser, page)
     assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
     widths = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")
@@ -338,7 +346,7 @@ def test_a_click_on_a_header_sorts_the_table_both_ways(browser, page):
         assert values != by_name
 
 
-def test_marks_of_methods_are_filled_and_those_of_controls_hollow_also_in_the_dark(browser, page):
+def test_markers_of_methods_are_filled_and_of_controls_hollow_in_dark_mode(browser, page):
     dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
     opened(browser, page)

@@ -19,8 +19,8 @@ from torchmetrics_cam.cams import (
 )
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.pipeline.batch import explain
-from torchmetrics_cam.plots import ExplanationRow, explanation_figure
 from torchmetrics_cam.protocol import EvaluationProtocol
+from torchmetrics_cam.report.gallery import explained_images, explanation_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,15 +145,10 @@ def class_names() -> list[str]:
 
 
 def picture(sources: Mapping[str, CAMSource], images: Tensor) -> "Figure":
-    """What each source makes of each image, a row a source."""
+    """Draw the map and the masked image of each source, in one row, for each image."""
     batch = explain(sources, images, protocol=PROTOCOL)
-    rows = [
-        ExplanationRow(method, one.masks, colors(one.masked_images), one.masked_scores)
-        for method, one in zip(batch.methods, batch, strict=True)
-    ]
-    assert batch.class_idx is not None
-    labels = [class_names()[class_idx] for class_idx in batch.class_idx.tolist()]
-    return explanation_figure(colors(images), rows, labels=labels, scores=batch.scores[0])
+    explained = explained_images([batch], range(len(images)), lambda class_idx: class_names()[class_idx])
+    return explanation_figure([one.in_colors(colors) for one in explained])
 
 
 def colors(images: Tensor) -> Tensor:

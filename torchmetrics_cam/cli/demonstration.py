@@ -9,8 +9,8 @@ import torch
 
 from torchmetrics_cam.cli import demo
 from torchmetrics_cam.cli.folder import prepare_folder, write_files, written_to
-from torchmetrics_cam.cli.gallery import gallery
 from torchmetrics_cam.cli.results import circumstances, results_of
+from torchmetrics_cam.report.gallery import gallery
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -17,16 +17,16 @@ from torchmetrics_cam.cli.arguments import ASKED, names_in, protocol_of
 from torchmetrics_cam.cli.data import Images, collate, load_data
 from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.folder import prepare_folder, write_files, written_to
-from torchmetrics_cam.cli.gallery import gallery
 from torchmetrics_cam.cli.layers import check_layer, choose_layer
 from torchmetrics_cam.cli.methods import make_sources
 from torchmetrics_cam.cli.models import LoadedModel, load_model
 from torchmetrics_cam.cli.names import nearest, short
 from torchmetrics_cam.cli.results import circumstances, results_of
 from torchmetrics_cam.cli.resume import go_on_or_begin, settings_of, way_on
-from torchmetrics_cam.lightning.fingerprint import of_weights
+from torchmetrics_cam.lightning.resume import weights_checksum
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
-from torchmetrics_cam.report.text import verdict
+from torchmetrics_cam.report.gallery import gallery
+from torchmetrics_cam.report.text import summarize_comparison
 
 PARTIAL = "partial"
 # How many files that cannot be read are named on the terminal.
@@ -77,7 +77,7 @@ def run(arguments: Any) -> None:
 
     partial = arguments.out / PARTIAL
     # The same names may stand for something else by now: a network that was trained on, a photo that moved.
-    states = {"weights": of_weights(loaded.model), "images": images.fingerprint()}
+    states = {"weights": weights_checksum(loaded.model), "images": images.fingerprint()}
     with written_to(arguments.out, among_others=True):
         comparison = _evaluated(comparison_of, images, arguments, partial, states)
     if comparison is None:
@@ -126,7 +126,7 @@ def run(arguments: Any) -> None:
     write_files(comparison, results, pictures, arguments.out, images.file)
     shutil.rmtree(partial, ignore_errors=True)
     print(comparison.table())
-    print(*verdict(results["comparison"]))
+    print(*summarize_comparison(results["comparison"]))
     unreadable = results["data"]["unreadable"]
     for one in unreadable[:_SHOWN]:
         print(f"Not read: {one['file']}: {one['reason']}")

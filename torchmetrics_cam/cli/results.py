@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torchmetrics_cam.__about__ import __version__
-from torchmetrics_cam.lightning.atomic_file import write_whole
+from torchmetrics_cam.lightning.resume import write_atomically
 from torchmetrics_cam.metrics.comparison.metric import CURVES, CAMComparison
 
 FORMAT = 1
@@ -80,7 +80,7 @@ def write_json(results: dict[str, Any], path: Path) -> None:
     File names that are not in UTF-8 are written with the escapes that JSON has for them.
     """
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, text.encode("utf-8", errors="backslashreplace"))
+    write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_samples(comparison: CAMComparison, name_of: Callable[[int], str], path: Path) -> None:

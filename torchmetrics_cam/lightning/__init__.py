@@ -1,7 +1,7 @@
-"""Lightning: a callback for training, and an evaluation over many devices in which each image counts once."""
+"""Lightning: a callback for training, and evaluation on many devices with each image exactly once."""
 
 try:
-    import lightning.pytorch  # noqa: F401 (found out here, so that the message can say what to do)
+    import lightning.pytorch  # noqa: F401 (a missing package is reported here, with its pip line)
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         'torchmetrics_cam.lightning needs Lightning: pip install "torchmetrics-cam[lightning]"',

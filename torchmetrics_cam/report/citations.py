@@ -1,4 +1,4 @@
-"""How to cite the software and the papers that the measures come from."""
+"""BibTeX entries of the software and of the papers that define the measures."""
 
 from collections.abc import Sequence
 
@@ -78,11 +78,13 @@ _OF_MEASURE = {
 
 
 def bibtex(measures: Sequence[str], version: str | None = None) -> str:
-    """BibTeX of the software, of Grad-CAM++, which the protocol comes from, and of the measures' papers.
+    """Return BibTeX of the software, of the Grad-CAM++ paper and of the papers of the measures.
+
+    The default protocol is that of the Grad-CAM++ paper.
 
     Args:
         measures: the names of the measures.
-        version: of the software; None for the one that is installed.
+        version: the version of the software; None for the installed one.
     """
     numbers = ["1710.11063", *(_OF_MEASURE[name] for name in measures if name in _OF_MEASURE)]
     papers = [_paper(number, *_PAPERS[number]) for number in dict.fromkeys(numbers)]

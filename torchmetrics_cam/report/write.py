@@ -1,4 +1,4 @@
-"""The files that an evaluation writes for people: ``report.html`` and ``results.csv``."""
+"""The HTML report and the CSV table of an evaluation."""
 
 import csv
 import json
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from torchmetrics_cam.protocol import reads
+from torchmetrics_cam.report import figures
 from torchmetrics_cam.report.citations import bibtex
-from torchmetrics_cam.report.picture import Picture
-from torchmetrics_cam.report.text import protocol_in_words, verdict
+from torchmetrics_cam.report.gallery import ExplainedImage
+from torchmetrics_cam.report.text import describe_protocol, summarize_comparison
 
 _COLUMNS = (
     "method",
@@ -25,16 +26,21 @@ _COLUMNS = (
 )
 
 
-def write_report(results: Mapping[str, Any], path: str | Path, *, gallery: Sequence[Picture] = ()) -> None:
-    """Write one page of HTML that needs no other file and no network.
+def write_report(
+    results: Mapping[str, Any],
+    path: str | Path,
+    *,
+    gallery: Mapping[str, Sequence[ExplainedImage]] | None = None,
+) -> None:
+    """Write an HTML page that loads no other file and needs no network.
 
     Args:
-        results: what ``results.json`` holds.
+        results: the content of ``results.json``.
         path: the file to write.
-        gallery: images that were explained best and worst.
+        gallery: explained images in colors, under ``"best"`` and under ``"worst"``; None for no gallery.
 
     Raises:
-        ModuleNotFoundError: if jinja2 or matplotlib is missing.
+        ModuleNotFoundError: if jinja2 or matplotlib is not installed.
     """
     try:
         import jinja2
@@ -50,17 +56,21 @@ def write_report(results: Mapping[str, Any], path: str | Path, *, gallery: Seque
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["number"] = _number
-    environment.filters["setting"] = _setting
-    page = environment.get_template("template.html").render(**_content(results, gallery))
+    environment.filters |= {
+        "number": _number,
+        "setting": _setting,
+        "photo": figures.photo,
+        "overlay": figures.overlay,
+    }
+    page = environment.get_template("template.html").render(**_content(results, gallery or {}))
     Path(path).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def write_csv(results: Mapping[str, Any], path: str | Path) -> None:
-    """Write a row a method and measure; what is not known is left empty.
+    """Write one row for each method and measure; unknown values are empty.
 
     Args:
-        results: what ``results.json`` holds.
+        results: the content of ``results.json``.
         path: the file to write.
     """
     comparison = results["comparison"]
@@ -72,72 +82,39 @@ def write_csv(results: Mapping[str, Any], path: str | Path) -> None:
                 writer.writerow({**row, **row[measure["name"]], "measure": measure["name"]})
 
 
-def _content(results: Mapping[str, Any], gallery: Sequence[Picture]) -> dict[str, Any]:
-    from markupsafe import Markup
-
-    from torchmetrics_cam.report import figures
-
+def _content(results: Mapping[str, Any], gallery: Mapping[str, Sequence[ExplainedImage]]) -> dict[str, Any]:
+    """Return the variables of the template."""
     comparison = results["comparison"]
     measures, rows = comparison["measures"], comparison["rows"]
     titles = {measure["name"]: measure["title"] for measure in measures}
+    ordered = {name: _ordered(rows, name) for name in titles}
     agreement = comparison.get("agreement") or {}
     curves = results.get("curves") or {}
     controls = {row["method"] for row in rows if row["control"]}
-    # The figures escape what they show; all else is escaped by the template.
-    drawn_curves = [
-        Markup(figures.curves_svg(curves["fractions"], curves[name], name.capitalize(), controls))
-        for name in ("deletion", "insertion")
-        if curves.get(name)
-    ]
     protocol = {name: value for name, value in comparison["protocol"].items() if reads(titles, name)}
     return {
         "r": results,
         "comparison": comparison,
         "titles": titles,
-        "verdict": verdict(comparison),
-        "ordered": {one["name"]: _ordered(rows, one["name"]) for one in measures},
-        "intervals": {
-            one["name"]: Markup(figures.interval_svg(one, _ordered(rows, one["name"]))) for one in measures
-        },
-        "agreement": Markup(figures.agreement_svg(agreement, titles)) if len(agreement) > 2 else None,
-        "curves": drawn_curves,
-        "classes": results.get("per_class") or [],
-        "gallery": [
-            (kind, _shown(gallery, kind))
-            for kind in ("best", "worst")
-            if any(one.kind == kind for one in gallery)
+        "summary": summarize_comparison(comparison),
+        "ordered": ordered,
+        "intervals": {one["name"]: figures.interval_svg(one, ordered[one["name"]]) for one in measures},
+        "agreement": figures.agreement_svg(agreement, titles) if len(agreement) > 2 else None,
+        "curves": [
+            figures.curves_svg(curves["fractions"], curves[name], name.capitalize(), controls)
+            for name in ("deletion", "insertion")
+            if curves.get(name)
         ],
-        "protocol": protocol_in_words(protocol),
+        "classes": results.get("per_class") or [],
+        "gallery": {kind: images for kind, images in gallery.items() if images},
+        "protocol": describe_protocol(protocol),
         "bibtex": bibtex(list(titles), (results.get("versions") or {}).get("torchmetrics-cam")),
     }
 
 
 def _ordered(rows: Sequence[Mapping[str, Any]], measure: str) -> list[Mapping[str, Any]]:
-    """The best of a measure first, and last what has no value."""
+    """Return the rows ranked by a measure, those without a value last."""
     return sorted(rows, key=lambda row: row[measure]["rank"] or len(rows) + 1)
-
-
-def _shown(gallery: Sequence[Picture], kind: str) -> list[dict[str, Any]]:
-    from torchmetrics_cam.report.figures import overlay, photo
-
-    return [
-        {
-            "picture": one,
-            "photo": photo(one.image),
-            "rows": [
-                {
-                    "method": method,
-                    "overlay": overlay(one.image, mask),
-                    "masked": photo(masked),
-                    "score": score,
-                    "drop": drop,
-                }
-                for method, mask, masked, score, drop in one.rows
-            ],
-        }
-        for one in gallery
-        if one.kind == kind
-    ]
 
 
 def _number(value: float | None, digits: int = 3) -> str:

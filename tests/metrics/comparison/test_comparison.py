@@ -69,14 +69,8 @@ def foreign(net):
     }
 
 
-@pytest.fixture
-def net():
-    return small_net().float()
-
-
-@pytest.fixture
-def images():
-    return torch.rand(12, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+DTYPE = torch.float32  # of the fixtures net and images
+IMAGES = (12, 3, 12, 12)  # the shape of the fixture images
 
 
 # The numbers

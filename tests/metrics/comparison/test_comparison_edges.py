@@ -22,16 +22,8 @@ from torchmetrics_cam.cams import CenterMap, GradCAM, UniformMap
 from torchmetrics_cam.model import random_numbers
 
 PAPER = EvaluationProtocol.preset("paper")
-
-
-@pytest.fixture
-def net():
-    return small_net().float()
-
-
-@pytest.fixture
-def images():
-    return torch.rand(12, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+DTYPE = torch.float32  # of the fixtures net and images
+IMAGES = (12, 3, 12, 12)  # the shape of the fixture images
 
 
 class Standardized(nn.Module):
