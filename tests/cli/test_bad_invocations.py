@@ -1,4 +1,4 @@
-"""300 bad invocations and broken inputs: never a traceback, always a sentence and an exit code that is not 0."""
+"""300 bad invocations and broken inputs: each ends with a message and an exit code, never a traceback."""
 
 import json
 import random
@@ -81,7 +81,7 @@ WORDS = (
 
 
 def broken_pictures(folder: Path) -> dict[str, Path]:
-    """A folder for each kind of file that looks like a picture and is none."""
+    """A folder per kind of broken image file."""
     whole = folder / "whole.png"
     Image.new("RGB", (8, 8), "red").save(whole)
     png = whole.read_bytes()
@@ -102,17 +102,17 @@ def broken_pictures(folder: Path) -> dict[str, Path]:
         "gif": b"GIF89a" + bytes(8),
         "tiff": b"II*\x00" + b"\xff" * 40,
     }
-    found = {}
+    folders = {}
     for name, content in contents.items():
-        found[name] = folder / name
-        found[name].mkdir()
+        folders[name] = folder / name
+        folders[name].mkdir()
         for suffix in (".png", ".jpg", ".tif"):
-            (found[name] / f"picture{suffix}").write_bytes(content)
-    return found
+            (folders[name] / f"picture{suffix}").write_bytes(content)
+    return folders
 
 
 def invocations(place: Path) -> Iterator[list[str]]:
-    """Bad ones only; all options but one are right."""
+    """Command lines in which one option, or two, are wrong."""
     right = {
         "--model": "mine:factory",
         "--data": str(place / "photos"),
@@ -276,7 +276,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def test_300_bad_invocations_end_with_a_sentence(place, capsys):
+def test_300_bad_invocations_end_with_a_message(place, capsys):
     failed, succeeded = [], []
     for arguments in invocations(place):
         code = main([*arguments])

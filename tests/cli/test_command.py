@@ -69,7 +69,7 @@ def test_demo_prints_a_row_of_eleven_photos(run: Run, name: str) -> None:
     assert degenerate == ("11" if name == "Uniform map" else "0")
 
 
-def test_demo_prints_controls_after_and_apart_from_methods(run: Run) -> None:
+def test_demo_prints_controls_below_methods(run: Run) -> None:
     before, after = run.printed.split(" Controls ")
     assert all(name in before for name in METHODS)
     assert all(name in after for name in CONTROLS)
@@ -86,7 +86,9 @@ def test_demo_prints_controls_after_and_apart_from_methods(run: Run) -> None:
     ],
     ids=["Grad-CAM", "XGrad-CAM", "HiRes-CAM", "Uniform map", "Random map"],
 )
-def test_demo_prints_what_the_metric_gives(run: Run, lite0: nn.Module, photos: Tensor, name, source, metric):
+def test_demo_prints_the_values_of_the_metrics(
+    run: Run, lite0: nn.Module, photos: Tensor, name, source, metric
+):
     direct = metric(source(lite0))
     direct.update(photos)
     assert float(run.row(name)[COLUMNS[metric]]) == pytest.approx(direct.compute().item(), abs=6e-4)
@@ -98,11 +100,11 @@ def test_demo_prints_what_the_metric_gives(run: Run, lite0: nn.Module, photos: T
         demo.PROTOCOL.caption(["average_drop", "increase_in_confidence", "average_gain"]),
         "Eleven photos are a demonstration, not a sample: these numbers say nothing about the methods in"
         " general.",
-        "the uniform map hides nothing, explains nothing, and has a perfect Average Drop.",
+        "the uniform map masks nothing, explains nothing, and has a perfect Average Drop.",
     ],
     ids=["protocol", "not a sample", "why controls"],
 )
-def test_demo_says_how_to_read_the_numbers(run: Run, sentence: str) -> None:
+def test_demo_explains_how_to_read_the_numbers(run: Run, sentence: str) -> None:
     assert sentence in " ".join(run.printed.split())
 
 
@@ -144,7 +146,7 @@ def test_demo_writes_the_report_that_it_names(run: Run) -> None:
         ("matplotlib", "matplotlib"),
     ],
 )
-def test_missing_package_is_named_with_the_line_that_installs_it(
+def test_missing_package_is_named_with_its_pip_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, module, package
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -166,7 +168,7 @@ def test_all_missing_packages_are_named_at_once(monkeypatch: pytest.MonkeyPatch)
     [("file", "File exists"), ("file/under", "Not a directory")],
     ids=["a file", "under one"],
 )
-def test_out_that_cannot_be_made_is_said_before_the_run(
+def test_output_folder_that_cannot_be_created_is_reported_before_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name, reason
 ) -> None:
     monkeypatch.setattr(demo, "load_model", lambda: pytest.fail("the network was loaded"))
@@ -178,7 +180,9 @@ def test_out_that_cannot_be_made_is_said_before_the_run(
 
 
 @pytest.mark.usefixtures("instant")
-def test_picture_that_cannot_be_written_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_picture_that_cannot_be_written_is_reported(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "explanations.png").mkdir()
     assert main(["demo", "--out", str(tmp_path)]) == 2
     assert f"--out {tmp_path} cannot be written: Is a directory; choose" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``--data``: folders with all that people put into them."""
+"""``--data``: folders, saved datasets and functions, with broken and unusual images."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchmetrics_cam.cli.data import collate, load_data
 from torchmetrics_cam.cli.errors import UsageError
-from torchmetrics_cam.cli.pictures import read_picture
+from torchmetrics_cam.cli.images import read_image
 
 
 def as_tensor(picture: Image.Image) -> Tensor:
@@ -25,7 +25,7 @@ def save(
     (Image.new(mode, size) if color is None else Image.new(mode, size, color)).save(path, **kw)
 
 
-def test_a_flat_folder_is_sorted_and_has_no_labels(tmp_path: Path) -> None:
+def test_flat_folder_is_sorted_and_has_no_labels(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpg", "sub/c.png", ".hidden.png"):
         save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
@@ -49,20 +49,20 @@ def test_first_level_folders_are_classes(tmp_path: Path) -> None:
     assert named.class_names == ["bird", "Dog", "cat"]
 
 
-def test_labels_that_are_needed_are_there_and_are_the_models(tmp_path: Path) -> None:
+def test_required_labels_exist_and_match_the_classes_of_the_model(tmp_path: Path) -> None:
     for name in ("classes/dog/1.png", "classes/cat/1.png", "flat/1.png"):
         save(tmp_path / name)
     labeled = load_data(
         str(tmp_path / "classes"), as_tensor, class_names=["bird", "dog", "cat"], labeled=True
     )
     assert [labeled[i]["label"] for i in range(2)] == [2, 1]
-    with pytest.raises(UsageError, match=r"flat/1\.png has no label; sort images into subfolders"):
+    with pytest.raises(UsageError, match=r"flat/1\.png has no label; sort the images into subfolders"):
         load_data(str(tmp_path / "flat"), as_tensor, labeled=True)
-    with pytest.raises(UsageError, match="nobody knows which of its outputs a label is"):
+    with pytest.raises(UsageError, match="a label cannot be matched with an output of the model"):
         load_data(str(tmp_path / "classes"), as_tensor, labeled=True)
 
 
-def test_a_limit_is_the_same_sample_every_time(tmp_path: Path) -> None:
+def test_limit_always_selects_the_same_sample(tmp_path: Path) -> None:
     for number in range(20):
         save(tmp_path / f"{'a' if number < 10 else 'b'}/{number:02}.png")
     images = load_data(str(tmp_path), as_tensor, limit=8)
@@ -92,39 +92,39 @@ def test_a_limit_is_the_same_sample_every_time(tmp_path: Path) -> None:
         ("I", 40, ".tif", (40, 40, 40)),
     ],
 )
-def test_every_mode_becomes_what_it_looks_like(
+def test_every_image_mode_is_converted_to_rgb(
     tmp_path: Path, mode: str, color: object, suffix: str, seen: tuple[int, ...]
 ) -> None:
     save(tmp_path / f"x{suffix}", mode, color)
-    picture = read_picture(tmp_path / f"x{suffix}")
+    picture = read_image(tmp_path / f"x{suffix}")
     assert picture.mode == "RGB"
     assert picture.getpixel((0, 0)) == pytest.approx(seen, abs=1)
 
 
-def test_a_palette_with_transparency(tmp_path: Path) -> None:
+def test_palette_with_transparency(tmp_path: Path) -> None:
     picture = Image.new("P", (2, 1))
     picture.putpalette([255, 0, 0, 0, 255, 0])
     picture.putpixel((1, 0), 1)
     picture.save(tmp_path / "p.png", transparency=0)
-    read = read_picture(tmp_path / "p.png")
+    read = read_image(tmp_path / "p.png")
     assert [read.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 255, 0)]
 
 
-def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     picture = Image.new("RGB", (4, 2))
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_picture(tmp_path / "turned.jpg").size == (2, 4)
+    assert read_image(tmp_path / "turned.jpg").size == (2, 4)
 
 
-def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
-    assert read_picture(tmp_path / "x.gif").getpixel((0, 0)) == (255, 0, 0)
+    assert read_image(tmp_path / "x.gif").getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_what_cannot_be_read_is_none_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_images_are_none_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "1.png", size=(1, 1))
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.jpg")
@@ -139,7 +139,7 @@ def test_what_cannot_be_read_is_none_with_a_reason(tmp_path: Path, monkeypatch: 
     images = load_data(str(tmp_path), as_tensor)
     assert [item is None for item in (images[i] for i in range(6))] == [False, True, True, True, True, True]
     assert "truncated" in images.reason(1)
-    assert images.reason(2) == images.reason(3) == "it is no picture in a format that PIL knows"
+    assert images.reason(2) == images.reason(3) == "it is not an image in a format that PIL reads"
     assert "more than the 2,000 pixels" in images.reason(4)
     assert "more than the 2,000 pixels" in images.reason(5)
     batch = collate([images[i] for i in range(6)])
@@ -149,7 +149,7 @@ def test_what_cannot_be_read_is_none_with_a_reason(tmp_path: Path, monkeypatch: 
     assert collate([None, None]) is None
 
 
-def test_images_of_many_shapes_are_no_batch() -> None:
+def test_images_of_different_shapes_cannot_be_batched() -> None:
     items = [{"image": torch.zeros(3, side, 4), "index": 0, "label": -1} for side in (4, 5)]
     with pytest.raises(UsageError, match=r"shapes \(3, 4, 4\) and \(3, 5, 4\)"):
         collate(items)
@@ -157,26 +157,26 @@ def test_images_of_many_shapes_are_no_batch() -> None:
 
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="holds no image"):
+    with pytest.raises(UsageError, match="contains no image"):
         load_data(str(tmp_path / "empty"), as_tensor)
-    with pytest.raises(UsageError, match="is not there"):
+    with pytest.raises(UsageError, match="does not exist"):
         load_data(str(tmp_path / "missing"), as_tensor)
     save(tmp_path / "one.png")
     with pytest.raises(UsageError, match="is a file; give the folder"):
         load_data(str(tmp_path / "one.png"), as_tensor)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "x.png").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match=r"none of 1 images can be read; the first, .*x\.png"):
+    with pytest.raises(UsageError, match=r"none of 1 images can be read; the first is .*x\.png"):
         load_data(str(tmp_path / "broken"), as_tensor)
 
 
-def test_links_in_a_circle_end(tmp_path: Path) -> None:
+def test_circular_links_are_followed_once(tmp_path: Path) -> None:
     save(tmp_path / "a" / "1.png")
     (tmp_path / "a" / "again").symlink_to(tmp_path, target_is_directory=True)
     assert len(load_data(str(tmp_path), as_tensor)) == 1
 
 
-def test_a_saved_dataset_and_its_splits(tmp_path: Path) -> None:
+def test_saved_dataset_and_its_splits(tmp_path: Path) -> None:
     import datasets
 
     features = datasets.Features(
@@ -199,7 +199,7 @@ def test_a_saved_dataset_and_its_splits(tmp_path: Path) -> None:
         load_data(str(tmp_path / "numbers"), as_tensor)
 
 
-def test_a_dataset_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dataset_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_data.py").write_text(
         "import torch\nfrom PIL import Image\n"
         "picture = Image.new('L', (4, 4))\n"
@@ -218,7 +218,7 @@ def test_a_dataset_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "my_data:nothing": "returned a int; it must return a dataset",
         "my_data:words": "none of 1 images can be read",
         "my_data:word": "the nearest names in it are 'words'",
-        "my_broken:f": "importing my_broken failed with RuntimeError: out of order",
+        "my_broken:f": "importing my_broken failed \\(RuntimeError: out of order\\)",
     }.items():
         with pytest.raises(UsageError, match=message):
             load_data(name, as_tensor)

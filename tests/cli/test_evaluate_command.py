@@ -149,8 +149,18 @@ def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def arguments(out: Path, *more: str) -> list[str]:
-    given = ["evaluate", "--model", "mine:factory", "--data", "photos", "--layer", "3", "--batch-size", "4"]
-    return [*given, *CPU, "--out", str(out), *more]
+    command_line = [
+        "evaluate",
+        "--model",
+        "mine:factory",
+        "--data",
+        "photos",
+        "--layer",
+        "3",
+        "--batch-size",
+        "4",
+    ]
+    return [*command_line, *CPU, "--out", str(out), *more]
 
 
 def results(out: Path) -> dict:
@@ -158,9 +168,9 @@ def results(out: Path) -> dict:
 
 
 def numbers(out: Path) -> dict:
-    """All that must not depend on how the run was done."""
-    found = results(out)
-    return {name: found[name] for name in ("comparison", "paired", "win_rates", "per_class", "methods")}
+    """Return all values that must not depend on how the run was carried out."""
+    stored = results(out)
+    return {name: stored[name] for name in ("comparison", "paired", "win_rates", "per_class", "methods")}
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +183,11 @@ def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_it_writes_its_files_and_nothing_else(whole):
+def test_only_the_result_files_are_written(whole):
     assert {path.name for path in whole.iterdir()} == FILES
 
 
-def test_its_numbers_are_those_of_the_metric(whole, inside):
+def test_values_equal_those_of_the_metric(whole, inside):
     import mine
 
     model, transform = mine.factory()
@@ -190,31 +200,31 @@ def test_its_numbers_are_those_of_the_metric(whole, inside):
     assert row["n"] == 30
 
 
-def test_labels_are_explained_where_they_are_asked_for(inside, tmp_path):
+def test_explain_label_explains_the_labels(inside, tmp_path):
     import mine
 
-    given = ["--data", "mine:labeled", "--explain", "label", "--num-workers", "1"]
-    assert main(arguments(tmp_path / "out", *given)) == 0
+    options = ["--data", "mine:labeled", "--explain", "label", "--num-workers", "1"]
+    assert main(arguments(tmp_path / "out", *options)) == 0
     images, labels = zip(*mine.labeled(), strict=True)
     metric = AverageDrop(GradCAM(mine.factory()[0].eval(), "3"))
     metric.update(torch.stack(images), class_idx=list(labels))
-    found = results(tmp_path / "out")
-    row = next(row for row in found["comparison"]["rows"] if row["method"] == "Grad-CAM")
+    stored = results(tmp_path / "out")
+    row = next(row for row in stored["comparison"]["rows"] if row["method"] == "Grad-CAM")
     assert row["average_drop"]["value"] == pytest.approx(float(metric.compute()), abs=1e-6)
-    assert found["data"]["explained"] == "label"
+    assert stored["data"]["explained"] == "label"
     metric.reset()
     metric.update(torch.stack(images))
     assert row["average_drop"]["value"] != pytest.approx(float(metric.compute()), abs=1e-3)
 
 
-def test_what_cannot_be_read_is_named_and_counted(whole):
+def test_unreadable_images_are_named_and_counted(whole):
     (unreadable,) = results(whole)["data"]["unreadable"]
     assert unreadable["file"].endswith("broken.png")
     assert "PIL" in unreadable["reason"]
     assert results(whole)["data"]["images"] == 31
 
 
-def test_samples_have_a_row_an_image_whose_mean_is_the_value(whole):
+def test_mean_of_the_samples_is_the_value(whole):
     with (whole / "samples.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 30
@@ -223,14 +233,14 @@ def test_samples_have_a_row_an_image_whose_mean_is_the_value(whole):
     assert mean == pytest.approx(layer_cam["average_drop"]["value"], abs=1e-9)
 
 
-def test_the_report_shows_best_and_worst_and_the_broken_file(whole):
+def test_report_shows_best_and_worst_images_and_the_broken_file(whole):
     page = (whole / "report.html").read_text()
     assert page.count("data:image/") >= 8 * (1 + 2 * 5)
     assert "broken.png" in page
     assert "mine:factory" in page
 
 
-def test_a_yaml_file_says_the_same(whole, inside, tmp_path):
+def test_yaml_file_equals_the_command_line(whole, inside, tmp_path):
     (tmp_path / "run.yaml").write_text(
         "model: mine:factory\ndata: photos\nlayer: '3'\nbatch_size: 4\naccelerator: cpu\ndevices: '1'\n"
     )
@@ -239,19 +249,19 @@ def test_a_yaml_file_says_the_same(whole, inside, tmp_path):
     assert numbers(out) == numbers(whole)
 
 
-def test_a_yaml_file_has_lists_and_numbers(inside, tmp_path):
+def test_yaml_file_accepts_lists_and_numbers(inside, tmp_path):
     (tmp_path / "run.yaml").write_text(
         "model: mine:factory\ndata: photos\nmethods: [grad_cam, hires_cam]\nmeasures: [average_drop]\n"
         "layer: [1, 3]\naccelerator: cpu\ndevices: 1\nprecision: 32\nlimit: 3\n"
     )
     out = tmp_path / "out"
     assert main(["evaluate", "--config", str(tmp_path / "run.yaml"), "--out", str(out)]) == 0
-    found = results(out)
-    assert found["methods"][:2] == ["Grad-CAM", "HiRes-CAM"]
-    assert found["model"]["layer"] == ["1", "3"]
+    stored = results(out)
+    assert stored["methods"][:2] == ["Grad-CAM", "HiRes-CAM"]
+    assert stored["model"]["layer"] == ["1", "3"]
 
 
-def test_half_precision_weights_run_in_the_precision_that_is_asked(inside, tmp_path, whole):
+def test_half_precision_weights_run_in_the_given_precision(inside, tmp_path, whole):
     assert main(arguments(tmp_path / "out", "--model", "mine:half")) == 0
     ours, theirs = (results(out)["comparison"]["rows"] for out in (tmp_path / "out", whole))
     for one, other in zip(ours, theirs, strict=True):
@@ -263,35 +273,35 @@ def test_half_precision_weights_run_in_the_precision_that_is_asked(inside, tmp_p
     [
         (
             ["--model", "mine:scripted"],
-            "--model 'mine:scripted' returned a TorchScript module, whose layers cannot be looked into",
+            "--model 'mine:scripted' returned a TorchScript module, whose layers are not accessible",
         ),
         (
             ["--image-size", "64"],
-            "--image-size has no effect on 'mine:factory', which brings a transform of its own; leave it out",
+            "--image-size has no effect on 'mine:factory', which returns a transform of its own; omit it",
         ),
         (
             ["--model", "mine:segmenting", "--layer", "1"],
-            "The command takes no logits_fn: let a function of your own return the network with that inside",
+            "The command has no option for logits_fn: write a function that returns the network with it applied",
         ),
         (
             ["--data", "mine:ragged", "--num-workers", "1"],
-            "torchmetrics-cam: images of one batch have shapes (3, 16, 16) and (3, 16, 17); let the transform",
+            "torchmetrics-cam: images of one batch have shapes (3, 16, 16) and (3, 16, 17); resize all images",
         ),
         (
             ["--data", "mine:half_labeled", "--explain", "label"],
-            "--explain label needs a label for every image, and mine:half_labeled[6] has no label; sort images",
+            "--explain label needs a label for every image, and mine:half_labeled[6] has no label; sort the images",
         ),
     ],
     ids=["TorchScript", "image size", "no class scores", "in a worker", "unlabeled"],
 )
-def test_what_cannot_be_used_is_a_sentence_with_a_way_out(inside, tmp_path, capsys, more, sentence):
+def test_unusable_input_is_reported_with_what_to_do(inside, tmp_path, capsys, more, sentence):
     assert main(arguments(tmp_path / "out", *more)) == 2
-    said = capsys.readouterr().err
-    assert sentence in said.splitlines()[-1]
-    assert "Traceback" not in said
+    stderr = capsys.readouterr().err
+    assert sentence in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
 
 
-def test_it_says_who_leads_and_how_many_files_it_could_not_read(inside, tmp_path, capsys):
+def test_output_names_the_best_method_and_counts_unreadable_files(inside, tmp_path, capsys):
     shutil.copytree(inside / "photos" / "digit 1", tmp_path / "photos")
     for number in range(7):
         (tmp_path / "photos" / f"broken {number}.png").write_bytes(b"no picture")
@@ -302,7 +312,7 @@ def test_it_says_who_leads_and_how_many_files_it_could_not_read(inside, tmp_path
     assert "has the best Average Drop" in printed
 
 
-def test_the_protocol_and_its_fields(inside, tmp_path):
+def test_protocol_and_its_fields(inside, tmp_path):
     fields = ["--protocol", "score_cam", "--mask-fraction", "0.3", "--baseline", "mean"]
     assert main(arguments(tmp_path / "out", *fields, "--measures", "average_drop,deletion_auc")) == 0
     protocol = results(tmp_path / "out")["comparison"]["protocol"]
@@ -318,7 +328,7 @@ def test_the_protocol_and_its_fields(inside, tmp_path):
     assert 'id="curves"' in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_two_processes_give_the_numbers_of_one(whole, place, tmp_path):
+def test_two_processes_give_the_values_of_one(whole, place, tmp_path):
     given = arguments(tmp_path / "out", "--devices", "2", "--strategy", "ddp")
     done = subprocess.run(
         [sys.executable, "-m", "torchmetrics_cam", *given],
@@ -339,7 +349,7 @@ def test_two_processes_give_the_numbers_of_one(whole, place, tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill"])
-def test_interrupted_three_times_it_ends_with_the_same_numbers(place, tmp_path, whole, how):
+def test_run_interrupted_three_times_gives_the_same_values(place, tmp_path, whole, how):
     more = ("--model", "mine:slow", "--layer", "model.3", "--batch-size", "1", "--save-every", "2")
     expected = tmp_path / "expected"
     assert Command(arguments(expected, *more), place, tmp_path).finish()[1]
@@ -354,11 +364,11 @@ def test_interrupted_three_times_it_ends_with_the_same_numbers(place, tmp_path, 
                 break
             time.sleep(0.01)
         os.kill(running.process.pid, how)
-        code, _, said = running.finish(60)
-        assert code == (130 if how == signal.SIGINT else -signal.SIGKILL), said
+        code, _, stderr = running.finish(60)
+        assert code == (130 if how == signal.SIGINT else -signal.SIGKILL), stderr
         if how == signal.SIGINT:
-            assert "interrupted; what was done is kept, and the same command goes on" in said
-            assert "Traceback" not in said
+            assert "interrupted; the partial result is kept, and the same command resumes" in stderr
+            assert "Traceback" not in stderr
         seen.append(kept.stat().st_mtime_ns)
     places = torch.load(out / "partial" / "rank-0.pt", weights_only=True)["done"]
     assert 4 <= places < 31
@@ -367,18 +377,18 @@ def test_interrupted_three_times_it_ends_with_the_same_numbers(place, tmp_path, 
     assert {path.name for path in out.iterdir()} == FILES
 
 
-def test_a_partial_result_of_another_command_is_refused(inside, tmp_path, capsys):
+def test_partial_result_of_another_command_is_refused(inside, tmp_path, capsys):
     partial = tmp_path / "out" / "partial"
     partial.mkdir(parents=True)
     (partial / "settings.json").write_text(json.dumps({"model": "torchvision:resnet18"}))
     assert main(arguments(tmp_path / "out")) == 2
-    said = capsys.readouterr().err
-    assert "has the partial result of another command, with another model," in said
-    assert "--fresh" in said
+    stderr = capsys.readouterr().err
+    assert "holds the partial result of another command: model," in stderr
+    assert "--fresh" in stderr
     assert main(arguments(tmp_path / "out", "--fresh")) == 0
 
 
-def test_what_is_refused_leaves_no_partial_result(inside, tmp_path, capsys):
+def test_refused_arguments_leave_no_partial_result(inside, tmp_path, capsys):
     assert main(arguments(tmp_path / "out", "--num-classes", "0")) == 2
     assert "num_classes is 0; it must be a positive integer" in capsys.readouterr().err
     assert main(arguments(tmp_path / "out", "--num-classes", "10")) == 0
@@ -389,15 +399,15 @@ def left_over(inside, tmp_path, capsys) -> list[str]:
     """A command whose run broke off and left a partial result, on photos of its own."""
     shutil.copytree(inside / "photos", tmp_path / "photos")
     more = ("--model", "mine:hungry", "--layer", "model.3", "--batch-size", "16")
-    given = [*arguments(tmp_path / "out", *more), "--data", str(tmp_path / "photos")]
-    assert main(given) == 2
-    assert main(given) == 2
+    command_line = [*arguments(tmp_path / "out", *more), "--data", str(tmp_path / "photos")]
+    assert main(command_line) == 2
+    assert main(command_line) == 2
     assert "memory ran out" in capsys.readouterr().err.splitlines()[-1]
-    return given
+    return command_line
 
 
 @pytest.mark.parametrize("change", ["renamed", "rewritten", "removed"])
-def test_it_does_not_go_on_with_other_images_of_the_same_folder(left_over, tmp_path, capsys, change):
+def test_changed_images_do_not_resume(left_over, tmp_path, capsys, change):
     photo = tmp_path / "photos" / "digit 4" / "004.png"
     if change == "renamed":
         photo.rename(photo.with_name("999.png"))
@@ -406,10 +416,10 @@ def test_it_does_not_go_on_with_other_images_of_the_same_folder(left_over, tmp_p
     else:
         photo.unlink()
     assert main(left_over) == 2
-    assert "another command, with another state of the images; run" in capsys.readouterr().err
+    assert "another command: state of the images differ; run" in capsys.readouterr().err
 
 
-def test_it_does_not_go_on_with_other_weights_of_the_same_name(left_over, monkeypatch, capsys):
+def test_changed_weights_do_not_resume(left_over, monkeypatch, capsys):
     import mine
 
     model, transform = mine.hungry()
@@ -417,13 +427,11 @@ def test_it_does_not_go_on_with_other_weights_of_the_same_name(left_over, monkey
         model.model[0].bias[0] += 1e-3
     monkeypatch.setattr(mine, "hungry", lambda: (model, transform))
     assert main(left_over) == 2
-    assert "another command, with another state of the weights; run" in capsys.readouterr().err
+    assert "another command: state of the weights differ; run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("full_after", ["nothing", "partial", "results.json", "report.html"])
-def test_a_full_disk_is_said_and_leaves_the_results_before_as_they_were(
-    inside, tmp_path, capsys, request, full_after
-):
+def test_full_disk_is_reported_and_keeps_the_earlier_results(inside, tmp_path, capsys, request, full_after):
     out = tmp_path / "out"
     assert main(arguments(out)) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -434,10 +442,10 @@ def test_a_full_disk_is_said_and_leaves_the_results_before_as_they_were(
         disk.setattr(Path, write, until_full(getattr(Path, write), full_after, full))
     capsys.readouterr()
     assert main(arguments(out, "--seed", "1")) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == (
-        f"torchmetrics-cam: --out {out} cannot be written: No space left on device; make room, and the same"
-        " command goes on with what is kept, or choose another directory"
+    stderr = capsys.readouterr().err.splitlines()[-1]
+    assert stderr == (
+        f"torchmetrics-cam: --out {out} cannot be written: No space left on device; free some space and run"
+        " the same command to resume, or choose another directory"
     )
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
     assert {path.name for path in out.rglob("*")} <= {*before, "partial", "settings.json", "rank-0.pt"}
@@ -458,7 +466,7 @@ def until_full(write, name, full):
     return writing
 
 
-def test_names_that_are_not_in_utf8_are_written_and_printed(inside, tmp_path, capsys):
+def test_file_names_that_are_not_utf8_are_written_and_printed(inside, tmp_path, capsys):
     folder = os.fsencode(tmp_path / "photos")
     os.mkdir(folder)
     for number in range(3):
@@ -474,14 +482,14 @@ def test_names_that_are_not_in_utf8_are_written_and_printed(inside, tmp_path, ca
     assert results(out)["data"]["unreadable"][0]["file"].endswith("\udcff.png")
     assert r"caf\udce9 1.png" in (out / "report.html").read_text()
     assert main(["compare", *[str(out / "results.json")] * 2]) == 0
-    assert "3 images are the same" in capsys.readouterr().out
+    assert "3 images are in both runs" in capsys.readouterr().out
 
 
-def test_when_memory_runs_out_it_says_what_to_try_or_halves(inside, tmp_path, capsys, whole):
+def test_out_of_memory_is_reported_or_halves_the_batch_size(inside, tmp_path, capsys, whole):
     more = ("--model", "mine:hungry", "--layer", "model.3", "--batch-size", "16")
     assert main(arguments(tmp_path / "out", *more)) == 2
     assert (
-        "memory ran out with 16 images in a batch; try --batch-size 8, or --halve-on-oom"
+        "memory ran out with 16 images per batch; try --batch-size 8, or --halve-on-oom"
         in capsys.readouterr().err
     )
     assert main(arguments(tmp_path / "out", *more, "--halve-on-oom")) == 0
@@ -494,44 +502,52 @@ def test_when_memory_runs_out_it_says_what_to_try_or_halves(inside, tmp_path, ca
             assert one["average_drop"]["value"] == pytest.approx(other["average_drop"]["value"], abs=1e-6)
 
 
-def test_one_of_several_processes_does_not_halve_its_batch_alone(inside, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("torchmetrics_cam.cli.evaluate._is_one_of_several", lambda: True)
+def test_batch_size_is_not_halved_with_several_processes(inside, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torchmetrics_cam.cli.evaluate._is_distributed", lambda: True)
     more = ("--model", "mine:hungry", "--layer", "model.3", "--batch-size", "16", "--halve-on-oom", "--fresh")
     assert main(arguments(tmp_path / "out", *more)) == 2
-    said = capsys.readouterr().err
-    assert "try --batch-size 8, or --halve-on-oom on one device" in said
-    assert "the same command without --fresh goes on from there" in said
+    stderr = capsys.readouterr().err
+    assert "try --batch-size 8, or --halve-on-oom on one device" in stderr
+    assert "the same command without --fresh resumes from it" in stderr
 
 
-def test_an_interrupt_says_how_to_go_on_if_there_is_a_way(inside, tmp_path, capsys, monkeypatch):
+def test_interrupt_reports_how_to_resume(inside, tmp_path, capsys, monkeypatch):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    for module in ("evaluate", "demonstration"):
+    for module in ("evaluate", "demo"):
         monkeypatch.setattr(f"torchmetrics_cam.cli.{module}.run", interrupted)
     for line, sentence in (
-        (arguments(tmp_path), "interrupted; what was done is kept, and the same command goes on from there"),
-        (arguments(tmp_path, "--fresh"), "is kept, and the same command without --fresh goes on from there"),
+        (
+            arguments(tmp_path),
+            "interrupted; the partial result is kept, and the same command resumes from it",
+        ),
+        (arguments(tmp_path, "--fresh"), "is kept, and the same command without --fresh resumes from it"),
         (["demo", "--out", str(tmp_path)], "torchmetrics-cam: interrupted"),
     ):
         assert main(line) == 130
         assert capsys.readouterr().err.strip().endswith(sentence)
 
 
-def test_what_is_left_of_an_unknown_run_is_not_gone_on_with(inside, tmp_path, whole):
+def test_partial_result_of_an_unknown_run_is_discarded(inside, tmp_path, whole):
     (tmp_path / "out" / "partial").mkdir(parents=True)
     (tmp_path / "out" / "partial" / "rank-0.pt").write_bytes(b"of whom?")
     assert main(arguments(tmp_path / "out")) == 0
     assert numbers(tmp_path / "out") == numbers(whole)
 
 
-def test_torchrun_shares_the_images_among_its_processes(place, tmp_path, whole):
+def test_torchrun_distributes_the_images(place, tmp_path, whole):
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    given = ["torchmetrics_cam", *arguments(tmp_path / "out")]
-    place_of_devices = given.index("--devices")
-    del given[place_of_devices : place_of_devices + 2]
+    command_line = ["torchmetrics_cam", *arguments(tmp_path / "out")]
+    place_of_devices = command_line.index("--devices")
+    del command_line[place_of_devices : place_of_devices + 2]
     done = subprocess.run(
-        [*line, *given], cwd=place, timeout=240, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*line, *command_line],
+        cwd=place,
+        timeout=240,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert done.returncode == 0, done.stdout
     assert results(tmp_path / "out")["hardware"]["processes"] == 2
@@ -542,21 +558,21 @@ def test_torchrun_shares_the_images_among_its_processes(place, tmp_path, whole):
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
 
 
-def test_a_seed_is_that_of_all_generators(inside, tmp_path):
+def test_seed_applies_to_all_generators(inside, tmp_path):
     for out in ("first", "second"):
         np.random.rand()
         assert main(arguments(tmp_path / out, "--methods", "mine:noisy", "--limit", "5", "--seed", "3")) == 0
     assert numbers(tmp_path / "first") == numbers(tmp_path / "second")
 
 
-def test_a_list_of_one_device_is_its_number(tmp_path):
+def test_devices_are_a_number_or_a_list_of_device_numbers(tmp_path):
     (tmp_path / "run.yaml").write_text("devices: [0]\n")
-    found = parser().parse_args(["evaluate", "--config", str(tmp_path / "run.yaml")])
-    assert found.evaluate.devices == "0,"
-    assert parser().parse_args(["evaluate", "--devices", "3"]).evaluate.devices == "3"
+    parsed = parser().parse_args(["evaluate", "--config", str(tmp_path / "run.yaml")])
+    assert parsed.evaluate.devices == [0]
+    assert parser().parse_args(["evaluate", "--devices", "3"]).evaluate.devices == 3
 
 
-def test_the_drop_under_a_picture_is_the_protocols(whole):
+def test_drop_below_a_picture_follows_the_protocol(whole):
     page = (whole / "report.html").read_text()
     shown = re.findall(r"(0\.\d\d) → (0\.\d\d) <span title=.drop.>\(drop (0\.\d\d)\)", page)
     assert len(shown) >= 8
@@ -575,7 +591,7 @@ def test_compare_pairs_the_same_images(inside, whole, tmp_path, capsys):
         with (out / "samples.csv").open(newline="") as file:
             tables.append({row["file"]: row for row in csv.DictReader(file)})
     shared = [name for name in tables[0] if name in tables[1]]
-    assert f"{len(shared)} images are the same." in printed
+    assert f"{len(shared)} images are in both runs." in printed
     gaps = np.array(
         [
             float(tables[0][n]["Grad-CAM/average_drop"]) - float(tables[1][n]["Grad-CAM/average_drop"])
@@ -586,7 +602,7 @@ def test_compare_pairs_the_same_images(inside, whole, tmp_path, capsys):
     assert f"| {gaps.mean():+.3f} ({gaps.mean() - reach:+.3f} to {gaps.mean() + reach:+.3f}) |" in printed
 
 
-def test_the_command_is_a_module_too():
+def test_command_runs_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "torchmetrics_cam", "--version"], capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""``--layer``: what `auto` chooses on real networks, and what a wrong name is told."""
+"""``--layer``: the choice of `auto` on real networks, and the messages for wrong names."""
 
 import pytest
 import timm
@@ -75,13 +75,13 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_auto_chooses_the_last_layer_with_positions(network: str) -> None:
+def test_auto_chooses_the_last_layer_with_a_spatial_grid(network: str) -> None:
     build, side, name, shape = NETWORKS[network]
     model = build().eval()
     images = torch.rand(2, 3, side, side)
     choice = choose_layer(model, images)
     if name is not None:
-        # A name's end, where versions of a library differ in its beginning.
+        # Only the end of the name: its beginning differs between versions of a library.
         assert len(choice.names) == 1
         assert choice.names[0].endswith(name)
     assert choice.names[0] in choice.reason
@@ -101,21 +101,21 @@ def test_auto_chooses_the_last_layer_with_positions(network: str) -> None:
     metric = AverageDrop(GradCAM(model, choice.names, reshape_transform=choice.reshape_transform))
     metric.update(images)
     assert 0 <= metric.compute() <= 1
-    # The class score depends on the positions, and not only on the class token.
+    # The class score depends on the patch tokens, and not only on the class token.
     (gradient,) = torch.autograd.grad(getattr(output, "logits", output)[0, 1], caught[-1])
     if choice.reshape_transform is not None:
         gradient = choice.reshape_transform(gradient)
     assert gradient.any()
 
 
-def test_a_grid_that_is_not_square_is_kept() -> None:
+def test_grid_that_is_not_square_is_kept() -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=(32, 64), depth=2).eval()
     choice = choose_layer(model, torch.rand(1, 3, 32, 64))
     assert choice.reshape_transform is not None
     assert choice.reshape_transform(torch.rand(1, 9, 192)).shape == (1, 192, 2, 4)
 
 
-def test_choosing_leaves_nothing_on_the_model() -> None:
+def test_choosing_a_layer_does_not_change_the_model() -> None:
     model = torchvision.models.resnet18().train()
     model.bn1.eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -127,7 +127,7 @@ def test_choosing_leaves_nothing_on_the_model() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_an_unknown_name_is_told_the_nearest_and_the_candidates() -> None:
+def test_unknown_layer_is_reported_with_candidates() -> None:
     model = torchvision.models.resnet18().eval()
     with pytest.raises(
         UsageError, match=r"--layer 'layer5' is not in the model; the nearest names are \['layer"
@@ -137,37 +137,39 @@ def test_an_unknown_name_is_told_the_nearest_and_the_candidates() -> None:
     assert str(error.value).count("(1, ") == 12
 
 
-def test_a_layer_without_positions_is_refused() -> None:
+def test_layer_without_a_spatial_grid_is_refused() -> None:
     model = torchvision.models.resnet18().eval()
-    with pytest.raises(UsageError, match=r"'fc' gives shape \(1, 1000\), which has no positions"):
+    with pytest.raises(UsageError, match=r"'fc' has output of shape \(1, 1000\), which has no spatial grid"):
         check_layer(model, torch.rand(1, 3, 64, 64), ["fc"])
-    with pytest.raises(UsageError, match=r"'avgpool' gives shape \(1, 512, 1, 1\), which has no positions"):
+    with pytest.raises(
+        UsageError, match=r"'avgpool' has output of shape \(1, 512, 1, 1\), which has no spatial grid"
+    ):
         check_layer(model, torch.rand(1, 3, 64, 64), ["avgpool"])
 
 
-def test_a_layer_that_does_not_run_is_refused() -> None:
+def test_layer_that_does_not_run_is_refused() -> None:
     model = torchvision.models.resnet18().eval()
     model.unused = nn.Conv2d(3, 3, 1)
     with pytest.raises(UsageError, match="'unused' does not run"):
         check_layer(model, torch.rand(1, 3, 64, 64), ["unused"])
 
 
-def test_layers_of_different_layout_are_refused() -> None:
+def test_layers_of_different_formats_are_refused() -> None:
     model = torchvision.models.swin_t().eval()
-    with pytest.raises(UsageError, match="laid out differently"):
+    with pytest.raises(UsageError, match="outputs have different formats"):
         check_layer(model, torch.rand(1, 3, 64, 64), ["norm", "permute"])
 
 
-def test_a_model_without_positions_is_refused() -> None:
+def test_model_without_a_spatial_grid_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).eval()
     with pytest.raises(UsageError, match="auto found no layer of this Sequential"):
         choose_layer(model, torch.rand(1, 3, 4, 4))
 
 
-def test_a_size_that_the_model_does_not_take_is_said() -> None:
+def test_image_size_that_the_model_does_not_accept_is_reported() -> None:
     model = torchvision.models.vit_b_16(image_size=64).eval()
     with pytest.raises(
-        UsageError, match=r"does not take images of shape \(3, 96, 96\): AssertionError.*--image-size"
+        UsageError, match=r"does not accept images of shape \(3, 96, 96\) \(AssertionError.*--image-size"
     ):
         choose_layer(model, torch.rand(1, 3, 96, 96))
     assert not any(module._forward_hooks for module in model.modules())

@@ -44,7 +44,7 @@ def test_methods_of_other_libraries_make_maps(model: torch.nn.Module, name: str)
         sources[name].remove_hooks()
 
 
-def test_a_factory_gets_model_and_layer(
+def test_factory_gets_model_and_layer(
     model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_methods.py").write_text(
@@ -57,9 +57,9 @@ def test_a_factory_gets_model_and_layer(
     monkeypatch.syspath_prepend(str(tmp_path))
     sources = make_sources(["my_methods:mine"], model, "layer3")
     assert sources["my_methods:mine"].layer_names == ("layer3",)
-    with pytest.raises(UsageError, match="gave a int, which is no source of maps"):
+    with pytest.raises(UsageError, match="returned a int, which is not a CAM source"):
         make_sources(["my_methods:nothing"], model, "layer3")
-    with pytest.raises(UsageError, match="failed with RuntimeError: no luck"):
+    with pytest.raises(UsageError, match="failed \\(RuntimeError: no luck\\)"):
         make_sources(["my_methods:fails"], model, "layer3")
     with pytest.raises(UsageError, match="my_methods has no 'min'; the nearest names in it are 'mine'"):
         make_sources(["my_methods:min"], model, "layer3")
@@ -68,21 +68,23 @@ def test_a_factory_gets_model_and_layer(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "names no method"),
+        ([], "--methods is empty"),
         (["grad_cam", "grad_cam"], "'grad_cam' twice"),
-        (["gradcam"], "'gradcam' is not known; the nearest are 'grad_cam'"),
-        (["torchcam:GradCan"], "nearest are 'GradCAM'"),
-        (["pytorch_grad_cam:Eigen"], "nearest are 'EigenCAM'"),
-        (["torchcam:FinerCAM2"], "nearest are 'FinerCAM'"),
+        (["gradcam"], "'gradcam' does not exist; the nearest names are 'grad_cam'"),
+        (["torchcam:GradCan"], "nearest names are 'GradCAM'"),
+        (["pytorch_grad_cam:Eigen"], "nearest names are 'EigenCAM'"),
+        (["torchcam:FinerCAM2"], "nearest names are 'FinerCAM'"),
         (["no_such_module_here:f"], "there is no module 'no_such_module_here'"),
         (["a b:f"], "is not of the form package.module:factory"),
     ],
 )
-def test_wrong_names_are_told_the_way_out(model: torch.nn.Module, names: list[str], message: str) -> None:
+def test_wrong_names_are_reported_with_suggestions(
+    model: torch.nn.Module, names: list[str], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         make_sources(names, model, "layer4")
 
 
-def test_torchcam_takes_no_tokens(model: torch.nn.Module) -> None:
-    with pytest.raises(UsageError, match="torchcam takes no layer of tokens"):
+def test_torchcam_does_not_support_tokens(model: torch.nn.Module) -> None:
+    with pytest.raises(UsageError, match="torchcam does not support layers whose output is tokens"):
         make_sources(["torchcam:GradCAM"], model, "layer4", reshape_transform=vit_grid)

@@ -5,65 +5,56 @@ import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from torchmetrics_cam.cli.arguments import PROG, parser
-from torchmetrics_cam.cli.errors import UsageError
-from torchmetrics_cam.cli.names import plain, short
+from torchmetrics_cam.cli.arguments import PROG, parse
+from torchmetrics_cam.cli.errors import UsageError, message_of, summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: its arguments; None takes those of the process.
+        argv: the command line without the name of the program; None takes that of the process.
 
     Returns:
-        The exit code: 0; 1 where something is missing or failed; 2 where what was given cannot be used; 130
-        after an interrupt. What went wrong is said on stderr.
+        The exit code: 0 on success; 1 after an error or if a package is missing; 2 if the arguments or the
+        data cannot be used; 130 after an interrupt. Errors are reported on stderr.
     """
-    given = sys.argv[1:] if argv is None else list(argv)
-    # Names of files and classes have letters that a terminal may not have.
+    command_line = sys.argv[1:] if argv is None else list(argv)
+    # Names of files and classes may have characters that the terminal cannot encode.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
-            # Advice of libraries to programmers; what a person must know is in the table and the report.
+            # Libraries warn programmers; the table and the report state what users must know.
             warnings.simplefilter("ignore")
-            return _run(given)
+            _run(command_line)
+        return 0
     except KeyboardInterrupt as interrupt:
-        return _said(str(interrupt) or "interrupted", 130)
+        message, code = str(interrupt) or "interrupted", 130
     except UsageError as error:
-        return _said(plain(error), 2)
+        message, code = message_of(error), 2
     except ModuleNotFoundError as error:
-        return _said(str(error), 1)
+        message, code = str(error), 1
     except Exception as error:
-        if "--traceback" in given:
+        if "--traceback" in command_line:
             raise
-        return _said(f"{short(error)} (--traceback shows where this comes from)", 1)
+        message, code = f"{summary(error)} (--traceback shows where it was raised)", 1
+    print(f"{PROG}: {message}", file=sys.stderr)
+    return code
 
 
-def _run(given: list[str]) -> int:
-    made = parser()
-    from jsonargparse import ArgumentError
+def _run(command_line: list[str]) -> None:
+    arguments = parse(command_line)
+    # Imported after the parser, so that --help and a mistyped option answer at once.
+    from torchmetrics_cam.cli import compare, demo, evaluate
+    from torchmetrics_cam.cli.results import how_to_resume
 
+    commands = {"compare": compare.run, "demo": demo.run, "evaluate": evaluate.run}
+    options = arguments[arguments.command]
     try:
-        arguments = made.parse_args(given)
-    except ArgumentError as error:
-        made.print_usage(sys.stderr)
-        raise UsageError(" ".join(str(error).split())) from error
-    from torchmetrics_cam.cli import compare, demonstration, evaluate
-    from torchmetrics_cam.cli.resume import way_on
-
-    commands = {"compare": compare.run, "demo": demonstration.run, "evaluate": evaluate.run}
-    asked = arguments[arguments.command]
-    try:
-        commands[arguments.command](asked)
+        commands[arguments.command](options)
     except KeyboardInterrupt as interrupt:
         if arguments.command != "evaluate":
             raise
-        raise KeyboardInterrupt(f"interrupted; what was done is kept, and {way_on(asked)}") from interrupt
-    return 0
-
-
-def _said(sentence: str, code: int) -> int:
-    print(f"{PROG}: {sentence}", file=sys.stderr)
-    return code
+        message = f"interrupted; the partial result is kept, and {how_to_resume(options)}"
+        raise KeyboardInterrupt(message) from interrupt

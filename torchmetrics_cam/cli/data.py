@@ -1,4 +1,4 @@
-"""``--data``: images by the name of a folder, a saved dataset or a function."""
+"""``--data``: the dataset of a run."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -8,27 +8,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torchmetrics_cam.cli.errors import UsageError
-from torchmetrics_cam.cli.names import short
-from torchmetrics_cam.cli.origins import Origin, find_origin
-from torchmetrics_cam.cli.pictures import UnreadableError
+from torchmetrics_cam.cli.errors import UsageError, summary
+from torchmetrics_cam.cli.images import Origin, UnreadableError, find_origin
 
 Item = dict[str, Any]
 
 
 class Images(Dataset[Item | None]):
-    """Images with what a run and a report need to know of them.
+    """A dataset of images with their labels and file names.
 
-    An item is ``{"image": Tensor, "index": int, "label": int}``, with -1 for a label that is not known, or
-    None where the image cannot be read.
+    An item is ``{"image": Tensor, "index": int, "label": int}``, with label -1 if it is not known, or None if
+    the image cannot be read.
 
     Args:
-        origin: where they come from.
-        transform: from an RGB picture of PIL to a tensor.
-        limit: how many; None for all. The first of a shuffle with a fixed seed, so that few images are a
-            sample of all, and the same ones every time.
-        class_names: the names of the model's classes. Where all names of the data are among them, labels are
-            the numbers of the model's classes.
+        origin: where the images come from.
+        transform: from an RGB image of PIL to a tensor.
+        limit: number of images; None for all. They are the first of a shuffle with a fixed seed: a random
+            sample, and always the same.
+        class_names: the names of the model's classes. If all class names of the data are among them, labels
+            become class indices of the model.
         labeled: whether an image without a label is an error.
     """
 
@@ -48,30 +46,30 @@ class Images(Dataset[Item | None]):
         if limit is not None:
             random.Random(0).shuffle(self._order)
             self._order = self._order[:limit]
-        own = origin.class_names
-        self.class_names = own if own is not None else None if class_names is None else list(class_names)
-        self._numbers: list[int] | None = None
-        if own is not None and class_names is not None:
-            numbers = {_folded(name): number for number, name in enumerate(class_names)}
-            if all(_folded(name) in numbers for name in own):
-                self._numbers = [numbers[_folded(name)] for name in own]
-                self.class_names = list(class_names)
+        own_names = origin.class_names
+        self.class_names = class_names if own_names is None else own_names
+        self._class_indices: list[int] | None = None
+        if own_names is not None and class_names is not None:
+            index_of = {_normalized(name): index for index, name in enumerate(class_names)}
+            if all(_normalized(name) in index_of for name in own_names):
+                self._class_indices = [index_of[_normalized(name)] for name in own_names]
+                self.class_names = class_names
 
     @property
     def labels_are_classes(self) -> bool:
-        """Whether the labels were found by name among the model's classes."""
-        return self._numbers is not None
+        """Whether the labels were matched by name with the model's classes."""
+        return self._class_indices is not None
 
     def __len__(self) -> int:
-        """How many images, readable or not."""
+        """Return the number of images, readable or not."""
         return len(self._order)
 
     def __getitem__(self, index: int) -> Item | None:
-        """An image, or None where it cannot be read.
+        """Return an image, or None if it cannot be read.
 
         Raises:
-            UsageError: if it has no label and needs one. This is the place to look, where labels are numbers
-                of Python: to look at a batch of them on a GPU is to wait for it.
+            UsageError: if it needs a label and has none. It is checked here, where labels are integers:
+                reading them from a batch on a GPU would wait for the GPU.
         """
         try:
             image, label = self._read(index)
@@ -80,21 +78,21 @@ class Images(Dataset[Item | None]):
         if self._labeled and label < 0:
             raise UsageError(
                 f"--explain label needs a label for every image, and {self.file(index)} has no label; sort"
-                " images into subfolders named as the classes, or leave it out, or explain the top class"
-                " with --explain top"
+                " the images into subfolders named after the classes, remove this one, or explain the top"
+                " class with --explain top"
             )
         return {"image": image, "index": index, "label": label}
 
     def fingerprint(self) -> str:
-        """What differs where the images do, as far as that is known without reading them."""
+        """Return a value that differs if the images differ, as far as is known without decoding them."""
         return self._origin.fingerprint()
 
     def file(self, index: int) -> str:
-        """The file of an image, or what names it where it has none."""
+        """Return the file of an image, or the name of the dataset and its position there."""
         return self._origin.name(self._order[index])
 
     def reason(self, index: int) -> str | None:
-        """Why an image cannot be read: it is tried again. None where it can."""
+        """Read an image again, and return why that fails; None if it succeeds."""
         try:
             self._read(index)
         except UnreadableError as error:
@@ -102,18 +100,18 @@ class Images(Dataset[Item | None]):
         return None
 
     def _read(self, index: int) -> tuple[Tensor, int]:
-        picture, label = self._origin.read(self._order[index])
-        if self._numbers is not None and 0 <= label < len(self._numbers):
-            label = self._numbers[label]
-        if isinstance(picture, Tensor):
-            return picture, label
+        image, label = self._origin.read(self._order[index])
+        if self._class_indices is not None and 0 <= label < len(self._class_indices):
+            label = self._class_indices[label]
+        if isinstance(image, Tensor):
+            return image, label
         try:
-            image = self._transform(picture)
+            tensor = self._transform(image)
         except Exception as error:
-            raise UnreadableError(f"the transform failed on it with {short(error)}") from error
-        if not isinstance(image, Tensor):
-            raise UnreadableError(f"the transform made a {type(image).__name__} of it, not a tensor")
-        return image, label
+            raise UnreadableError(f"the transform failed on it with {summary(error)}") from error
+        if not isinstance(tensor, Tensor):
+            raise UnreadableError(f"the transform returned a {type(tensor).__name__}, not a tensor")
+        return tensor, label
 
 
 def load_data(
@@ -124,62 +122,62 @@ def load_data(
     class_names: Sequence[str] | None = None,
     labeled: bool = False,
 ) -> Images:
-    """The images of a name.
+    """Load the images of ``--data``.
 
     Args:
-        name: a folder of images, with or without subfolders, whose first level are then the classes; a folder
-            of a dataset of Hugging Face's ``save_to_disk``; or ``package.module:factory``, a callable without
-            arguments that returns a dataset with a length.
-        transform: from an RGB picture of PIL to a tensor.
-        limit: how many; see `Images`.
+        name: a folder of images, whose first level of subfolders, if it has any, are the classes; a folder
+            that ``save_to_disk`` of Hugging Face's datasets has written; or ``package.module:factory``, a
+            callable without arguments that returns a dataset with a length.
+        transform: from an RGB image of PIL to a tensor.
+        limit: number of images; see `Images`.
         class_names: the names of the model's classes; see `Images`.
-        labeled: whether every image needs a label that is the number of one of the model's outputs.
+        labeled: whether every image needs a label that is a class index of the model.
 
     Raises:
-        UsageError: if there is no such folder or function, no image in it can be read, or labels are needed
-            and not there.
-        ModuleNotFoundError: if a library is not installed; the message is the pip line.
+        UsageError: if there is no such folder or function, no image can be read, or labels are needed and
+            missing.
+        ModuleNotFoundError: if a library is not installed; the message contains the pip command.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit} leaves no image; give at least 1, or leave it out for all")
+        raise UsageError(f"--limit {limit} leaves no image; give at least 1, or omit it to use all images")
     images = Images(find_origin(name), transform, limit=limit, class_names=class_names, labeled=labeled)
     if len(images) == 0:
-        raise UsageError(f"--data {name} holds no image")
+        raise UsageError(f"--data {name} contains no image")
     if all(images[index] is None for index in range(len(images))):
         raise UsageError(
-            f"--data {name}: none of {len(images)} images can be read; the first, {images.file(0)}: "
-            f"{images.reason(0)}"
+            f"--data {name}: none of {len(images)} images can be read; the first is {images.file(0)}:"
+            f" {images.reason(0)}"
         )
     if labeled and images.class_names is not None and not images.labels_are_classes:
         raise UsageError(
-            "--explain label: the names of the data's classes are not those of the model, so nobody knows"
-            " which of its outputs a label is; use a dataset of your own (package.module:factory), whose"
-            " labels are numbers of outputs, or --explain top"
+            "--explain label: the class names of the data are not those of the model, so a label cannot be"
+            " matched with an output of the model; use a dataset of your own (package.module:factory) whose"
+            " labels are class indices, or --explain top"
         )
     return images
 
 
 def collate(items: Sequence[Item | None]) -> dict[str, Tensor] | None:
-    """A batch of the items that could be read; None where none could.
+    """Stack the readable items to a batch; return None if there is none.
 
     Raises:
         UsageError: if the images differ in shape.
     """
-    read = [item for item in items if item is not None]
-    if not read:
+    readable = [item for item in items if item is not None]
+    if not readable:
         return None
-    shapes = {tuple(item["image"].shape) for item in read}
+    shapes = sorted({tuple(item["image"].shape) for item in readable})
     if len(shapes) > 1:
         raise UsageError(
-            f"images of one batch have shapes {' and '.join(map(str, sorted(shapes)[:2]))}; let the transform"
-            " bring all to one size, or set --batch-size 1"
+            f"images of one batch have shapes {shapes[0]} and {shapes[1]}; resize all images to one size in"
+            " the transform, or set --batch-size 1"
         )
     return {
-        "image": torch.stack([item["image"] for item in read]),
-        "index": torch.tensor([item["index"] for item in read]),
-        "label": torch.tensor([item["label"] for item in read]),
+        "image": torch.stack([item["image"] for item in readable]),
+        "index": torch.tensor([item["index"] for item in readable]),
+        "label": torch.tensor([item["label"] for item in readable]),
     }
 
 
-def _folded(name: str) -> str:
-    return name.strip().lower().replace("_", " ")
+def _normalized(class_name: str) -> str:
+    return class_name.strip().lower().replace("_", " ")

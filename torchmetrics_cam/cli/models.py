@@ -1,4 +1,4 @@
-"""``--model``: a network by its name, with its weights, its transform and the names of its classes."""
+"""``--model``: a network given by name, with its weights, its transform and its class names."""
 
 import warnings
 from collections.abc import Callable
@@ -10,32 +10,30 @@ import torch
 from torch import Tensor, nn
 
 from torchmetrics_cam.cli.checkpoint import classes_in, load_state, read_state, without_prefix
-from torchmetrics_cam.cli.errors import UsageError
-from torchmetrics_cam.cli.names import call_factory, load_factory, nearest, short
+from torchmetrics_cam.cli.errors import UsageError, import_library, usage_error
+from torchmetrics_cam.cli.names import call_factory, nearest
 from torchmetrics_cam.cli.transforms import (
     ProcessorTransform,
     ToColors,
     Transform,
-    check_image_size,
     imagenet_transform,
     normalization_of,
     processor_settings,
-    torchvision_transforms,
 )
 
-FORMS = "torchvision:NAME, timm:NAME, hf:NAME or package.module:factory"
+MODEL_NAMES = "torchvision:NAME, timm:NAME, hf:NAME or package.module:factory"
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network and what it needs.
+    """A network and what is needed to run it on images.
 
     Args:
-        model: the network, in eval mode.
-        transform: from an RGB picture of PIL to a tensor ``(3, H, W)``.
+        model: the network, in evaluation mode.
+        transform: from an RGB image of PIL to a tensor ``(3, H, W)``.
         to_colors: from a batch of inputs to colors in [0, 1].
-        class_names: the names of its classes, where they are known.
-        image_size: the side of its images in pixels, where it is known.
+        class_names: the names of its classes; None if they are not known.
+        image_size: height and width of its images in pixels; None if they are not known.
     """
 
     model: nn.Module
@@ -45,211 +43,187 @@ class LoadedModel:
     image_size: int | None
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """The weights that are asked for with ``--checkpoint``.
+
+    Args:
+        checkpoint: the value of the option; None stands for the pretrained weights of the library.
+        state: the state dict, if the option names a file.
+    """
+
+    checkpoint: str | None
+    state: dict[str, Tensor] | None
+
+    @property
+    def pretrained(self) -> bool:
+        return self.checkpoint is None
+
+    def fill(self, name: str, build: Callable[[int | None], nn.Module]) -> tuple[nn.Module, int | None]:
+        """Build a network and load the state dict, if there is one.
+
+        Args:
+            name: of the network, for messages.
+            build: returns the network with a number of classes; None stands for its own number.
+
+        Returns:
+            The network, and the number of classes in the state dict if it is not the network's own.
+        """
+        model, classes = self._build(name, build, None), None
+        if self.state is not None:
+            state = without_prefix(self.state, model)
+            classes = classes_in(state, model)
+            if classes is not None:
+                model = self._build(name, build, classes)
+            load_state(model, state, str(self.checkpoint))
+        return model, classes
+
+    def _build(self, name: str, build: Callable[[int | None], nn.Module], classes: int | None) -> nn.Module:
+        message, what_to_do = f"--model {name} cannot be built", ""
+        if self.pretrained:
+            message = f"--model {name}: its pretrained weights cannot be loaded"
+            what_to_do = "; give weights with --checkpoint FILE, or use random ones with --checkpoint random"
+        with usage_error(message, what_to_do):
+            return build(classes)
+
+
 def load_model(name: str, checkpoint: str | None = None, *, image_size: int | None = None) -> LoadedModel:
-    """The network of a name.
+    """Load the network of ``--model``.
 
     Args:
         name: ``torchvision:NAME``, ``timm:NAME``, ``hf:NAME_OR_FOLDER``, or ``package.module:factory``, a
             callable without arguments that returns the model, ``(model, transform)`` or
             ``(model, transform, class_names)``.
-        checkpoint: None for the library's pretrained weights, ``"random"`` for random ones of torch's
-            generator, or a file with a state dict.
-        image_size: the side of the images in pixels; None for the network's own.
+        checkpoint: None for the pretrained weights of the library, ``"random"`` for random weights drawn with
+            torch's generator, or a file with a state dict.
+        image_size: height and width of the images in pixels; None for the network's own.
 
     Raises:
-        UsageError: if a name is not known, or the weights cannot be had or do not fit.
-        ModuleNotFoundError: if the library is not installed; the message is the pip line.
+        UsageError: if there is no network of this name, or its weights cannot be loaded or do not match.
+        ModuleNotFoundError: if the library is not installed; the message contains the pip command.
     """
-    check_image_size(image_size)
-    kind, _, rest = name.partition(":")
+    if image_size is not None and image_size < 1:
+        raise UsageError(f"--image-size {image_size} must be at least 1 pixel; give for example 224")
+    library, _, rest = name.partition(":")
     if not rest:
-        raise UsageError(f"--model {name!r} does not say where the network is from; give {FORMS}")
-    loaders = {"torchvision": _torchvision, "timm": _timm, "hf": _hf}
+        raise UsageError(f"--model {name!r} does not say where the network comes from; give {MODEL_NAMES}")
     state = None if checkpoint in (None, "random") else read_state(str(checkpoint))
+    weights = _Weights(checkpoint, state)
+    loaders = {"torchvision": _torchvision, "timm": _timm, "hf": _hugging_face}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Advice of the libraries to programmers.
-        if kind in loaders:
-            loaded = loaders[kind](rest, checkpoint, state, image_size)
+        warnings.simplefilter("ignore")  # The libraries warn programmers, not users of the command.
+        if library in loaders:
+            loaded = loaders[library](rest, weights, image_size)
         else:
-            loaded = _factory(name, checkpoint, state, image_size)
-    # Some come in half precision; --precision says what they run in, and starts from this.
+            loaded = _factory(name, weights, image_size)
+    # Some are stored in half precision; --precision converts from float32.
     loaded.model.float().eval()
     return loaded
 
 
-def _filled(
-    build: Callable[[int | None], nn.Module], state: dict[str, Tensor] | None, classes: int, checkpoint: str
-) -> nn.Module:
-    """A network with the weights of a file, built again where the file has another number of classes."""
-    model = build(None)
-    if state is not None:
-        state = without_prefix(state, model)
-        other = classes_in(state, model, classes)
-        if other is not None:
-            model = build(other)
-        load_state(model, state, checkpoint)
-    return model
-
-
-def _build(name: str, builder: Callable[[], nn.Module], *, pretrained: bool) -> nn.Module:
-    """Run the library's builder; what it raises becomes a sentence."""
-    try:
-        return builder()
-    except UsageError:
-        raise
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            raise
-        if pretrained:
-            raise UsageError(
-                f"--model {name}: its pretrained weights cannot be had ({short(error)}); give the weights as"
-                " a file with --checkpoint FILE, or --checkpoint random to try without any"
-            ) from error
-        raise UsageError(f"--model {name} cannot be built: {short(error)}") from error
-
-
-def _torchvision(
-    name: str, checkpoint: str | None, state: dict[str, Tensor] | None, size: int | None
-) -> LoadedModel:
-    torchvision_transforms()
-    import torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name.lower() not in known:
+def _torchvision(name: str, weights: _Weights, size: int | None) -> LoadedModel:
+    torchvision = import_library("torchvision", f"--model torchvision:{name}", "torchmetrics-cam[cli]")
+    available = torchvision.models.list_models(module=torchvision.models)
+    if name.lower() not in available:
         raise UsageError(
-            f"--model torchvision:{name} is no classifier of torchvision {torchvision.__version__}; the"
-            f" nearest names are {nearest(name, known)}"
+            f"--model torchvision:{name} is not a classifier of torchvision {torchvision.__version__}; the"
+            f" nearest names are {nearest(name, available)}"
         )
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    # The position embedding of a ViT is made for one size.
-    own_size = {"image_size": size} if size and name.startswith("vit_") and checkpoint is not None else {}
+    pretrained = torchvision.models.get_model_weights(name).DEFAULT
+    # The position embedding of a ViT has a fixed size; pretrained weights cannot change it.
+    settings = {"image_size": size} if size and name.startswith("vit_") and not weights.pretrained else {}
 
     def build(classes: int | None) -> nn.Module:
-        settings = {**own_size, **({} if classes is None else {"num_classes": classes})}
-        chosen = weights if checkpoint is None else None
-        model: nn.Module = torchvision.models.get_model(name, weights=chosen, **settings)
-        return model
+        if classes is not None:
+            settings["num_classes"] = classes
+        chosen = pretrained if weights.pretrained else None
+        return torchvision.models.get_model(name, weights=chosen, **settings)  # type: ignore[no-any-return]
 
-    def filled() -> nn.Module:
-        return _filled(build, state, 1000, str(checkpoint))
-
-    model = _build(f"torchvision:{name}", filled, pretrained=checkpoint is None)
-    preset = weights.transforms()
-    crop = preset.crop_size[0]
+    model, classes = weights.fill(f"torchvision:{name}", build)
+    transform = pretrained.transforms()
+    crop = transform.crop_size[0]
     if size:
-        resize = round(size * preset.resize_size[0] / crop)
-        preset = weights.transforms(crop_size=size, resize_size=resize)
-    categories = list(weights.meta.get("categories", ()))
-    return LoadedModel(
-        model, preset, ToColors(preset.mean, preset.std), _fitting(categories, model), size or crop
-    )
+        resized = round(size * transform.resize_size[0] / crop)
+        transform = pretrained.transforms(crop_size=size, resize_size=resized)
+    names = list(pretrained.meta["categories"]) if classes is None else None
+    return LoadedModel(model, transform, normalization_of(transform), names, size or crop)
 
 
-def _fitting(names: list[str], model: nn.Module) -> list[str] | None:
-    """The names, if the network has as many classes."""
-    last = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    outputs = {getattr(module, "out_features", getattr(module, "out_channels", 0)) for module in last[-1:]}
-    return names if names and len(names) in outputs else None
-
-
-def _timm(
-    name: str, checkpoint: str | None, state: dict[str, Tensor] | None, size: int | None
-) -> LoadedModel:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("timm is not there: pip install timm") from error
-    timm_data: Any = timm.data
+def _timm(name: str, weights: _Weights, size: int | None) -> LoadedModel:
+    timm = import_library("timm", f"--model timm:{name}", "timm")
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         raise UsageError(
-            f"--model timm:{name} is no network of timm {timm.__version__}; the nearest names are"
+            f"--model timm:{name} is not a network of timm {timm.__version__}; the nearest names are"
             f" {nearest(name.split('.')[0], timm.list_models())}"
         )
 
     def build(classes: int | None) -> nn.Module:
-        settings: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+        settings = {"pretrained": weights.pretrained} | ({} if classes is None else {"num_classes": classes})
         if size:
             try:
-                return timm.create_model(name, pretrained=checkpoint is None, img_size=size, **settings)
+                return timm.create_model(name, img_size=size, **settings)  # type: ignore[no-any-return]
             except TypeError:
-                pass  # A network that takes all sizes has no such argument.
-        return timm.create_model(name, pretrained=checkpoint is None, **settings)
+                pass  # Networks that accept images of any size do not have this argument.
+        return timm.create_model(name, **settings)  # type: ignore[no-any-return]
 
-    def filled() -> nn.Module:
-        default = timm.create_model(name, pretrained=False).num_classes if state is not None else 0
-        return _filled(build, state, int(default), str(checkpoint))  # type: ignore[arg-type]
-
-    model = _build(f"timm:{name}", filled, pretrained=checkpoint is None)
-    config = timm_data.resolve_model_data_config(model)
+    model, _ = weights.fill(f"timm:{name}", build)
+    config = timm.data.resolve_model_data_config(model)
     if size:
         config["input_size"] = (config["input_size"][0], size, size)
-    transform: Any = timm_data.create_transform(**config, is_training=False)
-    names: list[str] = []
-    subset = timm_data.infer_imagenet_subset(model)
-    if subset:
-        names = list(timm_data.ImageNetInfo(subset).label_descriptions())
-    fits = len(names) == getattr(model, "num_classes", None)
+    transform = timm.data.create_transform(**config, is_training=False)
+    subset = timm.data.infer_imagenet_subset(model)
+    names = list(timm.data.ImageNetInfo(subset).label_descriptions()) if subset else []
+    class_names = names if len(names) == getattr(model, "num_classes", None) else None
     colors = ToColors(config["mean"], config["std"])
-    return LoadedModel(model, transform, colors, names if fits else None, int(config["input_size"][-1]))
+    return LoadedModel(model, transform, colors, class_names, int(config["input_size"][-1]))
 
 
-def _hf(name: str, checkpoint: str | None, state: dict[str, Tensor] | None, size: int | None) -> LoadedModel:
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('transformers is not there: pip install "transformers"') from error
-    classifier: Any = transformers.AutoModelForImageClassification
-    folder = Path(name).is_dir()
-    if folder and not (Path(name) / "config.json").is_file():
+def _hugging_face(name: str, weights: _Weights, size: int | None) -> LoadedModel:
+    transformers = import_library("transformers", f"--model hf:{name}", "transformers")
+    classifier = transformers.AutoModelForImageClassification
+    is_folder = Path(name).is_dir()
+    if is_folder and not (Path(name) / "config.json").is_file():
         raise UsageError(
-            f"--model hf:{name} is a folder without config.json; give one that save_pretrained has written"
+            f"--model hf:{name} is a folder without config.json; give a folder that save_pretrained wrote"
         )
-    try:
-        config: Any = transformers.AutoConfig.from_pretrained(name)
-    except Exception as error:
-        raise UsageError(
-            f"--model hf:{name}: {'its config.json cannot be used' if folder else 'there is no such folder,'}"
-            f"{'' if folder else ' and it cannot be had from the Hugging Face Hub'} ({short(error)}); give a"
-            " folder that save_pretrained has written, or a name of the Hub while it can be reached"
-        ) from error
+    not_found = "there is no such folder, and it cannot be downloaded from the Hugging Face Hub"
+    problem = "its config.json cannot be used" if is_folder else not_found
+    what_to_do = "; give a folder that save_pretrained wrote, or a name on the Hub while it can be reached"
+    with usage_error(f"--model hf:{name}: {problem}", what_to_do):
+        config = transformers.AutoConfig.from_pretrained(name)
     if type(config) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise UsageError(
-            f"--model hf:{name} is of the kind {config.model_type!r}, which transformers has no image"
-            " classifier of; give another"
+            f"--model hf:{name} is of type {config.model_type!r}, for which transformers has no image"
+            " classifier; give another network"
         )
-    default = config.num_labels
 
     def build(classes: int | None) -> nn.Module:
-        if checkpoint is None:
+        if weights.pretrained:
             return classifier.from_pretrained(name)  # type: ignore[no-any-return]
         if classes is not None:
             config.num_labels = classes
         return classifier.from_config(config)  # type: ignore[no-any-return]
 
-    model: Any = _build(
-        f"hf:{name}", lambda: _filled(build, state, default, str(checkpoint)), pretrained=checkpoint is None
-    )
+    model: Any = weights.fill(f"hf:{name}", build)[0]
     names = [str(label) for _, label in sorted(model.config.id2label.items())]
-    own = getattr(config, "image_size", None)
-    side = size or (own if isinstance(own, int) else None)
+    own_size = getattr(config, "image_size", None)
+    side = size or (own_size if isinstance(own_size, int) else None)
     try:
-        automatic: Any = transformers.AutoImageProcessor
-        processor = automatic.from_pretrained(name)
-    except Exception:  # Many folders have none; what that raises differs from release to release.
-        transform = imagenet_transform(side)
+        processor = transformers.AutoImageProcessor.from_pretrained(name)
+    except Exception:  # Many folders have none; the type of the error differs between releases.
+        transform = imagenet_transform(side or 224)
         return LoadedModel(model, transform, normalization_of(transform), names, side or 224)
-    mean, std = (
-        (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    normalized = processor.do_normalize
+    colors = (
+        ToColors(processor.image_mean, processor.image_std) if normalized else ToColors((0,) * 3, (1,) * 3)
     )
     settings = processor_settings(processor, size) if size else {}
-    return LoadedModel(model, ProcessorTransform(processor, settings), ToColors(mean, std), names, side)
+    return LoadedModel(model, ProcessorTransform(processor, settings), colors, names, side)
 
 
-def _factory(
-    name: str, checkpoint: str | None, state: dict[str, Tensor] | None, size: int | None
-) -> LoadedModel:
-    made = call_factory(load_factory(name, "--model"), name, "--model")
-    parts = made if isinstance(made, tuple) else (made,)
+def _factory(name: str, weights: _Weights, size: int | None) -> LoadedModel:
+    returned = call_factory(name, "--model")
+    parts = returned if isinstance(returned, tuple) else (returned,)
     model, transform, names = (*parts, None, None)[:3]
     if not isinstance(model, nn.Module) or len(parts) > 3 or not (transform is None or callable(transform)):
         raise UsageError(
@@ -258,22 +232,22 @@ def _factory(
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise UsageError(
-            f"--model {name!r} returned a TorchScript module, whose layers cannot be looked into; return the"
-            " network as it was before torch.jit"
+            f"--model {name!r} returned a TorchScript module, whose layers are not accessible; return the"
+            " network before torch.jit"
         )
     if size and transform is not None:
         raise UsageError(
-            f"--image-size has no effect on {name!r}, which brings a transform of its own; leave it out, or"
-            " set the size there"
+            f"--image-size has no effect on {name!r}, which returns a transform of its own; omit it, or set"
+            " the size there"
         )
-    if checkpoint == "random":
+    if weights.checkpoint == "random":
         raise UsageError(
-            f"--checkpoint random is for networks of a library; {name!r} decides itself what weights it"
-            " returns, so leave --checkpoint out"
+            f"--checkpoint random works only with networks of a library; {name!r} decides itself which"
+            " weights it returns, so omit --checkpoint"
         )
-    if state is not None:
-        load_state(model, without_prefix(state, model), str(checkpoint))
-    chosen = imagenet_transform(size) if transform is None else transform
-    side = None if transform is not None else size or 224
+    if weights.state is not None:
+        load_state(model, without_prefix(weights.state, model), str(weights.checkpoint))
+    side = size or 224 if transform is None else None
+    chosen = imagenet_transform(side) if side else transform
     class_names = None if names is None else [str(item) for item in names]
     return LoadedModel(model, chosen, normalization_of(chosen), class_names, side)

@@ -1,25 +1,29 @@
-"""What a comparison says, as ``results.json`` and ``samples.csv`` hold it."""
+"""The output folder of a run: its result files, and the partial result that a run resumes from."""
 
 import csv
+import errno
 import json
-import math
 import platform
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchmetrics_cam.__about__ import __version__
+from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.lightning.resume import write_atomically
 from torchmetrics_cam.metrics.comparison.metric import CURVES, CAMComparison
 
 FORMAT = 1
-_PACKAGES = (
+_LIBRARIES = (
     "torch",
     "torchvision",
     "torchmetrics",
@@ -29,10 +33,20 @@ _PACKAGES = (
     "torchcam",
     "grad-cam",
 )
+# Errors that only writing causes; other system errors may have any cause.
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+# Options that do not change a number, so that a run with other values may resume a partial result. The batch
+# size is among them because the one before may have been too large for the memory.
+_CHANGEABLE = ("fresh", "out", "pictures", "save_every", "num_workers", "batch_size", "halve_on_oom")
 
 
 def results_of(comparison: CAMComparison, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """All that the states of a comparison say, for JSON; call it on one rank that has the sums of all."""
+    """Return all results of a comparison, for JSON.
+
+    Args:
+        comparison: with the states of all ranks.
+        class_names: the names of the classes, where they are known.
+    """
     table = comparison.table()
     measures = [measure.name for measure in comparison.measures]
     return {
@@ -46,7 +60,7 @@ def results_of(comparison: CAMComparison, class_names: Sequence[str] | None) -> 
                 "measure": name,
                 "first": first,
                 "second": second,
-                **_difference(comparison, first, second, name),
+                **_paired_difference(comparison, first, second, name),
             }
             for name in measures
             for first, second in combinations(comparison.methods, 2)
@@ -56,14 +70,14 @@ def results_of(comparison: CAMComparison, class_names: Sequence[str] | None) -> 
     }
 
 
-def circumstances(*, processes: int) -> dict[str, Any]:
-    """When, and with what, for JSON."""
+def environment(*, processes: int) -> dict[str, Any]:
+    """Return the date, the versions of the libraries and the hardware, for JSON."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "python": platform.python_version(),
             "torchmetrics-cam": __version__,
-            **{name: found for name in _PACKAGES if (found := _version(name))},
+            **{name: installed for name in _LIBRARIES if (installed := _version(name))},
         },
         "hardware": {
             "platform": f"{platform.system()} {platform.machine()}",
@@ -74,81 +88,190 @@ def circumstances(*, processes: int) -> dict[str, Any]:
     }
 
 
-def write_json(results: dict[str, Any], path: Path) -> None:
-    """Write a file that is whole or not there.
+def prepare_folder(out: Path) -> None:
+    """Create the output folder, before the time for an evaluation is spent.
 
-    File names that are not in UTF-8 are written with the escapes that JSON has for them.
+    Raises:
+        UsageError: if nothing can be written there.
     """
+    with write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out).close()
+
+
+def write_files(
+    comparison: CAMComparison,
+    results: dict[str, Any],
+    pictures: Any,
+    out: Path,
+    name_of: Callable[[int], str],
+) -> None:
+    """Write ``results.json``, ``results.csv``, ``samples.csv`` and ``report.html``.
+
+    They replace those of an earlier run only when all are written, so that no two runs are mixed.
+
+    Args:
+        comparison: with the samples of all ranks.
+        results: all that ``results.json`` holds.
+        pictures: of the report.
+        out: the output folder.
+        name_of: the file of the image with an index.
+
+    Raises:
+        UsageError: if one of them cannot be written.
+    """
+    from torchmetrics_cam.report import write_csv, write_report
+
+    with write_errors(out), TemporaryDirectory(prefix="unfinished-", dir=out) as folder:
+        unfinished = Path(folder)
+        _write_json(results, unfinished / "results.json")
+        write_csv(results, unfinished / "results.csv")
+        _write_samples(comparison, name_of, unfinished / "samples.csv")
+        write_report(results, unfinished / "report.html", gallery=pictures)
+        for file in list(unfinished.iterdir()):
+            file.replace(out / file.name)
+
+
+@contextmanager
+def write_errors(out: Path, *, only_certain: bool = False) -> Iterator[None]:
+    """Report system errors while the output folder is written as errors of ``--out``.
+
+    Args:
+        out: the output folder.
+        only_certain: whether to leave alone errors that may have another cause than writing.
+
+    Raises:
+        UsageError: if the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if only_certain and error.errno not in _WRITE_ERRORS:
+            raise
+        disk_is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        free_space = "free some space and run the same command to resume, or " if disk_is_full else ""
+        raise UsageError(
+            f"--out {out} cannot be written: {error.strerror}; {free_space}choose another directory"
+        ) from error
+
+
+def settings_of(arguments: Any) -> dict[str, Any]:
+    """Return the options of a run, for JSON."""
+    options = {name: value for name, value in vars(arguments).items() if name not in ("config", "traceback")}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+
+
+def how_to_resume(arguments: Any) -> str:
+    """Return the end of a message: how to resume the run with these options."""
+    command = "the same command without --fresh" if arguments.fresh else "the same command"
+    return f"{command} resumes from it"
+
+
+def start_or_resume(partial: Path, arguments: Any, fingerprints: Mapping[str, str]) -> None:
+    """Prepare the folder of the partial result; keep one of the same options, weights and images.
+
+    Args:
+        partial: the folder of the partial result.
+        arguments: of the command.
+        fingerprints: of what the arguments name, such as the weights, by what it is.
+
+    Raises:
+        UsageError: if the folder holds the partial result of another run.
+    """
+    settings = {name: value for name, value in settings_of(arguments).items() if name not in _CHANGEABLE}
+    settings |= {f"state of the {name}": fingerprint for name, fingerprint in fingerprints.items()}
+    # As read from the file, where a tuple is a list.
+    settings = json.loads(json.dumps(settings, default=str))
+    file = partial / "settings.json"
+    if arguments.fresh:
+        shutil.rmtree(partial, ignore_errors=True)
+    if file.exists():
+        try:
+            stored = json.loads(file.read_text("utf-8"))
+        except ValueError as error:
+            raise UsageError(f"{file} cannot be read; start again with --fresh") from error
+        different = [
+            name for name in settings if not isinstance(stored, dict) or stored.get(name) != settings[name]
+        ]
+        if different:
+            raise UsageError(
+                f"{partial} holds the partial result of another command: {', '.join(different)} differ; run"
+                " that command again, or discard its partial result with --fresh"
+            )
+        return
+    partial.mkdir(exist_ok=True)
+    # Without settings.json it is not known which run they belong to.
+    for rank_file in partial.glob("rank-*.pt"):
+        rank_file.unlink()
+    _write_json(settings, file)
+
+
+def _write_json(results: dict[str, Any], file: Path) -> None:
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
+    # File names that are not UTF-8 become the escapes that JSON has for them.
+    write_atomically(file, text.encode("utf-8", errors="backslashreplace"))
 
 
-def write_samples(comparison: CAMComparison, name_of: Callable[[int], str], path: Path) -> None:
-    """Write a row an image: what the model says of it, and every method's values."""
+def _write_samples(comparison: CAMComparison, name_of: Callable[[int], str], file: Path) -> None:
+    """Write a row per image: its class and score, and the values of every method."""
     samples = comparison.samples()
-    measures = [measure.name for measure in comparison.measures]
-    columns = ["masked_score", "valid", *measures]
+    columns = ["masked_score", "valid", *(measure.name for measure in comparison.measures)]
     header = [f"{method}/{column}" for method in comparison.methods for column in columns]
     order = samples["index"].argsort().tolist()
     values = torch.stack([samples[column].double() for column in columns], 2).flatten(1).tolist()
-    index, classes, scores = (samples[name].tolist() for name in ("index", "class_idx", "score"))
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
+    indices, classes, scores = (samples[name].tolist() for name in ("index", "class_idx", "score"))
+    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as opened:
+        writer = csv.writer(opened)
         writer.writerow(["index", "file", "class_idx", "score", *header])
         for row in order:
-            writer.writerow([index[row], name_of(index[row]), classes[row], scores[row], *values[row]])
+            writer.writerow([indices[row], name_of(indices[row]), classes[row], scores[row], *values[row]])
 
 
 def _curves(comparison: CAMComparison) -> dict[str, Any]:
-    """Mean deletion and insertion curves of every method, if the comparison has any."""
-    found: dict[str, Any] = {}
-    for measure in [one.name for one in comparison.measures if one.name in CURVES]:
-        shares, scores = comparison.curve(measure)
-        found["fractions"] = shares.tolist()
-        found[measure.removesuffix("_auc")] = {
-            method: [_number(score) for score in curve]
-            for method, curve in zip(comparison.methods, scores, strict=True)
-        }
-    return found
+    """Return the mean deletion and insertion curves of every method, if the comparison has any."""
+    curves: dict[str, Any] = {}
+    for measure in [measure.name for measure in comparison.measures if measure.name in CURVES]:
+        fractions, scores = comparison.curve(measure)
+        curves["fractions"] = fractions.tolist()
+        curves[measure.removesuffix("_auc")] = dict(zip(comparison.methods, _numbers(scores), strict=True))
+    return curves
 
 
 def _per_class(comparison: CAMComparison, class_names: Sequence[str] | None) -> list[dict[str, Any]]:
     samples = comparison.samples()
-    found = []
-    for number in sorted(set(samples["class_idx"].tolist())):
-        of_it = samples["class_idx"] == number
-        named = class_names is not None and 0 <= number < len(class_names)
-        valid = samples["valid"][of_it]
+    names = class_names or ()
+    rows = []
+    for class_idx in sorted(set(samples["class_idx"].tolist())):
+        of_class = samples["class_idx"] == class_idx
+        valid = samples["valid"][of_class]
         values = {
             method: {
-                measure.name: _number(samples[measure.name][of_it][:, place][valid[:, place]].mean())
+                measure.name: _numbers(samples[measure.name][of_class][:, column][valid[:, column]].mean())
                 for measure in comparison.measures
             }
-            for place, method in enumerate(comparison.methods)
+            for column, method in enumerate(comparison.methods)
         }
-        name = class_names[number] if class_names is not None and named else str(number)
-        found.append({"class_idx": number, "name": name, "n": int(of_it.sum()), "values": values})
-    return found
+        name = names[class_idx] if 0 <= class_idx < len(names) else str(class_idx)
+        rows.append({"class_idx": class_idx, "name": name, "n": int(of_class.sum()), "values": values})
+    return rows
 
 
 def _win_rate(comparison: CAMComparison, measure: str) -> dict[str, Any]:
     wins, ties = comparison.win_rate(measure)
-    return {"wins": _nested(wins), "ties": _nested(ties)}
+    return {"wins": _numbers(wins), "ties": _numbers(ties)}
 
 
-def _difference(comparison: CAMComparison, first: str, second: str, measure: str) -> dict[str, Any]:
-    found = comparison.paired_difference(first, second, measure)
-    numbers = {name: _number(getattr(found, name)) for name in ("mean", "lower", "upper", "p_value")}
-    return {**numbers, "count": int(found.count)}
+def _paired_difference(comparison: CAMComparison, first: str, second: str, measure: str) -> dict[str, Any]:
+    difference = comparison.paired_difference(first, second, measure)
+    numbers = {name: _numbers(getattr(difference, name)) for name in ("mean", "lower", "upper", "p_value")}
+    return {**numbers, "count": int(difference.count)}
 
 
-def _number(value: Tensor) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _nested(values: Tensor) -> list[list[float | None]]:
-    return [[_number(one) for one in row] for row in values]
+def _numbers(values: Tensor) -> Any:
+    """Return a tensor as a number or nested lists; NaN and infinity, which JSON lacks, as None."""
+    if values.ndim:
+        return [_numbers(value) for value in values]
+    return float(values) if values.isfinite() else None
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""From a photo to what a network takes, and back to colors."""
+"""Preprocessing: from an image to the input of a network, and back to colors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,30 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.cli.errors import UsageError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from torchmetrics_cam.cli.errors import import_library
 
 Transform = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
 class ToColors:
-    """Undo a normalization, for pictures.
+    """The inverse of a normalization, for display.
 
     Args:
-        mean: what was subtracted of each channel; None where nothing is known of a normalization.
-        std: what each channel was divided by.
+        mean: the mean that was subtracted from each channel; None if the normalization is not known.
+        std: the standard deviation that each channel was divided by; None if it is not known.
     """
 
     mean: Sequence[float] | None
     std: Sequence[float] | None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images ``(N, C, H, W)`` as colors in [0, 1].
+        """Return images ``(N, C, H, W)`` as colors in [0, 1].
 
-        Where the normalization is not known, values outside of [0, 1] are stretched image by image.
+        If the normalization is not known, each image that has values outside of [0, 1] is min-max normalized.
         """
         images = images.detach().float()
         if self.mean is not None and self.std is not None:
@@ -44,34 +41,21 @@ class ToColors:
         return torch.where((lowest < 0) | (highest > 1), stretched, images)
 
 
-def imagenet_transform(size: int | None) -> Transform:
-    """ImageNet's: the short side to 256, the center 224, its mean and deviation; `size` in proportion."""
-    transforms = torchvision_transforms()
-    side = size or 224
-    steps = [
-        transforms.Resize(round(side * 256 / 224), antialias=True),
-        transforms.CenterCrop(side),
-        transforms.ToTensor(),
-        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ]
-    return transforms.Compose(steps)  # type: ignore[no-any-return]
+def imagenet_transform(side: int) -> Transform:
+    """Return torchvision's transform for ImageNet: resize, crop the center, normalize.
 
-
-def torchvision_transforms() -> Any:
-    """The module ``torchvision.transforms``.
-
-    Raises:
-        ModuleNotFoundError: with the pip line.
+    Args:
+        side: height and width of the result in pixels; 224 resizes the shorter side to 256, others in
+            proportion.
     """
-    try:
-        from torchvision import transforms
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('torchvision is not there: pip install "torchmetrics-cam[cli]"') from error
-    return transforms
+    torchvision = import_library("torchvision", "preprocessing", "torchmetrics-cam[cli]")
+    weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
+    transform: Transform = weights.transforms(crop_size=side, resize_size=round(side * 256 / 224))
+    return transform
 
 
 def normalization_of(transform: Any) -> ToColors:
-    """How to undo a transform's last normalization, where one can be seen."""
+    """Return the inverse of the last normalization in a transform, if it has one."""
     for step in (transform, *reversed(list(getattr(transform, "transforms", ()) or ()))):
         mean, std = getattr(step, "mean", None), getattr(step, "std", None)
         if mean is not None and std is not None:
@@ -89,45 +73,33 @@ class ProcessorTransform:
 
     Args:
         processor: the processor.
-        settings: what its call is to do otherwise, such as ``size``.
+        settings: arguments of its call that replace its own, such as ``size``.
     """
 
     processor: Any
     settings: dict[str, Any]
 
     def __call__(self, image: Any) -> Tensor:
-        """One picture as a tensor ``(3, H, W)``."""
+        """Return an image as a tensor ``(3, H, W)``."""
         pixels: Tensor = self.processor(image, return_tensors="pt", **self.settings)["pixel_values"][0]
         return pixels
 
 
 def processor_settings(processor: Any, side: int) -> dict[str, Any]:
-    """How an image processor makes images of another side, resized and cropped in its own way and proportion.
+    """Return the arguments with which an image processor makes images of another size.
+
+    It resizes and crops in the same way and proportion as before.
 
     Args:
         processor: of transformers.
-        side: of the images in pixels.
+        side: height and width of the result in pixels.
     """
     own = processor.size
-    named = own if isinstance(own, dict) else {key: value for key, value in vars(own).items() if value}
+    sizes = own if isinstance(own, dict) else {key: value for key, value in vars(own).items() if value}
     crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
     resized = side
     if crop:
         height = crop["height"] if isinstance(crop, dict) else crop.height
-        resized = max(side, round(side * max(named.values()) / height))
-    return {
-        "size": {"shortest_edge": resized}
-        if "shortest_edge" in named
-        else {"height": resized, "width": resized},
-        **({"crop_size": {"height": side, "width": side}} if crop else {}),
-    }
-
-
-def check_image_size(size: int | None) -> None:
-    """Refuse a side that no image has.
-
-    Raises:
-        UsageError: if it is below 1.
-    """
-    if size is not None and size < 1:
-        raise UsageError(f"--image-size {size} is no side of an image; give pixels, such as 224")
+        resized = max(side, round(side * max(sizes.values()) / height))
+    size = {"shortest_edge": resized} if "shortest_edge" in sizes else {"height": resized, "width": resized}
+    return {"size": size, **({"crop_size": {"height": side, "width": side}} if crop else {})}

@@ -1,0 +1,290 @@
+"""Where images come from (a folder, a saved dataset or a function), and how they are decoded."""
+
+import os
+import warnings
+import zlib
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from torchmetrics_cam.cli.errors import UsageError, import_library, summary, usage_error
+from torchmetrics_cam.cli.names import call_factory
+
+_IMAGE_KEYS = ("image", "img", "pixel_values", "input", "inputs", "x")
+_LABEL_KEYS = ("label", "labels", "target", "class", "y")
+
+
+class UnreadableError(Exception):
+    """An image that cannot be read; the message gives the reason."""
+
+
+def find_origin(name: str) -> "Origin":
+    """Return the images of a folder, a saved dataset or a function.
+
+    Raises:
+        UsageError: if the name is none of these.
+        ModuleNotFoundError: if a library is not installed; the message contains the pip command.
+    """
+    path = Path(name)
+    with usage_error(f"--data {name!r} is not a path"):
+        is_folder, exists = path.is_dir(), path.exists()
+    if is_folder and not os.access(path, os.R_OK | os.X_OK):
+        raise UsageError(f"--data {name} cannot be read; change its permissions")
+    if is_folder and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+        return _SavedDataset(path)
+    if is_folder:
+        return _Folder(path)
+    if exists:
+        raise UsageError(f"--data {name} is a file; give the folder that contains the images")
+    # A split that the saved dataset does not have.
+    if (path.parent / "dataset_dict.json").is_file():
+        return _SavedDataset(path.parent, split=path.name)
+    if ":" in name and os.sep not in name:
+        return _FactoryDataset(name)
+    raise UsageError(
+        f"--data {name} does not exist; give a folder of images, a dataset that save_to_disk has written, or"
+        " package.module:factory"
+    )
+
+
+class _Folder:
+    """A folder of image files; the first level of subfolders are the classes."""
+
+    class_names: list[str] | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self._files = _image_files(folder)
+        if not self._files:
+            raise UsageError(
+                f"--data {folder} contains no image; images are files with suffixes such as .jpg, .png,"
+                " .webp, .tif, .bmp and .gif"
+            )
+        self._labels = [-1] * len(self._files)
+        parents = [file.relative_to(folder).parts[:-1] for file in self._files]
+        # An image beside the subfolders has no class, so then the subfolders are not classes.
+        if all(parents):
+            self.class_names = sorted({parent[0] for parent in parents})
+            index_of = {name: index for index, name in enumerate(self.class_names)}
+            self._labels = [index_of[parent[0]] for parent in parents]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def name(self, position: int) -> str:
+        return str(self._files[position])
+
+    def fingerprint(self) -> str:
+        checksum = 0
+        for file in self._files:
+            try:
+                status = file.stat()
+                state = f"{status.st_size} {status.st_mtime_ns}"
+            except OSError:
+                state = "unreadable"
+            checksum = zlib.crc32(os.fsencode(file) + state.encode(), checksum)
+        return f"{checksum:08x}"
+
+    def read(self, position: int) -> tuple[Any, int]:
+        return read_image(self._files[position]), self._labels[position]
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Return the sorted images in a folder and its subfolders; links are followed, each folder once."""
+    suffixes, visited, files = _image_suffixes(), set(), []
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        real_path = os.path.realpath(parent)
+        if real_path in visited:
+            subfolders.clear()
+            continue
+        visited.add(real_path)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        files += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+        ]
+    return sorted(files, key=lambda file: file.parts)
+
+
+class _Rows:
+    """A dataset whose images are named by their position.
+
+    Args:
+        name: the name of the dataset.
+        data: the dataset.
+    """
+
+    def __init__(self, name: str, data: Any) -> None:
+        self._name = name
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def name(self, position: int) -> str:
+        return f"{self._name}[{position}]"
+
+
+class _SavedDataset(_Rows):
+    """A dataset of Hugging Face's datasets, written by ``save_to_disk``."""
+
+    def __init__(self, folder: Path, split: str | None = None) -> None:
+        datasets = import_library("datasets", f"--data {folder}", "datasets")
+        with usage_error(f"--data {folder} cannot be read as a saved dataset"):
+            data = datasets.load_from_disk(str(folder))
+        if isinstance(data, datasets.DatasetDict):
+            problem = f"has no split {split!r}" if split else "has several splits"
+            splits = ", ".join(f"{folder}/{name}" for name in data)
+            raise UsageError(f"--data {folder} {problem}; name one of {splits}")
+        types = {column: type(feature).__name__ for column, feature in data.features.items()}
+        image_columns = [column for column, kind in types.items() if kind == "Image"]
+        label_columns = [column for column, kind in types.items() if kind == "ClassLabel"]
+        if not image_columns:
+            columns = ", ".join(f"{column} ({kind})" for column, kind in types.items())
+            raise UsageError(
+                f"--data {folder} has no column of images, only {columns}; cast one to datasets.Image and"
+                " save it again"
+            )
+        self._image = image_columns[0]
+        self._label = label_columns[0] if label_columns else None
+        self.class_names = list(data.features[self._label].names) if self._label else None
+        # Decoded by `read_image`, which reports why an image is broken and converts every mode.
+        super().__init__(str(folder), data.cast_column(self._image, datasets.Image(decode=False)))
+
+    def fingerprint(self) -> str:
+        return str(self._data._fingerprint)
+
+    def read(self, position: int) -> tuple[Any, int]:
+        row = self._data[position]
+        stored = row[self._image] or {}
+        content = stored.get("bytes") or stored.get("path")
+        if not content:
+            raise UnreadableError("this row has no image")
+        label = row[self._label] if self._label else None
+        return read_image(content), -1 if label is None else int(label)
+
+
+class _FactoryDataset(_Rows):
+    """A dataset that the user's function returns."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, call_factory(name, "--data"))
+        if not hasattr(self._data, "__len__") or not hasattr(self._data, "__getitem__"):
+            raise UsageError(
+                f"--data {name!r} returned a {type(self._data).__name__}; it must return a dataset with"
+                " __len__ and __getitem__"
+            )
+        classes = getattr(self._data, "classes", None)
+        self.class_names: list[str] | None = None
+        if isinstance(classes, Sequence) and not isinstance(classes, str):
+            self.class_names = [str(item) for item in classes]
+
+    def fingerprint(self) -> str:
+        return str(len(self))
+
+    def read(self, position: int) -> tuple[Any, int]:
+        try:
+            return _image_and_label(self._data[position])
+        except UnreadableError:
+            raise
+        except Exception as error:
+            raise UnreadableError(summary(error)) from error
+
+
+def _image_and_label(item: Any) -> tuple[Any, int]:
+    """Return the tensor or RGB image of an item of the user's dataset, and its label; -1 if it has none."""
+    image: Any = item
+    label: Any = None
+    if isinstance(item, dict):
+        image = next((item[key] for key in _IMAGE_KEYS if key in item), item)
+        label = next((item[key] for key in _LABEL_KEYS if key in item), None)
+    elif isinstance(item, tuple | list) and item:
+        image, label = item[0], item[1] if len(item) > 1 else None
+    if isinstance(image, _pillow().Image):
+        image = _to_rgb(image)
+    elif not isinstance(image, Tensor):
+        raise UnreadableError(
+            f"the item is a {type(image).__name__}; it must be a tensor, an image of PIL, (image, label) or a"
+            " dict with 'image'"
+        )
+    return image, int(label) if isinstance(label, int) or getattr(label, "ndim", None) == 0 else -1
+
+
+Origin = _Folder | _SavedDataset | _FactoryDataset
+
+
+def _pillow() -> Any:
+    """Return the module ``PIL.Image``.
+
+    Raises:
+        ModuleNotFoundError: if Pillow is not installed; the message contains the pip command.
+    """
+    return import_library("PIL.Image", "reading images", "torchmetrics-cam[cli]")
+
+
+def _image_suffixes() -> frozenset[str]:
+    """Return the suffixes, in lower case, of the image formats that PIL reads."""
+    image = _pillow()
+    readable = {suffix for suffix, kind in image.registered_extensions().items() if kind in image.OPEN}
+    # Documents and films, for which PIL needs programs that are seldom installed.
+    return frozenset(readable - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"})
+
+
+def read_image(source: str | Path | bytes) -> Any:
+    """Read an image as RGB with its EXIF orientation applied; of an animation the first frame.
+
+    Args:
+        source: a file, or its content.
+
+    Raises:
+        UnreadableError: if it cannot be read.
+    """
+    image = _pillow()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", image.DecompressionBombWarning)
+        try:
+            with image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
+                opened.load()
+                return _to_rgb(opened)
+        except (image.DecompressionBombWarning, image.DecompressionBombError) as error:
+            raise UnreadableError(
+                f"it has more than the {image.MAX_IMAGE_PIXELS:,} pixels that PIL accepts; resize it"
+            ) from error
+        except image.UnidentifiedImageError as error:
+            raise UnreadableError("it is not an image in a format that PIL reads") from error
+        # A damaged file raises different errors, depending on which byte is wrong.
+        except Exception as error:
+            raise UnreadableError(summary(error)) from error
+
+
+def _to_rgb(opened: Any) -> Any:
+    """Convert an image of PIL of any mode to RGB, as viewers show it.
+
+    Transparent pixels are composed with white. Gray values of more than 8 bits are scaled to 8 bits.
+    """
+    from PIL import ImageOps
+
+    image = _pillow()
+    oriented = ImageOps.exif_transpose(opened)
+    if oriented.mode.startswith("I;16") or oriented.mode in ("I", "F"):
+        return image.fromarray(_to_8_bits(np.asarray(oriented), oriented.mode)).convert("RGB")
+    if oriented.has_transparency_data or oriented.mode in ("La", "RGBa"):
+        transparent = oriented.convert("RGBA")
+        white = image.new("RGBA", transparent.size, (255, 255, 255, 255))
+        return image.alpha_composite(white, transparent).convert("RGB")
+    return oriented.convert("RGB")
+
+
+def _to_8_bits(values: Any, mode: str) -> Any:
+    values = np.nan_to_num(values.astype(np.float64))
+    if mode == "F" and values.max() <= 1:
+        scale = 255.0
+    else:
+        # PIL reads some 16-bit files, and some 8-bit files, as 32-bit integers.
+        scale = 1 / 257 if mode.startswith("I;16") or values.max() > 255 else 1.0
+    return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
