@@ -61,10 +61,24 @@ def test_style_and_types(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def lines_of_code(source):
+    """The lines that hold code: no docstring, no comment, nothing blank. A class explains itself in help()."""
+    strings = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for line in range(node.lineno, node.end_lineno + 1)
+    }
+    lines = [line.strip() for number, line in enumerate(source.splitlines(), 1) if number not in strings]
+    return sum(1 for line in lines if line and not line.startswith("#"))
+
+
 def test_no_file_is_long():
-    lines = {path: len(path.read_text().splitlines()) for path in (ROOT / "torchmetrics_cam").rglob("*.py")}
-    assert len(lines) > 20
-    assert {path: count for path, count in lines.items() if count > 300} == {}
+    assert lines_of_code('"""Title."""\n\nx = 1  # one\n# two\ny = (\n    2\n)\n') == 4
+    paths = list((ROOT / "torchmetrics_cam").rglob("*.py"))
+    assert len(paths) > 20
+    counts = {path: lines_of_code(path.read_text()) for path in paths}
+    assert {path: count for path, count in counts.items() if count > 300} == {}
 
 
 # The layout. A module imports from its own layer and from those before it.

@@ -68,6 +68,7 @@ class CAMMetric(Metric):
         )
         self.num_classes = num_classes
         self.average = average
+        self._sum_dtype = torch.float64
 
     @property
     def model(self) -> nn.Module:
@@ -203,7 +204,7 @@ class CAMMetric(Metric):
         Returns:
             The sum ``(*shape)``, or one for each target class, ``(num_classes, *shape)``.
         """
-        dtype = sum_dtype(self.device) if values.is_floating_point() else torch.int64
+        dtype = self._sum_dtype if values.is_floating_point() else torch.int64
         values = values.detach().to(self.device).to(dtype)
         if self.average == "micro":
             return values.sum(0)
@@ -290,6 +291,7 @@ class CAMMetric(Metric):
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "CAMMetric":
         """Move the states, but never cast them: a counter in bfloat16 stops at 256."""
         super()._apply(fn, exclude_state=tuple(self._defaults))
+        self._sum_dtype = sum_dtype(self.device)
         for name, default in self._defaults.items():
             if name in exclude_state:
                 continue
@@ -411,7 +413,7 @@ class SingleSourceMetric(CAMMetric):
         """
         if relative:
             warn_scores_outside_unit_interval(self.outside_count)
-        means = sums.to(sum_dtype(sums.device)) / self.total
+        means = sums.to(self._sum_dtype) / self.total
         return (means.nanmean() if self.average == "macro" else means).to(self.dtype)
 
     def __repr__(self) -> str:

@@ -30,7 +30,7 @@ from torchmetrics_cam.metrics.comparison.table import (
 )
 from torchmetrics_cam.metrics.compute_groups import keep_own
 from torchmetrics_cam.metrics.curves import curve_fractions, resampled_curves
-from torchmetrics_cam.metrics.measures import DEFAULT_MEASURES
+from torchmetrics_cam.metrics.measures import DEFAULT_MEASURES, MEASURES
 from torchmetrics_cam.model.scores import ClassIndex, Target
 from torchmetrics_cam.pipeline.batch import Batch
 from torchmetrics_cam.protocol import EvaluationProtocol
@@ -146,11 +146,10 @@ class CAMComparison(SampleMetric):
         **kwargs: Any,
     ) -> None:
         check_measures(measures)
+        named = named_sources(sources, with_controls=controls)
         super().__init__(
-            named_sources(sources, with_controls=controls),
+            list(named.values()),
             logits_fn,
-            measures=measures,
-            per_sample=per_sample,
             protocol=protocol,
             scorer=scorer,
             batch_size=batch_size,
@@ -159,7 +158,14 @@ class CAMComparison(SampleMetric):
             validate_args=validate_args,
             **kwargs,
         )
+        self.methods = tuple(named)
         self.controls = tuple(CONTROLS) if controls else ()
+        self.measures = tuple(MEASURES[name] for name in measures)
+        for measure in self.measures:
+            measure.check(self._pipeline.sources)
+        self.per_sample = per_sample
+        if per_sample:
+            self.add_state("records", [], dist_reduce_fx="cat")
         methods = len(self.methods)
         pairs, measured_pairs = (methods, methods), (len(self.measures), methods, methods)
         self.add_state("count", self._zeros(torch.int64, *pairs), dist_reduce_fx="sum")

@@ -1,75 +1,34 @@
 """One row for each image: what a comparison keeps with ``per_sample=True``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.functional.statistics import sum_dtype
-from torchmetrics_cam.metrics.arguments import Average
 from torchmetrics_cam.metrics.base import CAMMetric
 from torchmetrics_cam.metrics.comparison.contributions import ComparedBatch
-from torchmetrics_cam.metrics.measures import MEASURES, Measure
-from torchmetrics_cam.protocol import EvaluationProtocol
+from torchmetrics_cam.metrics.measures import Measure
 
 
 class SampleMetric(CAMMetric):
     """A metric of several methods and measures that can keep a row for each image.
 
-    Args:
-        sources: where the maps come from, by method.
-        measures: the names of the measures.
-        per_sample: whether to keep rows.
-        logits_fn: as for `AverageDrop`.
-        protocol: as for `AverageDrop`.
-        scorer: as for `AverageDrop`.
-        batch_size: as for `AverageDrop`.
-        num_classes: as for `AverageDrop`.
-        average: as for `AverageDrop`.
-        validate_args: as for `AverageDrop`.
-        kwargs: as for every `torchmetrics.Metric`.
+    Attributes:
+        methods: the names of the sources.
+        measures: the measures.
+        per_sample: whether rows are kept.
+        records: the rows of each batch.
     """
 
+    methods: tuple[str, ...]
     measures: tuple[Measure, ...]
+    per_sample: bool
     sums: Tensor
     records: list[Tensor]
-
-    def __init__(
-        self,
-        sources: dict[str, CAMSource],
-        logits_fn: Callable[[Any], Any] | None,
-        *,
-        measures: Sequence[str],
-        per_sample: bool,
-        protocol: EvaluationProtocol | str | None,
-        scorer: Callable[[Tensor], Any] | None,
-        batch_size: int | None,
-        num_classes: int | None,
-        average: Average,
-        validate_args: bool,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            list(sources.values()),
-            logits_fn,
-            protocol=protocol,
-            scorer=scorer,
-            batch_size=batch_size,
-            num_classes=num_classes,
-            average=average,
-            validate_args=validate_args,
-            **kwargs,
-        )
-        self.methods = tuple(sources)
-        self.measures = tuple(MEASURES[name] for name in measures)
-        for measure in self.measures:
-            measure.check(self._pipeline.sources)
-        self.per_sample = per_sample
-        self._images_seen = self._images_seen_before_forward = 0
-        if per_sample:
-            self.add_state("records", [], dist_reduce_fx="cat")
+    _images_seen: int = 0
+    _images_seen_before_forward: int = 0
 
     def samples(self) -> dict[str, Tensor]:
         """Return what ``per_sample=True`` kept of every image, over all ranks; every rank must call it.
