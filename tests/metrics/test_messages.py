@@ -1,5 +1,6 @@
 """What is refused, when, and in which sentence."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import Calls, small_net
@@ -9,6 +10,11 @@ from torchmetrics_cam.cams import CallableSource, GradCAM
 
 INVALID = {
     "no tensor": (dict(input_tensor=[[1.0]]), TypeError, "input_tensor is a list; it must be a tensor"),
+    "array": (
+        dict(input_tensor=np.zeros((2, 3, 8, 8))),
+        TypeError,
+        "input_tensor is a ndarray; it must be a",
+    ),
     "integers": (
         dict(input_tensor=torch.zeros(2, 3, 8, 8, dtype=torch.uint8)),
         TypeError,

@@ -234,3 +234,70 @@ def test_layers_that_were_exchanged_are_back(net):
         del net.relu
     assert net.body is body
     assert list(net._modules) == names
+
+
+class FailingMode(nn.Module):
+    """A module that fails when it returns to training mode, as an adapter that changes its weights may."""
+
+    def train(self, mode=True):
+        if mode:
+            raise ArithmeticError("on purpose")
+        return super().train(mode)
+
+
+def test_a_module_that_fails_to_return_to_training_mode_does_not_keep_the_rest_from_being_restored():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), FailingMode(), nn.Dropout())
+    gradient = model[0].weight.grad = torch.rand_like(model[0].weight)
+    guard = ModelGuard(model)
+    guard.__enter__()
+    model[0].register_forward_hook(lambda *_: None)
+    model[0].bias.requires_grad_(False)
+    with pytest.raises(ArithmeticError, match="on purpose"):
+        guard.__exit__()
+    assert [module.training for module in model.modules()] == [True] * 4
+    assert model[0].weight.grad is gradient
+    assert model[0].bias.requires_grad
+    assert not model[0]._forward_hooks
+    assert torch.is_autocast_cache_enabled()
+
+
+def test_a_model_that_fails_to_enter_evaluation_mode_is_as_it_was_found():
+    class NeverEvaluates(nn.Module):
+        def train(self, mode=True):
+            if not mode:
+                raise ArithmeticError("on purpose")
+            return super().train(mode)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), NeverEvaluates())
+    gradient = model[0].weight.grad = torch.rand_like(model[0].weight)
+    guard = ModelGuard(model)
+    with pytest.raises(ArithmeticError, match="on purpose"):
+        guard.__enter__()
+    assert [module.training for module in model.modules()] == [True] * 3
+    assert model[0].weight.grad is gradient
+    assert torch.is_autocast_cache_enabled()
+
+
+def test_a_nested_guard_restores_what_the_outer_one_prepared(net):
+    net.train()
+    net.fc.bias.grad = torch.zeros_like(net.fc.bias)
+    with ModelGuard(net):
+        with ModelGuard(net):
+            net.train()
+        assert not any(module.training for module in net.modules())
+        assert net.fc.bias.grad is None
+    assert all(module.training for module in net.modules())
+    assert net.fc.bias.grad is not None
+
+
+def test_the_next_pass_begins_without_what_an_earlier_one_left(net):
+    guard = ModelGuard(net)
+    with guard:
+        guard.begin_pass()
+        net.train()
+        net.body.register_forward_hook(lambda *_: None)
+        net.fc.weight.grad = torch.zeros_like(net.fc.weight)
+        guard.begin_pass()
+        assert not any(module.training for module in net.modules())
+        assert not net.body._forward_hooks
+        assert net.fc.weight.grad is None

@@ -15,10 +15,10 @@ from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.lightning.data import BatchInputs, update_arguments
 from torchmetrics_cam.lightning.figures import log_figure
-from torchmetrics_cam.metrics.arguments import check_scoring
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.model.guard import modes_kept
 from torchmetrics_cam.pipeline.batch import Batch
+from torchmetrics_cam.pipeline.pipeline import check_scoring
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 from torchmetrics_cam.report.gallery import ExplainedImage, explanation_figure, worst_explained
 

@@ -72,7 +72,7 @@ class Complexity(SingleSourceMetric):
         """Explain a batch and accumulate the mean of each map; arguments are those of `AverageDrop`."""
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
             value = complexity(batch.normalized_maps, reduction="none")
-        valid = batch.valid & value.isfinite()
+        valid = batch.counted & value.isfinite()
         self.value = self.value + self._sum(batch, value.where(valid, 0))
         self._count(batch, valid)
 
@@ -146,7 +146,7 @@ class Coherency(SingleSourceMetric):
         """Explain a batch and its masked images, and accumulate; arguments are those of `AverageDrop`."""
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
             value = batch.coherency
-        valid = batch.valid & value.isfinite()
+        valid = batch.counted & value.isfinite()
         self.value = self.value + self._sum(batch, value.where(valid, 0))
         self._count(batch, valid)
 
@@ -269,7 +269,7 @@ class ADCC(SingleSourceMetric):
             complexities = complexity(batch.normalized_maps, reduction="none")
             drops = average_drop(batch.scores, batch.masked_scores, reduction="none")
             value = adcc(coherencies, complexities, drops)
-        valid = batch.valid & value.isfinite() & coherencies.isfinite() & drops.isfinite()
+        valid = batch.counted & value.isfinite() & coherencies.isfinite() & drops.isfinite()
         self.value = self.value + self._sum(batch, value.where(valid, 0))
         self.coherency = self.coherency + self._sum(batch, coherencies.where(valid, 0))
         self.complexity = self.complexity + self._sum(batch, complexities.where(valid, 0))

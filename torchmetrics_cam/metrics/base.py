@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
-from torchmetrics_cam.cams.callables import PrecomputedMaps
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.functional.statistics import sum_dtype
-from torchmetrics_cam.metrics.arguments import Average, check_averaging, check_scoring
+from torchmetrics_cam.metrics.arguments import Average, check_averaging
 from torchmetrics_cam.metrics.compute_groups import identity, keep_own
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
 from torchmetrics_cam.pipeline.batch import Batch
 from torchmetrics_cam.pipeline.pipeline import Pipeline
+from torchmetrics_cam.pipeline.sources import refuse_precomputed_maps
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
 
@@ -57,7 +57,6 @@ class CAMMetric(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_scoring(logits_fn, scorer, batch_size)
         check_averaging(num_classes, average)
         self._pipeline = Pipeline(
             sources,
@@ -418,19 +417,6 @@ class SingleSourceMetric(CAMMetric):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.source!r}, protocol={self.protocol.name!r})"
-
-
-def refuse_precomputed_maps(sources: Sequence[CAMSource], measure: str) -> None:
-    """Refuse sources that have no maps of the masked images.
-
-    Raises:
-        ValueError: if there is one.
-    """
-    if any(isinstance(source, PrecomputedMaps) for source in sources):
-        raise ValueError(
-            f"{measure} needs the maps of the masked images too, and PrecomputedMaps has only those that come"
-            " with the batch; pass the CAM that made them"
-        )
 
 
 def warn_scores_outside_unit_interval(count: Tensor) -> None:

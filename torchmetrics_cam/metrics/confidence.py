@@ -76,7 +76,7 @@ class ConfidenceMetric(SingleSourceMetric):
             )
             increase = increase_in_confidence(scores, masked_scores, reduction="none")
             gain = average_gain(scores, masked_scores, eps=protocol.gain_eps, reduction="none")
-        valid = batch.valid & drop.isfinite() & gain.isfinite()
+        valid = batch.counted & drop.isfinite() & gain.isfinite()
         self.drop = self.drop + self._sum(batch, drop.where(valid, 0))
         self.increase = self.increase + self._sum(batch, (increase == 1) & valid)
         self.gain = self.gain + self._sum(batch, gain.where(valid, 0))
@@ -379,7 +379,7 @@ class DropInDeletion(SingleSourceMetric):
         """Explain a batch, score its complements and accumulate; arguments are those of `AverageDrop`."""
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
             value = drop_in_deletion(batch.scores, batch.complement_scores, reduction="none")
-        valid = batch.valid & value.isfinite()
+        valid = batch.counted & value.isfinite()
         self.value = self.value + self._sum(batch, value.where(valid, 0))
         self._count(batch, valid)
 

@@ -132,7 +132,7 @@ class DeletionInsertionMetric(CurveMetric):
             deletion = area_under_curve(batch.deletion_scores, batch.fractions)
             insertion = area_under_curve(batch.insertion_scores, batch.fractions)
             curves = resampled_curves(batch)
-        valid = batch.valid & deletion.isfinite() & insertion.isfinite()
+        valid = batch.counted & deletion.isfinite() & insertion.isfinite()
         self.deletion = self.deletion + self._sum(batch, deletion.where(valid, 0))
         self.insertion = self.insertion + self._sum(batch, insertion.where(valid, 0))
         self.curves = self.curves + self._sum_of_curves(batch, curves, valid)
@@ -325,7 +325,7 @@ class ROAD(CurveMetric):
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
             most_first, least_first = batch.road_scores.unbind(1)
             value = road_score(most_first, least_first)
-        valid = batch.valid & value.isfinite()
+        valid = batch.counted & value.isfinite()
         self.value = self.value + self._sum(batch, value.where(valid, 0))
         self.curves = self.curves + self._sum_of_curves(batch, batch.road_scores, valid)
         self._count(batch, valid)

@@ -55,7 +55,7 @@ class LocalizationMetric(SingleSourceMetric):
         check_objects(objects, input_tensor)
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams, objects=objects) as batch:
             value = self.measure.values(batch)
-        valid = batch.valid & value.isfinite()
+        valid = batch.counted & value.isfinite()
         self.value = self.value + self._sum(batch, value.where(valid, 0))
         self._count(batch, valid)
 

@@ -17,8 +17,8 @@ from torchmetrics_cam.functional.confidence import (
 from torchmetrics_cam.functional.curves import area_under_curve
 from torchmetrics_cam.functional.localization import energy_pointing_game, mask_iou, pointing_game
 from torchmetrics_cam.functional.road import road_score
-from torchmetrics_cam.metrics.base import refuse_precomputed_maps
 from torchmetrics_cam.pipeline.batch import Batch
+from torchmetrics_cam.pipeline.sources import refuse_precomputed_maps
 from torchmetrics_cam.protocol import EvaluationProtocol
 
 

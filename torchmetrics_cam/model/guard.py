@@ -76,8 +76,7 @@ class ModelGuard:
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._restore_modes()
-            self._restore_tensors_and_hooks()
+            self._restore()
         finally:
             autocast, parametrize._cache_enabled, parametrize._cache = self._caches
             torch.set_autocast_cache_enabled(autocast)
@@ -86,8 +85,7 @@ class ModelGuard:
     def begin_pass(self) -> None:
         """Undo what an earlier forward pass inside, or a source, has changed on the model."""
         if self._is_used:
-            self._restore_modes()
-            self._restore_tensors_and_hooks()
+            self._restore()
             self._prepare()
         self._is_used = True
 
@@ -160,8 +158,12 @@ class ModelGuard:
             if gradient is not None:
                 parameter.grad = None
 
-    def _restore_modes(self) -> None:
-        _set_modes([(module.module, module.training) for module in self._modules])
+    def _restore(self) -> None:
+        try:
+            _set_modes([(module.module, module.training) for module in self._modules])
+        finally:
+            # Also where the user's own train() has failed.
+            self._restore_tensors_and_hooks()
 
     def _restore_tensors_and_hooks(self) -> None:
         for module, name, buffer, value in self._buffers:
@@ -281,12 +283,14 @@ def attributes_kept(*objects: Any) -> Iterator[None]:
 
 def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
     # Through train(): some modules override it to change their weights with the mode, as adapters do.
-    for module, training in modes:
-        if module.training is not training:
-            module.train(training)
-    for module, training in modes:
-        if module.training is not training:
-            module.training = training
+    try:
+        for module, training in modes:
+            if module.training is not training:
+                module.train(training)
+    finally:
+        for module, training in modes:
+            if module.training is not training:
+                module.training = training
 
 
 def _is_expanded(tensor: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """A batch of images with its maps, masks and scores: what every measure is computed from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from torchmetrics_cam.baselines import baseline_values
 from torchmetrics_cam.cams.resolve import as_source
+from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.functional.adcc import map_correlation
 from torchmetrics_cam.functional.curves import perturbed_counts, position_ranks
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
@@ -23,6 +25,7 @@ from torchmetrics_cam.pipeline.perturb import (
     to_mask,
 )
 from torchmetrics_cam.pipeline.pipeline import Pipeline
+from torchmetrics_cam.pipeline.sources import maps_by_source, named_sources, refuse_precomputed_maps
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
 
@@ -81,7 +84,8 @@ class _PerturbedScores:
     @cached_property
     def _curves(self) -> tuple[Tensor, Tensor]:
         """Both curves: their end points are the clean image and, on one baseline, the same baseline image."""
-        curves = [self._curves_of(one) for one in self.explanations]
+        with self.guarded():
+            curves = [self._curves_of(one) for one in self.explanations]
         deletion, insertion = (torch.stack(parts, 1) for parts in zip(*curves, strict=True))
         return deletion, insertion
 
@@ -139,18 +143,22 @@ class _PerturbedScores:
     @cached_property
     def coherency(self) -> Tensor:
         """The similarity of the maps of the clean and of the masked images, ``(K, N)``."""
-        pairs = zip(self.pipeline.sources, self.explanations, strict=True)
-        coherencies = []
-        for source, explanation in pairs:
-            masked = apply_mask(
-                explanation.images, to_mask(explanation, self.pipeline.protocol), self.pipeline.protocol
-            )
-            again = self.pipeline.explain_again(source, masked, explanation.selector)
-            correlation = map_correlation(
-                *(normalized_maps(one, self.pipeline.protocol) for one in (explanation, again))
-            )
-            coherencies.append(torch.where(again.valid, correlation, torch.full_like(correlation, torch.nan)))
-        return torch.stack(coherencies)
+        refuse_precomputed_maps(self.pipeline.sources, "Coherency")
+        with self.guarded():
+            pairs = zip(self.pipeline.sources, self.explanations, strict=True)
+            return torch.stack([self._coherency_of(*pair) for pair in pairs])
+
+    def _coherency_of(self, source: CAMSource, explanation: Explanation) -> Tensor:
+        """Return the similarity of the maps of one source, ``(N,)``."""
+        protocol = self.pipeline.protocol
+        masked = apply_mask(explanation.images, to_mask(explanation, protocol), protocol)
+        again = self.pipeline.explain_again(source, masked, explanation.selector)
+        maps, maps_again = (normalized_maps(one, protocol) for one in (explanation, again))
+        return map_correlation(maps, maps_again).where(again.valid, torch.nan)
+
+    def guarded(self) -> AbstractContextManager[object]:
+        """Guard the model and the random numbers inside: a baseline may be a function that uses either."""
+        return self.pipeline.active(self.explanations[0].images)
 
     def _score(self, perturbations: Sequence[Perturbation]) -> Tensor:
         first = self.explanations[0]
@@ -202,15 +210,12 @@ class Batch:
         perturbed = _PerturbedScores(pipeline, explanations)
         return cls(perturbed, source=None if methods else 0, methods=methods, objects=marked)
 
-    def __len__(self) -> int:
-        return len(self._perturbed.explanations) if self._source is None else 1
-
     def __iter__(self) -> Iterator["Batch"]:
         """Iterate over the batches of each source alone."""
         if self._source is not None:
             yield self
             return
-        for source in range(len(self)):
+        for source in range(len(self.methods)):
             yield Batch(self._perturbed, source=source, objects=self.objects)
 
     @property
@@ -235,7 +240,18 @@ class Batch:
 
     @cached_property
     def maps(self) -> Tensor:
-        """The maps as the source gave them, rectified, ``(N, *any spatial)``."""
+        """The maps as the source gave them, rectified, ``(N, *any spatial)``.
+
+        Raises:
+            ValueError: if several sources gave maps of different sizes.
+        """
+        sizes = [tuple(explanation.maps.shape[1:]) for explanation in self._perturbed.explanations]
+        if self._source is None and len(set(sizes)) > 1:
+            given = ", ".join(f"{method} {size}" for method, size in zip(self.methods, sizes, strict=True))
+            raise ValueError(
+                f"the maps differ in size: {given}; use masks, which have the size of the images, or iterate"
+                " over the batch"
+            )
         return self._stacked(lambda explanation: explanation.maps)
 
     @cached_property
@@ -253,7 +269,8 @@ class Batch:
         """The images with the baseline where the mask hides them, ``(N, C, *spatial)``."""
         if self._source is None:
             return torch.stack([batch.masked_images for batch in self])
-        return apply_mask(self.images, self.masks, self.protocol)
+        with self._perturbed.guarded():
+            return apply_mask(self.images, self.masks, self.protocol)
 
     @property
     def scores(self) -> Tensor:
@@ -314,9 +331,13 @@ class Batch:
 
     @property
     def valid(self) -> Tensor:
-        """Whether pixels, map, and all scores that were computed so far are finite, bool, ``(N,)``."""
-        finite = self.perturbed_scores.isfinite().all(0)
-        return self._stacked(lambda explanation: explanation.valid) & finite
+        """Whether the pixels, the map and the score of the clean image are finite, bool, ``(N,)``."""
+        return self._stacked(lambda explanation: explanation.valid)
+
+    @property
+    def counted(self) -> Tensor:
+        """Whether the image is valid, and all scores computed so far are finite, bool, ``(N,)``."""
+        return self.valid & self.perturbed_scores.isfinite().all(0)
 
     @property
     def degenerate(self) -> Tensor:
@@ -399,9 +420,13 @@ def explain(
         (tensor([0.2500]), tensor([0.2500]))
 
     """
-    named = cam_extractor if isinstance(cam_extractor, Mapping) else {"": cam_extractor}
-    sources = {name: as_source(source) for name, source in named.items()}
-    given = cams if isinstance(cams, Mapping) else {} if cams is None else {name: cams for name in sources}
+    maps: dict[CAMSource, Any]
+    if isinstance(cam_extractor, Mapping):
+        sources = named_sources(cam_extractor)
+        methods, maps = list(sources), maps_by_source(sources, cams)
+    else:
+        source = as_source(cam_extractor)
+        sources, methods, maps = {"": source}, [], {} if cams is None else {source: cams}
     pipeline = Pipeline(
         list(sources.values()),
         ScoreFunction(logits_fn, as_protocol(protocol)),
@@ -413,6 +438,6 @@ def explain(
         input_tensor,
         class_idx,
         targets=targets,
-        cams={sources[name]: maps for name, maps in given.items()},
-        methods=list(sources) if isinstance(cam_extractor, Mapping) else (),
+        cams=maps,
+        methods=methods,
     )

@@ -33,6 +33,10 @@ class Pipeline:
         scorer: runs the perturbed images in place of the model.
         batch_size: the largest number of perturbed images in one forward pass; None for that of the batch.
         validate_args: False skips the checks that read values off the device.
+
+    Raises:
+        TypeError: if ``logits_fn`` or ``scorer`` is not callable.
+        ValueError: if ``batch_size`` is not a positive integer.
     """
 
     def __init__(
@@ -44,12 +48,13 @@ class Pipeline:
         batch_size: int | None = None,
         validate_args: bool = True,
     ) -> None:
+        check_scoring(score_function.logits_fn, scorer, batch_size)
         self.sources = sources
         self.score_function = score_function
         self.scorer = scorer
         self.batch_size = batch_size
         self.validate_args = validate_args
-        self._is_active = False
+        self._guard: ModelGuard | None = None
         self.reset()
 
     @property
@@ -73,22 +78,24 @@ class Pipeline:
         return (sources, self.protocol, self.score_function.logits_fn, self.scorer)
 
     @contextmanager
-    def active(self, images: Any) -> Iterator[None]:
+    def active(self, images: Any) -> Iterator[ModelGuard]:
         """Guard the model and the global random numbers inside; entering it again changes nothing.
 
         Args:
-            images: a batch, whose device has a random generator of its own.
+            images: a tensor, whose device may have a random generator of its own.
+
+        Yields:
+            The guard of the model.
         """
-        if self._is_active:
-            yield
+        if self._guard is not None:
+            yield self._guard
             return
-        self._is_active = True
-        self._guard = ModelGuard(self.model)
+        device = images.device if isinstance(images, Tensor) else torch.device("cpu")
         try:
-            with self.random_stream.drawn(getattr(images, "device", torch.device("cpu"))), self._guard:
-                yield
+            with self.random_stream.drawn(device), ModelGuard(self.model) as self._guard:
+                yield self._guard
         finally:
-            self._is_active = False
+            self._guard = None
 
     def explain(
         self,
@@ -109,11 +116,11 @@ class Pipeline:
             read_values=self.validate_args,
         )
         check_baselines(images, self.protocol)
-        with self.active(images):
+        with self.active(images) as guard:
             explanations = explain_all(
                 self.sources,
                 images,
-                self._guard,
+                guard,
                 score_function=self.score_function,
                 class_idx=class_idx,
                 targets=targets,
@@ -126,11 +133,11 @@ class Pipeline:
 
     def explain_again(self, source: CAMSource, images: Tensor, selector: ScoreSelector) -> Explanation:
         """Return the maps of other images by one source, for the classes or targets of an earlier batch."""
-        with self.active(images):
+        with self.active(images) as guard:
             (explanation,) = explain_all(
                 [source],
                 images,
-                self._guard,
+                guard,
                 score_function=self.score_function,
                 class_idx=selector.class_idx,
                 targets=None if selector.targets is None else list(selector.targets),
@@ -160,8 +167,8 @@ class Pipeline:
         count, scores = len(clean_scores), []
         score_function = self.score_function.explaining(selector.targets)
         run = self.model if self.scorer is None else self.scorer
-        with self.active(clean_scores), torch.no_grad(), ExitStack() as stack:
-            self._guard.begin_pass()
+        with self.active(clean_scores) as guard, torch.no_grad(), ExitStack() as stack:
+            guard.begin_pass()
             if self.scorer is None:
                 stack.enter_context(eager())
             for source in self.sources:
@@ -225,3 +232,28 @@ def _chunks(batches: int, count: int, size: int) -> Iterator[list[tuple[int, sli
             (batch, slice(max(start - batch * count, 0), min(end - batch * count, count)))
             for batch in range(start // count, -(-end // count))
         ]
+
+
+def check_scoring(logits_fn: Any, scorer: Any, batch_size: Any) -> None:
+    """Validate ``logits_fn``, ``scorer`` and ``batch_size``.
+
+    Raises:
+        TypeError: if ``logits_fn`` or ``scorer`` is not callable.
+        ValueError: if ``batch_size`` is not a positive integer.
+    """
+    if logits_fn is not None and not callable(logits_fn):
+        raise TypeError(
+            f"logits_fn is {logits_fn!r}; it must be a callable from the model's output to scores (N, K)"
+        )
+    if scorer is not None and not callable(scorer):
+        raise TypeError(
+            f"scorer is {scorer!r}; it must be a callable from images to the model's raw output, such as"
+            " torch.compile(model)"
+        )
+    if batch_size is not None and not is_positive_integer(batch_size):
+        raise ValueError(f"batch_size is {batch_size!r}; it must be a positive integer, or None")
+
+
+def is_positive_integer(value: Any) -> bool:
+    """Return whether a value is an int of at least 1, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

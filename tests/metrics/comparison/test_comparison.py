@@ -630,7 +630,7 @@ MESSAGES = {
     "a measure": (
         lambda net: CAMComparison(own(net), measures=["drop"]),
         ValueError,
-        r"'drop' is no measure of this comparison; it has \['average_drop'",
+        r"'drop' is no measure; available are \['average_drop'",
     ),
     "one name as measures": (
         lambda net: CAMComparison(own(net), measures="average_drop"),
@@ -642,7 +642,7 @@ MESSAGES = {
     "a method": (
         lambda net: CAMComparison(own(net)).paired_difference("Grad-CAM", "LIME"),
         ValueError,
-        "'LIME' is no method of this comparison; it has",
+        "'LIME' is no method; available are",
     ),
 }  # fmt: skip
 
@@ -661,8 +661,8 @@ def test_what_cannot_be_is_refused_kindly(case, net):
             {"index": [1, 2]},
             r"index is torch.int64 of shape \(2,\); give one integer for each of the 12 images",
         ),
-        ({"cams": torch.rand(12, 3, 3)}, "cams is one tensor, and 0 methods of the comparison take maps"),
-        ({"cams": {"LIME": torch.rand(12, 3, 3)}}, "'LIME' is no method of this comparison"),
+        ({"cams": torch.rand(12, 3, 3)}, "cams is one tensor, and 0 sources take maps"),
+        ({"cams": {"LIME": torch.rand(12, 3, 3)}}, "'LIME' is no method; available are"),
         ({"cams": {"Grad-CAM": torch.rand(12, 3, 3)}}, "cams was passed, but GradCAM"),
         ({"class_idx": 9}, "the model has 5 classes"),
     ],
@@ -679,6 +679,11 @@ def test_a_refused_batch_changes_nothing(arguments, message, net, images):
     assert comparison.update_count == 1
     comparison.update(images[3:])
     assert comparison.samples()["index"].tolist() == list(range(12))
+
+
+def test_images_of_a_wrong_type_are_refused_before_their_index(net):
+    with pytest.raises(TypeError, match="input_tensor is a NoneType; it must be a tensor"):
+        CAMComparison(own(net)).update(None, index=[0])
 
 
 # Over ranks

@@ -43,7 +43,7 @@ class ComparedBatch:
         values = torch.stack(
             [torch.stack([measure.values(one) for one in by_source]) for measure in measures]
         )
-        valid = batch.valid & values.isfinite().all(0)
+        valid = batch.counted & values.isfinite().all(0)
         scores = batch.scores
         return cls(
             scores=scores[0],

@@ -16,9 +16,7 @@ from torchmetrics_cam.metrics.comparison.inputs import (
     CONTROLS,
     check_index,
     check_measures,
-    index_of,
-    maps_by_source,
-    named_sources,
+    sources_with_controls,
 )
 from torchmetrics_cam.metrics.comparison.samples import SampleMetric
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
@@ -33,6 +31,7 @@ from torchmetrics_cam.metrics.curves import curve_fractions, resampled_curves
 from torchmetrics_cam.metrics.measures import DEFAULT_MEASURES, MEASURES
 from torchmetrics_cam.model.scores import ClassIndex, Target
 from torchmetrics_cam.pipeline.batch import Batch
+from torchmetrics_cam.pipeline.sources import index_of, maps_by_source
 from torchmetrics_cam.protocol import EvaluationProtocol
 
 # The index of each measure's curve.
@@ -146,7 +145,7 @@ class CAMComparison(SampleMetric):
         **kwargs: Any,
     ) -> None:
         check_measures(measures)
-        named = named_sources(sources, with_controls=controls)
+        named = sources_with_controls(sources, with_controls=controls)
         super().__init__(
             list(named.values()),
             logits_fn,
