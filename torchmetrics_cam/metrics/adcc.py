@@ -10,11 +10,14 @@ from torchmetrics_cam.functional.adcc import adcc, complexity
 from torchmetrics_cam.functional.confidence import average_drop
 from torchmetrics_cam.metrics.arguments import Average
 from torchmetrics_cam.metrics.base import SingleSourceMetric
+from torchmetrics_cam.metrics.mean import MeasureMetric
+from torchmetrics_cam.metrics.measures import MEASURES, Measure
 from torchmetrics_cam.model.scores import ClassIndex, Target
+from torchmetrics_cam.pipeline.sources import refuse_precomputed_maps
 from torchmetrics_cam.protocol import EvaluationProtocol
 
 
-class Complexity(SingleSourceMetric):
+class Complexity(MeasureMetric):
     r"""Complexity: the mean of the map in [0, 1]. Lower is better: a map of few pixels is simple.
 
     .. math:: \frac{1}{N} \sum_{i=1}^N \frac{1}{P} \sum_{j=1}^P M_{ij}
@@ -54,34 +57,10 @@ class Complexity(SingleSourceMetric):
     """
 
     higher_is_better: bool = False
-
-    value: Tensor
-
-    def _add_states(self) -> None:
-        self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
-        self._add_counts()
-
-    def update(
-        self,
-        input_tensor: Tensor,
-        class_idx: ClassIndex | None = None,
-        *,
-        targets: Target | list[Target] | None = None,
-        cams: Tensor | None = None,
-    ) -> None:
-        """Explain a batch and accumulate the mean of each map; arguments are those of `AverageDrop`."""
-        with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
-            value = complexity(batch.normalized_maps, reduction="none")
-        valid = batch.counted & value.isfinite()
-        self.value = self.value + self._sum(batch, value.where(valid, 0))
-        self._count(batch, valid)
-
-    def compute(self) -> Tensor:
-        """Return the mean over all images."""
-        return self._mean(self.value)
+    measure: ClassVar[Measure] = MEASURES["complexity"]
 
 
-class Coherency(SingleSourceMetric):
+class Coherency(MeasureMetric):
     r"""Coherency: the similarity of the map of an image and the map of the masked image.
 
     .. math:: \frac{1}{N} \sum_{i=1}^N \frac{r\big(M(x_i),\, M(x_i \odot M(x_i))\big) + 1}{2}
@@ -127,32 +106,7 @@ class Coherency(SingleSourceMetric):
     """
 
     higher_is_better: bool = True
-    explains_masked_images: ClassVar[bool] = True
-
-    value: Tensor
-
-    def _add_states(self) -> None:
-        self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
-        self._add_counts()
-
-    def update(
-        self,
-        input_tensor: Tensor,
-        class_idx: ClassIndex | None = None,
-        *,
-        targets: Target | list[Target] | None = None,
-        cams: Tensor | None = None,
-    ) -> None:
-        """Explain a batch and its masked images, and accumulate; arguments are those of `AverageDrop`."""
-        with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
-            value = batch.coherency
-        valid = batch.counted & value.isfinite()
-        self.value = self.value + self._sum(batch, value.where(valid, 0))
-        self._count(batch, valid)
-
-    def compute(self) -> Tensor:
-        """Return the mean over all images."""
-        return self._mean(self.value)
+    measure: ClassVar[Measure] = MEASURES["coherency"]
 
 
 class ADCC(SingleSourceMetric):
@@ -214,7 +168,6 @@ class ADCC(SingleSourceMetric):
     """
 
     higher_is_better: bool = True
-    explains_masked_images: ClassVar[bool] = True
 
     value: Tensor
     coherency: Tensor
@@ -249,6 +202,7 @@ class ADCC(SingleSourceMetric):
         self.averaged_parts = averaged_parts
 
     def _add_states(self) -> None:
+        refuse_precomputed_maps([self.source], "ADCC")
         self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
         self.add_state("coherency", self._zeros(torch.float64), dist_reduce_fx="sum")
         self.add_state("complexity", self._zeros(torch.float64), dist_reduce_fx="sum")

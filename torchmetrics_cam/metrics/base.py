@@ -20,7 +20,6 @@ from torchmetrics_cam.metrics.compute_groups import identity, keep_own
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
 from torchmetrics_cam.pipeline.batch import Batch
 from torchmetrics_cam.pipeline.pipeline import Pipeline
-from torchmetrics_cam.pipeline.sources import refuse_precomputed_maps
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
 
@@ -321,9 +320,6 @@ class SingleSourceMetric(CAMMetric):
         outside_count: how many of the counted images have a score outside of [0, 1].
     """
 
-    # Whether the source has to explain the masked images too.
-    explains_masked_images: ClassVar[bool] = False
-
     total: Tensor
     nan_count: Tensor
     degenerate_count: Tensor
@@ -342,9 +338,8 @@ class SingleSourceMetric(CAMMetric):
         validate_args: bool = True,
         **kwargs: Any,
     ) -> None:
-        source = as_source(cam_extractor)
         super().__init__(
-            [source],
+            [as_source(cam_extractor)],
             logits_fn,
             protocol=protocol,
             scorer=scorer,
@@ -354,8 +349,6 @@ class SingleSourceMetric(CAMMetric):
             validate_args=validate_args,
             **kwargs,
         )
-        if self.explains_masked_images:
-            refuse_precomputed_maps([source], type(self).__name__)
         self._add_states()
         self.add_state("identity", self._identity(), dist_reduce_fx=keep_own)
 

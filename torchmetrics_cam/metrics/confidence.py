@@ -8,10 +8,11 @@ from torch import Tensor
 from torchmetrics_cam.functional.confidence import (
     average_drop,
     average_gain,
-    drop_in_deletion,
     increase_in_confidence,
 )
 from torchmetrics_cam.metrics.base import SingleSourceMetric
+from torchmetrics_cam.metrics.mean import MeasureMetric
+from torchmetrics_cam.metrics.measures import MEASURES, Measure
 from torchmetrics_cam.model.scores import ClassIndex, Target
 
 
@@ -316,7 +317,7 @@ class ClassificationMetric(ConfidenceMetric):
         return {name: value.tolist() for name, value in self.compute().items()}
 
 
-class DropInDeletion(SingleSourceMetric):
+class DropInDeletion(MeasureMetric):
     r"""Average Drop in Deletion: the fraction of the confidence that is lost with the highlighted part.
 
     .. math:: \frac{1}{N} \sum_{i=1}^N \frac{p_i - d_i}{p_i}
@@ -361,28 +362,4 @@ class DropInDeletion(SingleSourceMetric):
 
     higher_is_better: bool = True
     plot_lower_bound: float | None = None  # type: ignore[assignment]
-
-    value: Tensor
-
-    def _add_states(self) -> None:
-        self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
-        self._add_counts()
-
-    def update(
-        self,
-        input_tensor: Tensor,
-        class_idx: ClassIndex | None = None,
-        *,
-        targets: Target | list[Target] | None = None,
-        cams: Tensor | None = None,
-    ) -> None:
-        """Explain a batch, score its complements and accumulate; arguments are those of `AverageDrop`."""
-        with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
-            value = drop_in_deletion(batch.scores, batch.complement_scores, reduction="none")
-        valid = batch.counted & value.isfinite()
-        self.value = self.value + self._sum(batch, value.where(valid, 0))
-        self._count(batch, valid)
-
-    def compute(self) -> Tensor:
-        """Return the mean drop over all images."""
-        return self._mean(self.value, relative=True)
+    measure: ClassVar[Measure] = MEASURES["drop_in_deletion"]

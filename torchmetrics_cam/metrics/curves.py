@@ -1,7 +1,7 @@
 """Deletion, insertion and ROAD: the scores as pixels are removed or inserted in the order of the map."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from torchmetrics_cam.metrics.base import SingleSourceMetric
 from torchmetrics_cam.model.scores import ClassIndex, Target
 from torchmetrics_cam.pipeline.batch import Batch
 from torchmetrics_cam.protocol import EvaluationProtocol
-
-if TYPE_CHECKING:
-    pass
 
 
 def curve_fractions(protocol: EvaluationProtocol) -> list[float]:

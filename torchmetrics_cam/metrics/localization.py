@@ -2,32 +2,21 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from torchmetrics_cam.metrics.arguments import check_objects
-from torchmetrics_cam.metrics.base import SingleSourceMetric
+from torchmetrics_cam.metrics.mean import MeasureMetric
 from torchmetrics_cam.metrics.measures import MEASURES, Measure
 from torchmetrics_cam.model.scores import ClassIndex, Target
 
 
-class LocalizationMetric(SingleSourceMetric):
-    """The states and the update of the metrics that compare maps with annotated objects.
+class LocalizationMetric(MeasureMetric):
+    """The update of the metrics that compare maps with annotated objects.
 
     They need no masked forward pass.
-
-    Attributes:
-        value: sum over the images, float64.
     """
 
     higher_is_better: bool = True
-    measure: ClassVar[Measure]
-
-    value: Tensor
-
-    def _add_states(self) -> None:
-        self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
-        self._add_counts()
 
     def update(
         self,
@@ -54,17 +43,7 @@ class LocalizationMetric(SingleSourceMetric):
         """
         check_objects(objects, input_tensor)
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams, objects=objects) as batch:
-            value = self.measure.values(batch)
-        valid = batch.counted & value.isfinite()
-        self.value = self.value + self._sum(batch, value.where(valid, 0))
-        self._count(batch, valid)
-
-    def _kind_of_sums(self) -> str:
-        return self.measure.name
-
-    def compute(self) -> Tensor:
-        """Return the mean over all images."""
-        return self._mean(self.value)
+            self._accumulate(batch)
 
 
 class EnergyPointingGame(LocalizationMetric):

@@ -42,7 +42,7 @@ class Measure:
     name: str
     title: str
     values: Callable[[Batch], Tensor]
-    higher_is_better: bool
+    higher_is_better: bool = True
     proportion: bool = False
     relative: bool = False
     of_map: bool = False
@@ -137,57 +137,26 @@ MEASURES = {
     measure.name: measure
     for measure in (
         Measure("average_drop", "Average Drop", _average_drop, higher_is_better=False, relative=True),
-        Measure(
-            "increase_in_confidence",
-            "Increase in Confidence",
-            _increase_in_confidence,
-            higher_is_better=True,
-            proportion=True,
-        ),
-        Measure("average_gain", "Average Gain", _average_gain, higher_is_better=True, relative=True),
-        Measure(
-            "drop_in_deletion", "Drop in Deletion", _drop_in_deletion, higher_is_better=True, relative=True
-        ),
+        Measure("increase_in_confidence", "Increase in Confidence", _increase_in_confidence, proportion=True),
+        Measure("average_gain", "Average Gain", _average_gain, relative=True),
+        Measure("drop_in_deletion", "Drop in Deletion", _drop_in_deletion, relative=True),
         Measure("deletion_auc", "Deletion AUC", _deletion_auc, higher_is_better=False),
-        Measure("insertion_auc", "Insertion AUC", _insertion_auc, higher_is_better=True),
-        Measure("road", "ROAD", _road, higher_is_better=True),
+        Measure("insertion_auc", "Insertion AUC", _insertion_auc),
+        Measure("road", "ROAD", _road),
         Measure("complexity", "Complexity", _complexity, higher_is_better=False, of_map=True),
-        Measure(
-            "coherency",
-            "Coherency",
-            _coherency,
-            higher_is_better=True,
-            of_map=True,
-            explains_masked_images=True,
-        ),
+        Measure("coherency", "Coherency", _coherency, of_map=True, explains_masked_images=True),
         # The drop that is part of ADCC, whatever the protocol's is.
         Measure("relative_drop", "Relative Drop", _relative_drop, higher_is_better=False, relative=True),
-        Measure(
-            "adcc",
-            "ADCC",
-            _adcc,
-            higher_is_better=True,
-            relative=True,
-            of_map=True,
-            explains_masked_images=True,
-        ),
+        Measure("adcc", "ADCC", _adcc, relative=True, of_map=True, explains_masked_images=True),
         Measure(
             "energy_pointing_game",
             "Energy Pointing Game",
             _energy_pointing_game,
-            higher_is_better=True,
             of_map=True,
             needs_objects=True,
         ),
-        Measure(
-            "pointing_game",
-            "Pointing Game",
-            _pointing_game,
-            higher_is_better=True,
-            of_map=True,
-            needs_objects=True,
-        ),
-        Measure("mask_iou", "Mask IoU", _mask_iou, higher_is_better=True, of_map=True, needs_objects=True),
+        Measure("pointing_game", "Pointing Game", _pointing_game, of_map=True, needs_objects=True),
+        Measure("mask_iou", "Mask IoU", _mask_iou, of_map=True, needs_objects=True),
     )
 }
 DEFAULT_MEASURES = ("average_drop", "increase_in_confidence", "average_gain")
