@@ -107,7 +107,7 @@ def test_sums_of_different_things_are_not_merged(net, images):
     metric.update(images)
     total = metric.total
     with pytest.raises(
-        ValueError, match=r"a metric of the protocol torchcam.* cannot be merged into one of paper"
+        ValueError, match=r"a metric with protocol=torchcam.* cannot be merged into one with protocol=paper"
     ):
         metric.merge_state(AverageDrop(GradCAM(net, "body"), protocol="torchcam"))
     classes = AverageDrop(GradCAM(net, "body"), num_classes=5, average="macro")

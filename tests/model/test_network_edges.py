@@ -64,7 +64,7 @@ def test_a_network_that_was_made_in_inference_mode_is_refused_before_it_is_froze
     with torch.inference_mode():
         model = small_net()
     metric = AverageDrop(CallableSource(model, lambda model, images, classes: images.detach().mean(1)))
-    with pytest.raises(ValueError, match=r"was made under torch.inference_mode\(\)"):
+    with pytest.raises(ValueError, match=r"was created under torch.inference_mode\(\)"):
         metric.update(images)
     assert all(parameter.requires_grad for parameter in model.parameters())
 

@@ -22,8 +22,8 @@ class Complexity(MeasureMetric):
 
     .. math:: \frac{1}{N} \sum_{i=1}^N \frac{1}{P} \sum_{j=1}^P M_{ij}
 
-    with the map :math:`M` of :math:`P` pixels. It needs no masked forward pass, and shows what Average Drop
-    cannot: a map that hides nothing explains nothing.
+    with the map :math:`M` of :math:`P` pixels. It needs no masked forward pass. Read it beside Average Drop,
+    which is best for a map that hides nothing.
 
     As input to ``forward`` and ``update`` the metric accepts the following input:
 

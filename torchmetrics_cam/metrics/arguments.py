@@ -1,4 +1,4 @@
-"""The arguments that every metric takes, validated before anything runs."""
+"""Validation of the arguments of metrics, before the model runs."""
 
 from typing import Any, Literal, get_args
 

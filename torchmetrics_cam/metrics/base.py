@@ -1,4 +1,4 @@
-"""The base of every metric: it holds CAM sources without owning the model, and keeps its sums exact."""
+"""The base classes of all metrics: sources without ownership of the model, and exact sums."""
 
 import functools
 import warnings
@@ -75,7 +75,7 @@ class CAMMetric(Metric):
 
     @property
     def protocol(self) -> EvaluationProtocol:
-        """Every choice that the number depends on."""
+        """The settings that the value depends on."""
         return self._pipeline.protocol
 
     @property
@@ -84,7 +84,7 @@ class CAMMetric(Metric):
         return torch.float64 if self._dtype == torch.float64 else torch.float32
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Update, and return the value of this batch alone; a refused batch loses nothing accumulated."""
+        """Update the states and return the value of this batch; an error leaves the states unchanged."""
         states, update_count = self._copy_state_dict(), self._update_count
         flags = self._to_sync, self._should_unsync, self._enable_grad, self.compute_on_cpu
         self._in_forward = True
@@ -101,9 +101,9 @@ class CAMMetric(Metric):
             self._in_forward = False
 
     def reset(self) -> None:
-        """Reset the states, and the random numbers of sources that draw some."""
+        """Reset the states and the random numbers, and compare scorer and model again."""
         super().reset()
-        # The base class resets within forward, for the value of the batch; there the stream goes on.
+        # Within forward the base class resets for the value of the batch; the random numbers continue.
         if not self._in_forward:
             self._pipeline.reset()
 
@@ -121,13 +121,13 @@ class CAMMetric(Metric):
             for setting, ours in self._settings_of_sums().items():
                 if theirs.get(setting) != ours:
                     raise ValueError(
-                        f"a metric of the {setting} {theirs.get(setting)} cannot be merged into one of"
-                        f" {ours}; their sums are of different things"
+                        f"a metric with {setting}={theirs.get(setting)} cannot be merged into one with"
+                        f" {setting}={ours}; create both with the same {setting}"
                     )
         if isinstance(incoming_state, dict | Metric):
             self._check_states(incoming_state)
         super().merge_state(incoming_state)
-        # The base class returns the value that it computed before, and counts no update.
+        # The base class keeps the cached value, and counts no update.
         self._computed = None
         self._update_count += incoming_state._update_count if isinstance(incoming_state, Metric) else 1
 
@@ -151,7 +151,7 @@ class CAMMetric(Metric):
         return self._plot(val, ax)
 
     def persistent(self, mode: bool = False) -> None:
-        """Set whether the states are part of ``state_dict``; the identity never is, as it may change."""
+        """Set whether the states are part of ``state_dict``; the identity never is, because it may change."""
         super().persistent(mode)
         self._persistent["identity"] = False
 
@@ -166,7 +166,7 @@ class CAMMetric(Metric):
         objects: Tensor | None = None,
         methods: Sequence[str] = (),
     ) -> Iterator[Batch]:
-        """Explain a batch; the model is guarded until the end of the context."""
+        """Explain a batch, and guard the model until the context ends."""
         if targets is not None and self.average != "micro":
             raise ValueError(
                 f"average={self.average!r} is over classes, and targets have none; pass class_idx instead"
@@ -188,16 +188,16 @@ class CAMMetric(Metric):
             yield batch
 
     def _zeros(self, dtype: torch.dtype, *shape: int) -> Tensor:
-        """Return the default of a sum ``(*shape)``, or one for each class, ``(num_classes, *shape)``."""
+        """Return zeros ``(*shape)`` for a sum, or ``(num_classes, *shape)`` for a sum for each class."""
         classes = () if self.average == "micro" else (self.num_classes or 0,)
         return torch.zeros((*classes, *shape), dtype=dtype)
 
     def _sum(self, batch: Batch, values: Tensor) -> Tensor:
-        """Sum values over the images of a batch, in the dtype of the states: int64, or float64 where known.
+        """Sum values over the images of a batch, in int64, or in float64 where the device has it.
 
         Args:
-            batch: whose images they are.
-            values: ``(N, *shape)``.
+            batch: the batch.
+            values: one value for each image, ``(N, *shape)``.
 
         Returns:
             The sum ``(*shape)``, or one for each target class, ``(num_classes, *shape)``.
@@ -211,7 +211,7 @@ class CAMMetric(Metric):
         return self._zeros(dtype, *values.shape[1:]).to(self.device).index_add(0, classes, values)
 
     def _wrap_update(self, update: Callable[..., Any]) -> Callable[..., None]:
-        """Count an update only if it succeeds, and explain what TorchMetrics' usual arguments are not."""
+        """Count an update only if it succeeds, and refuse the argument ``target`` with an explanation."""
         wrapped = super()._wrap_update(update)
 
         @functools.wraps(update)
@@ -229,7 +229,7 @@ class CAMMetric(Metric):
                 self._update_count = count
                 raise
 
-        # A LightningModule that is compiled has its steps traced, and they call update.
+        # The steps of a compiled LightningModule call update, which cannot be traced.
         return torch.compiler.disable(counted)  # type: ignore[no-any-return, no-untyped-call]
 
     def _check_states(self, incoming_state: dict[str, Any] | Metric) -> None:
@@ -255,7 +255,7 @@ class CAMMetric(Metric):
         return {"protocol": self.protocol}
 
     def _kind_of_sums(self) -> Any:
-        """Return what metrics with equal sums have in common, beside their sources and protocol."""
+        """Return what determines the sums of a metric beside its sources and protocol."""
         return type(self).update.__qualname__
 
     def _identity(self) -> Tensor:
@@ -263,7 +263,7 @@ class CAMMetric(Metric):
 
     @contextmanager
     def _all_ranks(self) -> Iterator[None]:
-        """Hold the states of all ranks inside; every rank must enter it."""
+        """Synchronize the states of all ranks inside the context; every rank must enter it."""
         is_synced = self._is_synced
         if not is_synced:
             self.sync(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute)
@@ -274,7 +274,7 @@ class CAMMetric(Metric):
                 self.unsync()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Load states, which keep their dtype: a counter in half precision would stop at 256."""
+        """Load states but keep their dtype: a counter in bfloat16 would stop at 256."""
         super()._load_from_state_dict(*args, **kwargs)
         for name, default in self._defaults.items():
             if isinstance(default, Tensor):
@@ -282,12 +282,12 @@ class CAMMetric(Metric):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # A copy, or a metric from a file, may have another model, and so another identity.
+        # A copied or loaded metric may have another model, and therefore another identity.
         own = self._identity().to(self.device)
         self._defaults["identity"], self.identity = own, own.clone()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "CAMMetric":
-        """Move the states, but never cast them: a counter in bfloat16 stops at 256."""
+        """Move the states, but never cast them: a counter in bfloat16 would stop at 256."""
         super()._apply(fn, exclude_state=tuple(self._defaults))
         self._sum_dtype = sum_dtype(self.device)
         for name, default in self._defaults.items():
@@ -300,7 +300,7 @@ class CAMMetric(Metric):
                 setattr(self, name, _moved(state, self.device))
             else:
                 setattr(self, name, [_moved(part, self.device) for part in state])
-        # The base class casts the value that it remembers; from the states it is computed again as it was.
+        # The base class casts the cached value; it is computed again from the states.
         self._computed = None
         return self
 
@@ -314,7 +314,7 @@ class SingleSourceMetric(CAMMetric):
 
     Attributes:
         total: how many images were counted.
-        nan_count: how many images were left out, because a pixel, a score or a value of the map is not
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
             finite.
         degenerate_count: how many of the counted images have a constant map.
         outside_count: how many of the counted images have a score outside of [0, 1].
@@ -354,7 +354,7 @@ class SingleSourceMetric(CAMMetric):
 
     @property
     def source(self) -> CAMSource:
-        """Where the maps come from."""
+        """The source of the maps."""
         return self._pipeline.sources[0]
 
     @abstractmethod
@@ -370,7 +370,7 @@ class SingleSourceMetric(CAMMetric):
         cams: Tensor | None,
         objects: Tensor | None = None,
     ) -> AbstractContextManager[Batch]:
-        """Explain a batch; the model is guarded until the end of the context.
+        """Explain a batch, and guard the model until the context ends.
 
         Args:
             input_tensor: as for `update`.
@@ -390,7 +390,7 @@ class SingleSourceMetric(CAMMetric):
             self.add_state(name, self._zeros(torch.int64), dist_reduce_fx="sum")
 
     def _count(self, batch: Batch, valid: Tensor) -> None:
-        """Count the images of a batch, of which those that are ``valid``, ``(N,)``, are in the sums."""
+        """Count the images of a batch; those that are ``valid``, ``(N,)``, are part of the sums."""
         self.total = self.total + self._sum(batch, valid)
         self.nan_count = self.nan_count + self._sum(batch, ~valid)
         self.degenerate_count = self.degenerate_count + self._sum(batch, batch.degenerate & valid)
@@ -401,7 +401,7 @@ class SingleSourceMetric(CAMMetric):
 
         Args:
             sums: a state.
-            relative: whether it is of changes relative to a score, which mean nothing outside of [0, 1].
+            relative: whether the values are relative to a score, and undefined for scores outside of [0, 1].
         """
         if relative:
             warn_scores_outside_unit_interval(self.outside_count)
@@ -413,7 +413,7 @@ class SingleSourceMetric(CAMMetric):
 
 
 def warn_scores_outside_unit_interval(count: Tensor) -> None:
-    """Warn once where changes relative to scores outside of [0, 1] were accumulated."""
+    """Warn if values relative to scores outside of [0, 1] were accumulated."""
     if count.any():
         warnings.warn(
             f"{int(count.sum())} scores lie outside of [0, 1], and a change relative to such a score means"

@@ -1,11 +1,10 @@
 """The identity of a metric's source and protocol, so that a MetricCollection merges only equal metrics.
 
 TorchMetrics merges metrics whose states have the same names and, after the first batch, equal values. Two
-layers whose maps were all zero on that batch would be merged, and one of them would report the other's number
-from then on. So one state of each metric is the identity of its source and protocol, in bits: states are
-compared with a tolerance, which cannot blur a 0 and a 1. The identity is not in the state's name, because
-wrappers and `merge_state` look states up by name, also in a copy that has another model and so another
-identity.
+layers whose maps were all zero on that batch would be merged, and one of them would report the other's value
+from then on. Therefore one state of each metric identifies its source and protocol. It consists of bits,
+because states are compared with a tolerance. The identity is not part of the state's name, because wrappers
+and `merge_state` look states up by name, also in a copy with another model and therefore another identity.
 """
 
 import hashlib
@@ -27,8 +26,8 @@ _kept_alive: list[Any] = []
 def identity(*parts: Any) -> Tensor:
     """Return 64 bits that are equal for equal parts.
 
-    They are the same on all ranks, which build their metrics in one order: values and named functions are
-    identified by their content and name, objects such as models by the order in which they were first seen.
+    Values and named functions are identified by their content and name, and objects such as models by the
+    order of their first use. The bits are equal on all ranks that create their metrics in the same order.
     """
     digest = hashlib.sha256("\n".join(map(_description, parts)).encode()).digest()[:8]
     return torch.tensor([byte >> bit & 1 for byte in digest for bit in range(8)])
@@ -64,6 +63,6 @@ def _serial_number(part: Any) -> int:
         try:
             weakref.finalize(part, _serial_numbers.pop, id(part))
         except TypeError:
-            # It cannot be watched, so it is kept alive: its id must not come to mean another object.
+            # It has no weak references, so it is kept alive: another object must not get its id.
             _kept_alive.append(part)
     return _serial_numbers[id(part)]

@@ -17,10 +17,10 @@ from torchmetrics_cam.model.scores import ClassIndex, Target
 
 
 class ConfidenceMetric(SingleSourceMetric):
-    """The states and the update of three measures of one masked forward pass.
+    """The states and the update of the three measures that need one masked forward pass.
 
-    Metrics on one source and protocol have equal states, so that in a `MetricCollection` one update serves
-    them all.
+    Metrics with the same source and protocol have equal states, so that a `MetricCollection` updates only one
+    of them.
 
     Attributes:
         drop: sum of the drops, float64.
@@ -56,10 +56,11 @@ class ConfidenceMetric(SingleSourceMetric):
                 them.
             class_idx: the target class: an int for all images, a list or LongTensor ``(N,)`` with one for
                 each, or None for the model's top class of each image.
-            targets: instead of a class, one callable for all images or one for each, from a sample's output
-                to a scalar; of a tuple or dict it gets every part. The drop takes it of the scores, the CAM
-                of what the protocol takes the CAM of: by default the sample after the softmax, and before it.
-            cams: maps ``(N, *any spatial)`` computed beforehand, where the source is `PrecomputedMaps`.
+            targets: instead of a class, one callable for all images or one for each, from the output of a
+                sample to a scalar. It receives all parts of a tuple or dict. It is applied to the scores (by
+                default after the softmax), and for the gradient of a CAM to the output that the protocol's
+                ``cam_of`` names (by default before the softmax).
+            cams: maps computed beforehand ``(N, *any spatial)``, if the source is `PrecomputedMaps`.
 
         Raises:
             TypeError: if an argument is of a wrong type.
@@ -109,21 +110,21 @@ class AverageDrop(ConfidenceMetric):
     Attributes:
         drop: sum of the drops, float64.
         total: how many images were counted.
-        nan_count: how many images were left out, because a pixel, a score or a value of the map is not
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
             finite.
         degenerate_count: how many of the counted images have a constant map.
-        outside_count: how many of the counted images have a score outside of [0, 1], to which no change is
-            relative.
+        outside_count: how many of the counted images have a score outside of [0, 1], for which a relative
+            change has no meaning.
 
     Args:
-        cam_extractor: where the maps come from: ``GradCAM(model, "layer4")`` and the other sources of
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
             `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
-        scorer: from images to the model's raw output, scores the masked images in place of the model, such as
-            ``torch.compile(model)``. On the first batch it must agree with the model to 1e-3.
+        scorer: from images to the model's raw output, run on masked images in place of the model, such as
+            ``torch.compile(model)``. On the first batch its scores must equal the model's to 1e-3.
         batch_size: the largest number of masked images in one forward pass; None for the whole batch.
         num_classes: how many classes the model scores; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -261,9 +262,10 @@ class AverageGain(ConfidenceMetric):
 class ClassificationMetric(ConfidenceMetric):
     """Average Drop and Increase in Confidence as ``torchcam.metrics.ClassificationMetric`` computes them.
 
-    It differs from `AverageDrop` in one way that changes the ranking of methods: gradient CAMs are taken
-    through ``logits_fn``. With a softmax that is another map than the one torchcam draws, and than the one in
-    the papers. For their numbers use `AverageDrop`, or ``protocol="paper"`` here.
+    It differs from `AverageDrop` in one way that can change the ranking of methods: gradient CAMs are
+    computed from the scores after ``logits_fn``. With a softmax these maps differ from those that torchcam
+    draws and from those of the papers. For the numbers of the papers use `AverageDrop`, or
+    ``protocol="paper"`` here.
 
     As input to ``forward`` and ``update`` the metric accepts the following input:
 

@@ -93,8 +93,8 @@ class CurveMetric(SingleSourceMetric):
 class DeletionInsertionMetric(CurveMetric):
     """The states and the update of deletion and insertion, which share their end points.
 
-    Metrics on one source and protocol have equal states, so that in a `MetricCollection` one update serves
-    both.
+    Metrics with the same source and protocol have equal states, so that a `MetricCollection` updates only one
+    of them.
 
     Attributes:
         deletion: sum of the areas under the deletion curves, float64.
@@ -156,10 +156,10 @@ class DeletionAUC(DeletionInsertionMetric):
 
     .. math:: \int_0^1 s(x \text{ without the fraction } f \text{ of its most relevant pixels})\, df
 
-    Pixels are ranked by the map; of equal ones the first in row-major order is deleted first. Both end points
-    are part of the curve, and the area is taken against the true fraction of pixels. The protocol's
+    Pixels are ranked by the map, and pixels of equal value in row-major order. The curve includes both end
+    points, and its abscissa is the exact fraction of pixels. The protocol's
     ``deletion_baseline`` replaces deleted pixels (zeros, as in RISE), and ``curve_steps`` is the number of
-    steps. One update makes both curves: with `InsertionAUC` in a `MetricCollection` it runs once.
+    steps. One update computes both curves, so that a `MetricCollection` with `InsertionAUC` runs it once.
 
     As input to ``forward`` and ``update`` the metric accepts the following input:
 

@@ -1,4 +1,4 @@
-"""Localization: does the map point at the annotated object."""
+"""Localization: whether the map highlights the annotated object."""
 
 from typing import ClassVar
 
@@ -33,7 +33,7 @@ class LocalizationMetric(MeasureMetric):
             input_tensor: as for `AverageDrop`.
             class_idx: as for `AverageDrop`.
             objects: the annotated object of each image, ``(N, *spatial)`` of the images' size, bool or 0 and
-                1; `boxes_to_objects` makes them of boxes.
+                1; `boxes_to_objects` converts boxes.
             targets: as for `AverageDrop`.
             cams: as for `AverageDrop`.
 

@@ -32,8 +32,8 @@ class Measure:
         values: from the batch of one source to the value of each image, ``(N,)``.
         higher_is_better: whether a higher value is better.
         proportion: whether each value is 0 or 1, so that their mean is a proportion.
-        relative: whether it is a fraction of the score, which means nothing where that lies outside of [0,
-            1]; the drop is not where the protocol's is absolute.
+        relative: whether it is relative to the score, and has no meaning for scores outside of [0, 1];
+            Average Drop is not if the protocol's ``drop`` is ``"absolute"``.
         of_map: whether it depends on the map itself, and not only on scores of perturbed images.
         explains_masked_images: whether the source has to explain the masked images too.
         needs_objects: whether it compares the map with annotated objects.
@@ -54,7 +54,7 @@ class Measure:
         return {"name": self.name, "title": self.title, "higher_is_better": self.higher_is_better}
 
     def needs_fractions(self, protocol: EvaluationProtocol) -> bool:
-        """Return whether scores outside of [0, 1] are worth a warning."""
+        """Return whether the measure has no meaning for scores outside of [0, 1]."""
         return self.relative and not (self.name == "average_drop" and protocol.drop == "absolute")
 
     def better(self, values: Tensor, others: Tensor) -> Tensor:
@@ -62,10 +62,10 @@ class Measure:
         return values > others if self.higher_is_better else values < others
 
     def check(self, sources: Sequence[CAMSource]) -> None:
-        """Refuse sources that cannot give what the measure needs.
+        """Validate that the sources have the maps that the measure needs.
 
         Raises:
-            ValueError: if there is one.
+            ValueError: if one has no maps of masked images.
         """
         if self.explains_masked_images:
             refuse_precomputed_maps(sources, self.title)

@@ -1,4 +1,4 @@
-"""The autograd graph of a forward pass: from the target layers on, and no further."""
+"""The autograd graph of a forward pass, from the target layers to the output."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,7 +12,7 @@ Activations = dict[nn.Module, Tensor]
 
 @contextmanager
 def gradients_on() -> Iterator[None]:
-    """Turn autograd on inside, whatever ``no_grad`` or ``inference_mode`` surrounds it."""
+    """Enable autograd inside the context, also within ``no_grad`` or ``inference_mode``."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
@@ -21,23 +21,22 @@ def gradients_on() -> Iterator[None]:
 def activation_graph(
     model: nn.Module, layers: Sequence[nn.Module], *, head_only: bool = True
 ) -> Iterator[Activations]:
-    """Build an autograd graph from the target layers on in forward passes inside.
+    """Build the autograd graph of the forward passes inside the context from the target layers to the output.
 
-    With ``head_only`` the part of the network before the first target layer runs without a graph: the
-    gradient with respect to an activation needs nothing of it, and it would take most of the memory. Without
-    it the model runs as it is written; that serves a model which turns gradients off and on by itself.
+    With ``head_only`` the layers before the first target layer run without a graph. The gradient with respect
+    to an activation does not need it, and it would take most of the memory. Without ``head_only`` the
+    gradient mode is left to the model, for models that switch it themselves.
 
-    Where gradients are off when the model is called (a source may run it under ``no_grad``), nothing is
-    changed.
+    A forward pass under ``no_grad`` is not changed.
 
     Args:
         model: the network.
         layers: its target layers.
-        head_only: whether the part of the network before the target layers runs without a graph.
+        head_only: whether the layers before the target layers run without a graph.
 
     Yields:
-        The activation of each target layer in the last forward pass, as a tensor that a score can be
-        differentiated with respect to; empty again afterwards.
+        The activation of each target layer in the last forward pass, with respect to which a score can be
+        differentiated. The dict is emptied when the context ends.
     """
     activations: Activations = {}
     modes: list[bool] = []
@@ -59,7 +58,7 @@ def activation_graph(
             if not activation.requires_grad:
                 activation = activation.detach().requires_grad_()
             activations[module] = activation
-            # The network goes on with a clone: an in-place ReLU may follow, and must not change the record.
+            # The network continues with a clone, so that an in-place ReLU does not change the activation.
             return with_tensor(activation.clone())
 
     def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
@@ -68,7 +67,7 @@ def activation_graph(
 
     with ExitStack() as stack:
         stack.callback(activations.clear)
-        # First, before the extractor's own hooks, so that those see the tensor that starts the graph.
+        # Prepended, so that the hooks of an extractor see the tensor at which the graph starts.
         for layer in dict.fromkeys(layers):
             stack.callback(layer.register_forward_hook(record, prepend=True).remove)
         stack.callback(model.register_forward_hook(leave, always_call=True).remove)
@@ -78,7 +77,7 @@ def activation_graph(
 
 @contextmanager
 def activations_of(layers: Sequence[nn.Module]) -> Iterator[Activations]:
-    """Record the activations of layers in forward passes inside, without a graph.
+    """Record the activations of layers in the forward passes inside the context, without a graph.
 
     Yields:
         The activation of each layer, in the order in which the layers ran.
@@ -90,7 +89,7 @@ def activations_of(layers: Sequence[nn.Module]) -> Iterator[Activations]:
         if activation is None:
             return None
         activations[module] = activation
-        # The network goes on with a clone, as above.
+        # The network continues with a clone, as above.
         return with_tensor(activation.clone())
 
     with ExitStack() as stack:

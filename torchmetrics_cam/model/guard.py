@@ -1,6 +1,6 @@
-"""The guard of the user's model: whatever happens inside, afterwards the model is as it was found."""
+"""The guard of the user's model, and contexts that restore parts of its state."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import mode
 from typing import Any, NamedTuple
@@ -36,14 +36,15 @@ class _Module(NamedTuple):
 
 
 class ModelGuard:
-    """A context in which the model is in evaluation mode, and after which it is as it was found.
+    """A context in which the model is in evaluation mode, and after which its state is restored.
 
-    Entering walks the module tree once and notes submodules, modes, hooks, gradients, ``requires_grad`` flags
-    and buffers. Leaving puts back what has changed. Inside, parameters have no ``.grad``, so that a source
-    which calls ``backward`` or ``zero_grad`` cannot reach the user's gradients.
+    Entering walks the module tree once and records submodules, modes, hooks, gradients, ``requires_grad``
+    flags and buffers. Leaving restores what has changed, also after an error. Inside, the ``.grad`` of all
+    parameters is None, so that a source that calls ``backward`` or ``zero_grad`` does not change the user's
+    gradients.
 
-    Hooks that were added inside are removed; a hook that removed itself stays removed, as it was meant to.
-    Buffers of normalization layers are not copied: in evaluation mode they are only read.
+    Hooks that were added inside are removed. A hook that removed itself is not put back. Buffers of
+    normalization layers are not copied, because in evaluation mode they are only read.
 
     Args:
         model: the network.
@@ -63,8 +64,8 @@ class ModelGuard:
             parametrize._cache_enabled,
             parametrize._cache,
         )
-        # A weight that autocast or `parametrize.cached` made without a graph would stay in their cache, and
-        # cut the gradients of a training step in the same region.
+        # A weight that autocast or `parametrize.cached` computes without a graph would remain in their cache,
+        # and have no gradient in a training step of the same region.
         torch.set_autocast_cache_enabled(False)
         parametrize._cache_enabled, parametrize._cache = 0, {}
         try:
@@ -83,7 +84,7 @@ class ModelGuard:
             del self._modules, self._parameters, self._buffers, self._caches
 
     def begin_pass(self) -> None:
-        """Undo what an earlier forward pass inside, or a source, has changed on the model."""
+        """Undo the changes that an earlier forward pass or a source has made to the model."""
         if self._is_used:
             self._restore()
             self._prepare()
@@ -95,7 +96,7 @@ class ModelGuard:
         return images.dtype if images.dtype in dtypes or not dtypes else mode(dtypes)
 
     def refuse_inference_tensors(self) -> None:
-        """Refuse a model that was made in inference mode, whose tensors autograd cannot save.
+        """Refuse a model that was created in inference mode, because autograd cannot save its tensors.
 
         Raises:
             ValueError: if a parameter or buffer is an inference tensor.
@@ -103,12 +104,12 @@ class ModelGuard:
         if self._has_inference_tensors:
             name = _name_of(self.model, Tensor.is_inference)
             raise ValueError(
-                f"the model's {name!r} was made under torch.inference_mode(), and no gradient can pass such a"
-                " tensor; build or load the model outside of inference_mode, or copy.deepcopy it there"
+                f"the model's {name!r} was created under torch.inference_mode(), so autograd cannot use it;"
+                " create or load the model outside of inference_mode, or copy it there with copy.deepcopy"
             )
 
     def _note(self) -> None:
-        """Walk the module tree once and note its state."""
+        """Walk the module tree once and record its state."""
         self._modules: list[_Module] = []
         self._parameters: list[tuple[nn.Parameter, Tensor | None, bool]] = []
         self._buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
@@ -139,7 +140,7 @@ class ModelGuard:
                     modules.append(child)
 
     def _refuse_lazy(self, tensor: Tensor) -> None:
-        """Refuse a lazy tensor, which would take its shape from the images of the metric.
+        """Refuse a lazy tensor, because the images of the metric would determine its shape.
 
         Raises:
             ValueError: if it has no shape yet.
@@ -149,7 +150,7 @@ class ModelGuard:
             raise ValueError(f"the model's {name!r} is lazy and has no shape yet; run the model once before")
 
     def _prepare(self) -> None:
-        """Switch to evaluation mode, and take the gradients off the parameters."""
+        """Switch to evaluation mode, and set the gradients of the parameters to None."""
         for module, *_ in self._modules:
             if module.training:
                 self.model.eval()
@@ -168,7 +169,7 @@ class ModelGuard:
     def _restore_tensors_and_hooks(self) -> None:
         for module, name, buffer, value in self._buffers:
             module._buffers[name] = buffer
-            # Through .data: a graph of the user may hold the buffer, and would see that it was written to.
+            # Through .data, which does not invalidate the buffer in an autograd graph of the user.
             buffer.data.copy_(value)
         for parameter, gradient, requires_grad in self._parameters:
             if parameter.requires_grad is not requires_grad:
@@ -177,21 +178,21 @@ class ModelGuard:
                 parameter.grad = gradient
         for module, children, _, is_full_backward_hook, hooks in self._modules:
             module._is_full_backward_hook = is_full_backward_hook
-            for table_name, known in zip(_HOOK_TABLES, hooks, strict=True):
+            for table_name, hooks_before in zip(_HOOK_TABLES, hooks, strict=True):
                 table = getattr(module, table_name)
-                for added in set(table) - known:
+                for added in set(table) - hooks_before:
                     del table[added]
-            # A scripted module has a table of its own kind, which is equal to none.
+            # The table of a scripted module is no dict, and not equal to one.
             if dict(module._modules) != children:
                 module._modules.clear()
                 module._modules.update(children)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside of wrappers that change how it runs, not what it computes.
+    """Return the network without the wrappers of data parallelism and of ``torch.compile``.
 
-    `DistributedDataParallel` talks to the other ranks in every forward pass, also in evaluation, and never
-    returns where their batches are uneven. A compiled module does not see hooks.
+    `DistributedDataParallel` communicates with the other ranks in every forward pass, also in evaluation
+    mode, and hangs if the ranks have different numbers of batches. A compiled module does not run hooks.
     """
     while True:
         if isinstance(model, DistributedDataParallel | DataParallel):
@@ -204,14 +205,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Run compiled modules as they are written, so that their hooks are seen."""
+    """Run compiled modules eagerly inside the context, so that their hooks run."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Put the training and evaluation modes of all modules back afterwards."""
+    """Restore the training or evaluation mode of every module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -221,7 +222,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put the values of all buffers back afterwards."""
+    """Restore the values of all buffers afterwards."""
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
@@ -238,7 +239,7 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def weights_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the tensors of all weights and buffers afterwards: same values, dtype and device."""
+    """Restore the tensors of all weights and buffers afterwards, with their values, dtype and device."""
     parameters = [(parameter, parameter.data) for parameter in model.parameters()]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     try:
@@ -252,7 +253,7 @@ def weights_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def hooks_muted(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Take these hooks off, and afterwards put them back among the others in their old order."""
+    """Remove these hooks, and afterwards put them back in their old order among the others."""
     before = []
     for handle in handles:
         table = handle.hooks_dict_ref()
@@ -271,7 +272,7 @@ def hooks_muted(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(*objects: Any) -> Iterator[None]:
-    """Put the attributes of these objects back afterwards, whether set, changed or removed."""
+    """Restore the attributes of these objects afterwards, whether added, changed or removed."""
     before = [(one, dict(vars(one))) for one in objects]
     try:
         yield
@@ -282,7 +283,7 @@ def attributes_kept(*objects: Any) -> Iterator[None]:
 
 
 def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
-    # Through train(): some modules override it to change their weights with the mode, as adapters do.
+    # By train(): some modules, such as adapters, override it to change their weights with the mode.
     try:
         for module, training in modes:
             if module.training is not training:
@@ -294,13 +295,13 @@ def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
 
 
 def _is_expanded(tensor: Tensor) -> bool:
-    """Return whether values share memory: such a tensor cannot be written to, not even to restore it."""
+    """Return whether elements of a tensor share memory, so that it cannot be written to."""
     return tensor.layout is torch.strided and any(
         step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
     )
 
 
-def _name_of(model: nn.Module, is_meant: Any) -> str:
-    """Return the name of the first parameter or buffer that a function returns True for."""
+def _name_of(model: nn.Module, condition: Callable[[Tensor], bool]) -> str:
+    """Return the name of the first parameter or buffer for which a condition is True."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return next(name for name, tensor in tensors if is_meant(tensor))
+    return next(name for name, tensor in tensors if condition(tensor))

@@ -1,4 +1,4 @@
-"""The random numbers of a metric: a stream of their own, so that none are taken from the user's training."""
+"""A separate stream of random numbers for a metric, so that those of the user's training do not change."""
 
 import random
 import sys
@@ -12,10 +12,12 @@ _Generator = tuple[Callable[[], Any], Callable[[Any], None]]
 
 
 class RandomStream:
-    """A stream that starts where the global generators stand at its first use, and then continues on its own.
+    """A stream of random numbers that starts from the global generators and then continues separately.
+
+    It starts from the state that the global generators have at its first use.
 
     Methods such as SmoothGrad and Random-CAM draw from the global generators of Python, torch and NumPy.
-    Without a stream of its own, a metric would change the random numbers of the training around it.
+    Without a separate stream, a metric would change the random numbers of the training around it.
 
     Attributes:
         states: the state of each generator at the end of the last use, by its name; empty before the first.
@@ -26,7 +28,7 @@ class RandomStream:
 
     @contextmanager
     def drawn(self, device: torch.device) -> Iterator[None]:
-        """Let the global generators continue this stream inside, and put them back afterwards."""
+        """Let the global generators draw from this stream inside the context, and restore them afterwards."""
         generators = _generators(device)
         before = {name: get() for name, (get, _) in generators.items()}
         try:
@@ -62,6 +64,6 @@ def _generators(device: torch.device) -> dict[str, _Generator]:
 
 
 def _plain_numbers(state: Any) -> tuple[Any, ...]:
-    """Return a state of NumPy in plain numbers, which torch.load reads with weights_only=True."""
+    """Convert a state of NumPy to plain numbers, which torch.load reads with weights_only=True."""
     name, keys, *rest = state
     return (name, keys.tolist(), *rest)

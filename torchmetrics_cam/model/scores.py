@@ -37,9 +37,10 @@ class Scores:
     """The output of one forward pass, raw and as scores.
 
     Args:
-        raw: the class scores within the model's output (`logits_of`), or, where targets are explained and it
-            has several parts, the whole of it.
-        scores: what ``logits_fn`` or the protocol made of it; ``(N, K)`` where classes are explained.
+        raw: the class scores within the model's output (`logits_of`); if targets are explained, its
+            ``logits`` or, without these, the whole output.
+        scores: the scores that ``logits_fn`` or the protocol computes from it; ``(N, K)`` if classes are
+            explained.
     """
 
     raw: Any
@@ -57,7 +58,7 @@ class ScoreFunction:
     Args:
         logits_fn: from the model's output to scores ``(N, K)``; None for the protocol's.
         protocol: its ``scores`` is ``"softmax"`` or ``"raw"``.
-        for_targets: whether targets are explained, which see every part of an output.
+        for_targets: whether targets are explained; they receive every part of an output.
     """
 
     logits_fn: Callable[[Any], Any] | None
@@ -65,11 +66,11 @@ class ScoreFunction:
     for_targets: bool = False
 
     def explaining(self, targets: Any) -> "ScoreFunction":
-        """Return the function for these targets, or for classes where they are None."""
+        """Return the same function for these targets, or for classes if they are None."""
         return replace(self, for_targets=targets is not None)
 
     def __call__(self, output: Any) -> Scores:
-        """Return the scores of an output, in at least float32 where the protocol's softmax makes them.
+        """Return the scores of an output; those of the protocol's softmax are at least float32.
 
         Raises:
             ValueError: if the softmax runs over a single class, where it is always 1.
@@ -89,12 +90,12 @@ class ScoreFunction:
 
 @dataclass(frozen=True)
 class ScoreSelector:
-    """The choice of one score for each image: that of its target class, or the value of its target.
+    """The explained score of each image: that of its target class, or the value of its target function.
 
     Args:
         class_idx: the target class of each image, ``(N,)``, or None.
         targets: instead, one callable for each image, from a sample of the output to a scalar.
-        num_classes: how many classes the model scores, where classes are explained.
+        num_classes: the number of classes of the model; None if targets are explained.
     """
 
     class_idx: Tensor | None = None
@@ -140,7 +141,7 @@ class ScoreSelector:
 def check_class_idx_and_targets(
     class_idx: ClassIndex | None, targets: Any, batch_size: int, *, read_values: bool
 ) -> None:
-    """Refuse class indices or targets that fit no model, before any model runs.
+    """Validate class indices or targets before the model runs.
 
     Raises:
         TypeError: if they are of a wrong type.
@@ -176,7 +177,7 @@ def check_class_idx_and_targets(
 
 
 def check_scores(scores: Any, class_idx: ClassIndex | None, batch_size: int, *, read_values: bool) -> None:
-    """Refuse scores that are no ``(N, K)`` tensor, and class indices that they do not have.
+    """Validate that the scores are a tensor ``(N, K)``, and the class indices are below K.
 
     Raises:
         TypeError: if the scores are no tensor.
@@ -244,7 +245,7 @@ def samples(output: Any) -> Sequence[Any]:
 
 
 def in_float32(values: Tensor) -> Tensor:
-    """Return the values in at least float32, whatever the model computes in."""
+    """Convert values to at least float32, whatever the dtype of the model."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

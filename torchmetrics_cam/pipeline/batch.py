@@ -30,10 +30,10 @@ from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
 
 class _PerturbedScores:
-    """The scores of N perturbed images for K sources, each computed when it is first asked for, and once.
+    """The scores of N perturbed images for K sources, each computed once, on first use.
 
-    One object serves the batch of all sources and the batch of each, so that their perturbed images go
-    through the model together.
+    The batch of all sources and the batches of each share one object, so that the model runs on the perturbed
+    images of all sources together.
     """
 
     def __init__(self, pipeline: Pipeline, explanations: Sequence[Explanation]) -> None:
@@ -43,7 +43,7 @@ class _PerturbedScores:
 
     @property
     def computed(self) -> Tensor:
-        """All scores of perturbed images that were computed so far, ``(A, K, N)``."""
+        """The scores of perturbed images that have been computed, ``(A, K, N)``."""
         if not self._computed:
             return self.clean.new_zeros(0, *self.clean.shape)
         return torch.stack(self._computed)
@@ -83,7 +83,7 @@ class _PerturbedScores:
 
     @cached_property
     def _curves(self) -> tuple[Tensor, Tensor]:
-        """Both curves: their end points are the clean image and, on one baseline, the same baseline image."""
+        """Both curves, which share end points: the clean image and, if it is the same, the baseline image."""
         with self.guarded():
             curves = [self._curves_of(one) for one in self.explanations]
         deletion, insertion = (torch.stack(parts, 1) for parts in zip(*curves, strict=True))
@@ -95,7 +95,7 @@ class _PerturbedScores:
         ranks = position_ranks(normalized_maps(explanation, protocol))
         *between, all_pixels = perturbed_counts(ranks[0].numel(), protocol.curve_steps)[1:]
         is_one_baseline = protocol.deletion_baseline == protocol.insertion_baseline
-        # Once for each batch: a blur takes a twentieth of a forward pass of a ResNet-18.
+        # Computed once for each batch: a blur takes 1/20 of the time of a forward pass of a ResNet-18.
         deleted = baseline_values(images, protocol.deletion_baseline)
         blurred = baseline_values(images, protocol.insertion_baseline)
         perturbations: list[Perturbation] = [
@@ -166,12 +166,11 @@ class _PerturbedScores:
 
 
 class Batch:
-    """N images that were explained by one source, or by K sources: maps, masks, masked images and scores.
+    """N images explained by one source, or by K sources: their maps, masks, masked images and scores.
 
-    It is what the metrics work on; `explain` makes one for a user. Every attribute is computed when it is
-    first used, and once. For a mapping of sources, attributes that depend on the source have a leading
-    dimension K in the order of ``methods``, and iterating over the batch gives the batch of each source
-    alone.
+    The metrics compute their values from it, and `explain` returns one. Every attribute is computed once, on
+    first use. For a mapping of sources, attributes that depend on the source have a leading dimension K in
+    the order of ``methods``, and iterating over the batch gives the batch of each source.
 
     Attributes:
         methods: the names of the sources; empty for a single source.
@@ -204,14 +203,14 @@ class Batch:
         objects: Tensor | None = None,
         methods: Sequence[str] = (),
     ) -> "Batch":
-        """Explain images by the sources of a pipeline; with ``methods``, the batch has a dimension K."""
+        """Explain images by the sources of a pipeline; with ``methods`` the batch has a dimension K."""
         explanations = pipeline.explain(images, class_idx, targets=targets, cams=cams)
         marked = None if objects is None else objects.to(images.device) > 0
         perturbed = _PerturbedScores(pipeline, explanations)
         return cls(perturbed, source=None if methods else 0, methods=methods, objects=marked)
 
     def __iter__(self) -> Iterator["Batch"]:
-        """Iterate over the batches of each source alone."""
+        """Iterate over the batches of each source."""
         if self._source is not None:
             yield self
             return
@@ -220,12 +219,12 @@ class Batch:
 
     @property
     def protocol(self) -> EvaluationProtocol:
-        """Every choice that the numbers depend on."""
+        """The settings that the values depend on."""
         return self._perturbed.pipeline.protocol
 
     @property
     def images(self) -> Tensor:
-        """The clean images as the model was given them, ``(N, C, *spatial)``."""
+        """The clean images, in the dtype of the model, ``(N, C, *spatial)``."""
         return self._first.images
 
     @property
@@ -235,12 +234,12 @@ class Batch:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the model scores; None where targets are explained."""
+        """The number of classes of the model; None where targets are explained."""
         return self._first.selector.num_classes
 
     @cached_property
     def maps(self) -> Tensor:
-        """The maps as the source gave them, rectified, ``(N, *any spatial)``.
+        """The maps at the size in which the source returned them, rectified, ``(N, *any spatial)``.
 
         Raises:
             ValueError: if several sources gave maps of different sizes.
@@ -266,7 +265,7 @@ class Batch:
 
     @cached_property
     def masked_images(self) -> Tensor:
-        """The images with the baseline where the mask hides them, ``(N, C, *spatial)``."""
+        """The images with masked pixels replaced by the baseline, ``(N, C, *spatial)``."""
         if self._source is None:
             return torch.stack([batch.masked_images for batch in self])
         with self._perturbed.guarded():
@@ -302,7 +301,7 @@ class Batch:
         """The fraction of the pixels that is deleted or inserted at each point of the curves, ``(P,)``."""
         pixels = self.images[0, 0].numel()
         counts = perturbed_counts(pixels, self.protocol.curve_steps)
-        # Made on the device: a copy from the host would wait for it.
+        # Created on the device: a copy from the host would synchronize them.
         points = torch.arange(len(counts), dtype=torch.float32, device=self.scores.device)
         return (points * counts[1]).clamp(max=pixels) / pixels
 
@@ -321,12 +320,12 @@ class Batch:
 
     @property
     def perturbed_scores(self) -> Tensor:
-        """All scores of perturbed images that were computed so far, ``(A, N)``."""
+        """The scores of perturbed images that have been computed, ``(A, N)``."""
         return self._select(self._perturbed.computed)
 
     @property
     def has_masked_scores(self) -> bool:
-        """Whether ``masked_scores`` were computed."""
+        """Whether ``masked_scores`` have been computed."""
         return "masked" in vars(self._perturbed)
 
     @property
@@ -336,7 +335,7 @@ class Batch:
 
     @property
     def counted(self) -> Tensor:
-        """Whether the image is valid, and all scores computed so far are finite, bool, ``(N,)``."""
+        """Whether the image is valid, and all ``perturbed_scores`` are finite, bool, ``(N,)``."""
         return self.valid & self.perturbed_scores.isfinite().all(0)
 
     @property
@@ -346,7 +345,7 @@ class Batch:
 
     @property
     def outside(self) -> Tensor:
-        """Whether a score that was computed so far lies outside of [0, 1], bool, ``(N,)``."""
+        """Whether the score or any of the ``perturbed_scores`` is outside of [0, 1], bool, ``(N,)``."""
         scores = torch.cat([self.scores.unsqueeze(0), self.perturbed_scores])
         return ((scores < 0) | (scores > 1)).any(0)
 
@@ -361,7 +360,7 @@ class Batch:
         return torch.stack([of(explanation) for explanation in self._perturbed.explanations])
 
     def _select(self, scores: Tensor) -> Tensor:
-        """Return the scores of the source from ``(..., K, N)``, or those of all."""
+        """Return the scores of this batch's source, or of all sources, from scores ``(..., K, N)``."""
         return scores if self._source is None else scores[..., self._source, :]
 
 
@@ -379,10 +378,10 @@ def explain(
 ) -> Batch:
     """Explain a batch of images, and return its maps, masks, masked images and scores.
 
-    This is the object that the metrics themselves work on. Nothing is left on the model.
+    The metrics compute their values from the same object. The state of the model is restored.
 
     Args:
-        cam_extractor: where the maps come from, as for `AverageDrop`; or a mapping from names to several
+        cam_extractor: the source of the maps, as for `AverageDrop`; or a mapping from names to several
             sources of one model, which share the forward pass on the clean images.
         input_tensor: images ``(N, C, *spatial)`` with one to three spatial dimensions, as the model takes
             them.
@@ -392,13 +391,14 @@ def explain(
         protocol: an `EvaluationProtocol` or the name of a preset; None for ``"paper"``.
         targets: instead of a class, one callable for all images or one for each, from a sample's output to a
             scalar.
-        cams: maps computed beforehand ``(N, *any spatial)``, where the source is `PrecomputedMaps`; for a
-            mapping of sources, a mapping by the same names.
-        scorer: from images to the model's raw output, scores the masked images in place of the model.
+        cams: maps computed beforehand ``(N, *any spatial)``, if a source is `PrecomputedMaps`; for several
+            of them, a mapping from the names of the sources.
+        scorer: from images to the model's raw output, run on masked images in place of the model.
         batch_size: the largest number of masked images in one forward pass; None for that of the batch.
 
     Returns:
-        A `Batch`. Its attributes are computed when they are first used, with the model as it is then.
+        A `Batch`. Scores of masked images are computed on first use, with the weights that the model then
+        has.
 
     Raises:
         TypeError: if an argument is of a wrong type.
@@ -411,13 +411,13 @@ def explain(
         >>> from torchmetrics_cam.cams import CallableSource
         >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # scores the mean of each channel
         >>> source = CallableSource(model, lambda model, images, class_idx: images.mean(1))
-        >>> image = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]])
-        >>> batch = explain(source, image, protocol="torchcam")
-        >>> batch.masks
-        tensor([[[1., 0.],
-                 [0., 0.]]])
-        >>> batch.scores, batch.masked_scores
-        (tensor([0.2500]), tensor([0.2500]))
+        >>> image = torch.tensor([[[[0.8, 0.4], [0.0, 0.0]]]])
+        >>> batch = explain(source, image, logits_fn=lambda scores: scores)
+        >>> batch.masks  # the image itself, normalized
+        tensor([[[1.0000, 0.5000],
+                 [0.0000, 0.0000]]])
+        >>> batch.scores, batch.masked_scores  # (0.8 + 0.4) / 4, and (0.8 + 0.5 * 0.4) / 4
+        (tensor([0.3000]), tensor([0.2500]))
 
     """
     maps: dict[CAMSource, Any]

@@ -40,7 +40,7 @@ class Explanation:
         scores: the score of the explained class or target on each image, ``(N,)``.
         selector: which class or target of each image is explained.
         maps: one map for each image, ``(N, *any spatial)``, rectified, not normalized unless ``normalized``.
-        normalized: whether the maps are masks in [0, 1] already.
+        normalized: whether the maps already are masks in [0, 1].
         valid: whether the pixels, the score and the map of an image are all finite, ``(N,)``.
         degenerate: whether the map of an image is constant, ``(N,)``.
     """
@@ -68,16 +68,16 @@ def check_batch(
     *,
     read_values: bool,
 ) -> None:
-    """Refuse a batch that cannot be explained, before the model runs.
+    """Validate a batch before the model runs.
 
     Args:
-        sources: where the maps come from.
+        sources: the sources of the maps.
         images: as for `explain_all`.
         class_idx: as for `explain_all`.
         targets: as for `explain_all`.
         cams: as for `explain_all`.
-        protocol: the choices of the evaluation.
-        read_values: whether to check the values of class indices, which waits for a GPU.
+        protocol: the settings of the evaluation.
+        read_values: whether to check the values of class indices, which synchronizes a GPU with the host.
 
     Raises:
         TypeError: if an argument is of a wrong type.
@@ -109,21 +109,21 @@ def explain_all(
 ) -> list[Explanation]:
     """Return the maps of one batch by each source, and the scores on its images.
 
-    Sources that need nothing but what a forward pass has recorded share one. The target class is chosen once,
-    in the first forward pass.
+    Sources that only need the activations and scores of a forward pass share one. The target class is
+    determined once, in the first forward pass.
 
     Args:
-        sources: where the maps come from; all of one model.
+        sources: the sources of the maps, all of one model.
         images: ``(N, C, *spatial)`` with one to three spatial dimensions, floating point, on the model's
             device; checked by `check_batch`.
-        guard: of the model, entered.
+        guard: the guard of the model, which has been entered.
         score_function: from the model's output to scores.
         class_idx: the target class: one for all images, one for each, or None for the top class of each.
         targets: instead of a class, one callable for all images or one for each, from a sample's output to a
             scalar.
         cams: maps computed beforehand, by their `PrecomputedMaps`.
-        other_sources: sources of the same model that are not asked, and whose hooks are muted.
-        read_values: whether to check the values of class indices, which waits for a GPU.
+        other_sources: further sources of the same model, whose hooks are disabled.
+        read_values: as for `check_batch`.
 
     Returns:
         The explanation of the batch by each source, without any autograd graph.
@@ -174,14 +174,14 @@ def explain_all(
 
 
 def _groups(sources: Sequence[CAMSource]) -> list[list[CAMSource]]:
-    """Return which sources share a forward pass, and each of the others alone."""
+    """Return the groups of sources that share a forward pass; each other source is a group of its own."""
     together: list[CAMSource] = []
     alone: list[CAMSource] = []
     for source in dict.fromkeys(sources):
-        # A graph down to the images would not end at the layers of the others.
+        # A graph from the images on would not start at the layers of the other sources.
         shares = source.sharing == "pass" and source.graph != "input"
         (together if shares else alone).append(source)
-    # Sources that need only the scores of another's pass come last.
+    # Sources that use the scores of an earlier pass come last.
     alone.sort(key=lambda source: source.sharing == "scores")
     return [group for group in (together, *([source] for source in alone)) if group]
 
@@ -198,9 +198,9 @@ def _forward_pass(
     selector: ScoreSelector | None,
     read_values: bool,
 ) -> Iterator[ForwardPass]:
-    """Run the model once with the graph that the sources need, open until their maps are made.
+    """Run the model once with the graph that the sources need, and keep the graph until the context ends.
 
-    The model gets a clone of the images: it may work on its input in place, and the images are needed again.
+    The model receives a clone of the images, because it may modify its input in place.
     """
     with ExitStack() as stack:
         for source in sources:
@@ -220,7 +220,7 @@ def _run(
     score_function: ScoreFunction,
     stack: ExitStack,
 ) -> tuple[Activations, Scores]:
-    """Return the activations and the scores, with the longest graph that one of the sources needs."""
+    """Return the activations and the scores, with the longest graph that any of the sources needs."""
     in_graph = [layer for source in sources if source.graph == "head" for layer in source.layers]
     without = [layer for source in sources if source.graph == "none" for layer in source.layers]
     recorded = stack.enter_context(activations_of([layer for layer in without if layer not in in_graph]))
@@ -233,7 +233,7 @@ def _run(
     activations = attempt.enter_context(activation_graph(model, in_graph))
     scores = score_function(model(images.clone()))
     if not (activations and (_has_graph(scores.raw) or _has_graph(scores.scores))):
-        # The layers were not reached, or the model itself turned gradients off: run it as it is written.
+        # The layers did not run, or the model turned gradients off: leave the gradient mode to the model.
         attempt.close()
         activations = stack.enter_context(activation_graph(model, in_graph, head_only=False))
         scores = score_function(model(_in_graph(images)))
@@ -255,15 +255,16 @@ def _selector(
 def _explanation(
     source: CAMSource, forward: ForwardPass, selector: ScoreSelector, scores: Tensor, finite: Tensor
 ) -> Explanation:
-    """Return the maps of a source with what does not depend on the source."""
-    made = source.maps(forward)
-    for layer in made.layers:
+    """Return the explanation by one source."""
+    source_maps = source.maps(forward)
+    for layer in source_maps.layers:
         check_maps(layer, forward.images)
     layers = [
-        in_float32(layer.detach().as_subclass(Tensor).to(forward.images.device)) for layer in made.layers
+        in_float32(layer.detach().as_subclass(Tensor).to(forward.images.device))
+        for layer in source_maps.layers
     ]
     protocol = forward.protocol
-    if not made.rectified and protocol.rectify != "source":
+    if not source_maps.rectified and protocol.rectify != "source":
         layers = [rectify(layer, protocol.rectify) for layer in layers]
     maps = fuse_maps(layers)
     return Explanation(
@@ -271,7 +272,7 @@ def _explanation(
         scores=scores,
         selector=selector,
         maps=maps,
-        normalized=made.normalized,
+        normalized=source_maps.normalized,
         valid=finite & _all_finite(maps) & scores.isfinite(),
         degenerate=maps.flatten(1).amax(1) == maps.flatten(1).amin(1),
     )
@@ -316,7 +317,7 @@ def _check_logits(scores: Scores, sources: Sequence[CAMSource]) -> None:
 
 
 def _in_graph(images: Tensor) -> Tensor:
-    """Return the images as an input with a gradient; no leaf, so that a model may work on it in place."""
+    """Return the images as an input with a gradient; no leaf, so that the model may modify it in place."""
     given = images.clone().requires_grad_().clone()
     given.retain_grad()
     return given
@@ -332,6 +333,6 @@ def _has_graph(output: Any) -> bool:
 
 def _all_finite(tensor: Tensor) -> Tensor:
     """Return whether every value of a sample is finite, ``(N,)``, without a mask of the tensor's size."""
-    # Both are many times faster than torch.aminmax, and need no copy of images in channels-last layout.
+    # amin and amax are faster than torch.aminmax, and need no copy of images in channels-last layout.
     dims = tuple(range(1, tensor.ndim))
     return tensor.amin(dims).isfinite() & tensor.amax(dims).isfinite()

@@ -17,7 +17,7 @@ from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
 
 
 def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
-    """Return the masks of a batch: its normalized maps, or where the protocol says so their highest part.
+    """Return the masks of a batch: its normalized maps, or their highest pixels if the protocol says so.
 
     Args:
         explanation: the maps.
@@ -28,7 +28,7 @@ def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
     """
     maps, constant = _normalized(explanation, protocol)
     if protocol.mask == "top":
-        # A constant map has no highest part: it stays as it is, all 0, or for the uniform control all 1.
+        # A constant map has no highest pixels and stays as it is: 0, or the value of the uniform control.
         return torch.where(constant, maps, top_fraction(maps, protocol.mask_fraction))
     if protocol.mask == "threshold":
         valid = explanation.valid.view(-1, *(1,) * (maps.ndim - 1))
@@ -62,9 +62,9 @@ def _normalized(explanation: Explanation, protocol: EvaluationProtocol) -> tuple
 def _resized(maps: Tensor, size: Sequence[int], constant: Tensor) -> tuple[Tensor, Tensor]:
     """Return the maps at the images' size, and which are constant there, without rounding errors.
 
-    A resize leaves rounding errors in a constant map. Normalized, they would be as large as a map; and a map
-    of ones that they make smaller than 1 would hide a little. A map that a smaller size averages out, such as
-    a column of two pixels in a row of two, is constant too.
+    Resizing a constant map introduces rounding errors. Normalization would enlarge them to the range of a
+    map, and a map of ones would mask a little. A map can also become constant when it is resized to a smaller
+    size.
     """
     resized = resize_maps(maps, size)
     if resized is maps:
@@ -97,10 +97,10 @@ def apply_mask(images: Tensor, mask: Tensor, protocol: EvaluationProtocol) -> Te
 
 
 def check_baselines(images: Tensor, protocol: EvaluationProtocol) -> None:
-    """Refuse a baseline that does not fit the images.
+    """Validate that the baselines of the protocol fit the images.
 
     Raises:
-        ValueError: if it has not one value for each channel, or is an image of another shape.
+        ValueError: if one has not one value for each channel, or is an image of another shape.
     """
     for name in BASELINES:
         baseline = getattr(protocol, name)
@@ -114,7 +114,7 @@ def check_baselines(images: Tensor, protocol: EvaluationProtocol) -> None:
 
 
 class Perturbation(ABC):
-    """A perturbation of the images of a batch, made for some of them at a time."""
+    """A perturbation of the images of a batch, computed for a part of them at a time."""
 
     @abstractmethod
     def perturb(self, chunk: slice) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ class NoPerturbation(Perturbation):
     images: Tensor
 
     def perturb(self, chunk: slice) -> tuple[Tensor, Tensor]:
-        """Return a copy of the images, none of which counts as unchanged, so that each is scored."""
+        """Return a copy of the images; none is reported as unchanged, so that each is scored."""
         images = self.images[chunk].clone()
         return images, torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
@@ -168,13 +168,13 @@ class Masking(Perturbation):
 
 @dataclass(frozen=True)
 class Replacement(Perturbation):
-    """The images with their most relevant pixels replaced, or all but those.
+    """The images with their most relevant pixels replaced, or with all other pixels replaced.
 
     Args:
         images: ``(N, C, *spatial)``.
         ranks: the rank of each pixel in the map, 0 for the most relevant, ``(N, *spatial)``.
         count: how many of the most relevant pixels.
-        keep: whether these are kept and all others replaced.
+        keep: whether to keep these and replace all other pixels.
         baseline: the values that replace them, of a shape that broadcasts to the images.
     """
 

@@ -1,4 +1,4 @@
-"""The pipeline behind a metric: its sources, their model, and how images become maps and scores."""
+"""The pipeline of a metric: from images by sources and model to maps and scores."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,21 +16,22 @@ from torchmetrics_cam.pipeline.explain import Explanation, Targets, check_batch,
 from torchmetrics_cam.pipeline.perturb import NoPerturbation, Perturbation, check_baselines
 from torchmetrics_cam.protocol import EvaluationProtocol
 
-# How far the scores of a scorer may be from the model's, as a share of the model's, or of the largest one in
-# the batch where they are no probabilities. Compiled float32 models are within 1e-5; half precision is not.
+# The largest difference between the scores of scorer and model, relative to the model's score, or to the
+# largest one of the batch if they are no probabilities. Compiled float32 models differ by less than 1e-5;
+# half precision differs by more than this.
 SCORER_TOLERANCE = 1e-3
 
 
 class Pipeline:
-    """The sources of one model, and everything else that decides a number.
+    """The sources of one model, and all other settings that determine the value of a metric.
 
-    A metric holds its pipeline by reference. It is no Module, so that the network does not become part of the
-    metric. Copies of a metric share the sources, unless the model is copied with them.
+    It is no Module, so that the network does not become part of the metric. Copies of a metric share the
+    sources, unless the model is copied with them.
 
     Args:
-        sources: where the maps come from; all of one model.
+        sources: the sources of the maps, all of one model.
         score_function: from the model's output to scores.
-        scorer: runs the perturbed images in place of the model.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model.
         batch_size: the largest number of perturbed images in one forward pass; None for that of the batch.
         validate_args: False skips the checks that read values off the device.
 
@@ -64,22 +65,22 @@ class Pipeline:
 
     @property
     def protocol(self) -> EvaluationProtocol:
-        """The choices of the evaluation."""
+        """The settings of the evaluation."""
         return self.score_function.protocol
 
     def reset(self) -> None:
-        """Begin a new stream of random numbers, and compare the scorer with the model again."""
+        """Start a new stream of random numbers, and compare scorer and model again on the next batch."""
         self.random_stream = RandomStream()
         self._is_scorer_compared = self.scorer is None or not self.validate_args
 
     def key(self) -> tuple[Any, ...]:
-        """Return everything that two metrics must have in common to measure the same."""
+        """Return the settings that determine a metric's values, equal for metrics that can share updates."""
         sources = [(type(source), vars(source)) for source in self.sources]
         return (sources, self.protocol, self.score_function.logits_fn, self.scorer)
 
     @contextmanager
     def active(self, images: Any) -> Iterator[ModelGuard]:
-        """Guard the model and the global random numbers inside; entering it again changes nothing.
+        """Guard the model and the global random numbers inside the context; it may be nested.
 
         Args:
             images: a tensor, whose device may have a random generator of its own.
@@ -151,14 +152,14 @@ class Pipeline:
     ) -> Tensor:
         """Return the scores on perturbed images.
 
-        The perturbed images go through the model, or through the scorer, in chunks that are made one after
-        the other, so that the memory is that of one chunk.
+        The model or the scorer runs on chunks of perturbed images, which are made one after the other, so
+        that only one chunk is in memory.
 
         Args:
             perturbations: Q perturbations of a batch of N images.
-            clean_scores: the scores on the images themselves, ``(N,)``. An image that a perturbation leaves
-                unchanged keeps its score: in a chunk of another size, or by a compiled scorer, it would come
-                out a rounding error higher or lower.
+            clean_scores: the scores on the clean images, ``(N,)``. An image that a perturbation leaves
+                unchanged keeps its score, which in a chunk of another size, or by a compiled scorer, would
+                differ by a rounding error.
             selector: which class or target of each image is scored.
 
         Returns:
@@ -197,7 +198,7 @@ class Pipeline:
             return
         scale = expected.abs()
         if ((expected < 0) | (expected > 1)).any():
-            # Any rounding is a large share of a raw output near 0.
+            # A rounding error is large relative to a raw output near 0.
             scale = scale.amax()
         difference = (scores - expected).abs() / scale.clamp(min=1e-6)
         if not (difference <= SCORER_TOLERANCE).all():

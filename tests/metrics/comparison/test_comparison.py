@@ -458,7 +458,7 @@ def test_forward_clone_pickle_reset_and_merge(net, images):
     assert comparison.state_dict() == {}
     part.merge_state(clone)
     assert int(part.count[0, 0]) == 17
-    with pytest.raises(ValueError, match=r"a metric of the methods .* cannot be merged into one of"):
+    with pytest.raises(ValueError, match=r"a metric with methods=.* cannot be merged into one with methods="):
         part.merge_state(CAMComparison({"one": GradCAM(net, "body")}, per_sample=True))
     comparison.reset()
     comparison.update(images[:2])
@@ -496,7 +496,7 @@ def test_a_merge_that_is_refused_changes_nothing(net, images):
     for one in (comparison, other):
         one.update(images)
     with pytest.raises(
-        ValueError, match="a metric of the per_sample False cannot be merged into one of True"
+        ValueError, match="a metric with per_sample=False cannot be merged into one with per_sample=True"
     ):
         comparison.merge_state(other)
     state = other.metric_state

@@ -1,4 +1,4 @@
-"""The values of a batch for every method and measure, and what each image adds to a comparison's sums."""
+"""The values of a batch for every method and measure, and the contribution of each image to the sums."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from torchmetrics_cam.functional.statistics import sum_dtype
 from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.pipeline.batch import Batch
 
-# Smaller differences are ties: float32 scores cannot tell them from 0.
+# Differences up to this are ties: they are within the rounding errors of float32 scores.
 TIE = 1e-6
-# Two scores are identical up to this fraction of them, and of what is missing to 1, which float32 has to
-# 1e-7.
+# Scores count as identical if they differ by at most SCORE_TOLERANCE of the score s, and of 1 - s. The latter
+# is at least SMALLEST_MISSING, because float32 resolves 1 - s only to 1e-7.
 SCORE_TOLERANCE, SMALLEST_MISSING = 1e-3, 1e-3
 
 
@@ -94,15 +94,16 @@ class ComparedBatch:
 
     @cached_property
     def _values(self) -> Tensor:
-        """The values in the dtype of the sums, to be compared with their transpose, ``(N, M, K, 1)``."""
+        """The values in the dtype of the sums, to be combined with their transpose, ``(N, M, K, 1)``."""
         return self.values.permute(2, 0, 1).unsqueeze(3).to(sum_dtype(self.valid.device))
 
 
 def _differ(values: Tensor, reference: Tensor) -> Tensor:
     """Return where any of the values ``(A, K, N)`` differs between two methods, ``(K, K, N)``.
 
-    A difference is taken as a fraction of the values, of the reference, and of what these are missing to 1:
-    for a model that is almost certain, .9999 and .99995 are far apart in a gain.
+    The difference is divided by the largest of both values and the reference. Within [0, 1] it is also
+    divided by the largest of 1 minus these: Average Gain is relative to it, and for a confident model .9999
+    and .99995 then differ.
     """
     first, second = values.unsqueeze(2), values.unsqueeze(1)
     difference = (first - second).abs()

@@ -1,4 +1,4 @@
-"""The arguments of a comparison: measures, sources with controls, and the numbers of images."""
+"""The arguments of a comparison: measures, sources with controls, and the indices of images."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,7 +48,7 @@ def sources_with_controls(sources: Any, *, with_controls: bool) -> dict[str, CAM
 
 
 def check_index(index: Any, images: Any) -> None:
-    """Validate the numbers of images.
+    """Validate the indices of images in their dataset.
 
     Raises:
         ValueError: if they are not one integer for each image.

@@ -42,8 +42,8 @@ class CAMComparison(SampleMetric):
     r"""Several CAM methods of one model on the same images, with 95 % intervals and paired comparisons.
 
     One forward pass on the clean images serves all methods, gradient CAMs of a layer share its activation and
-    gradient, and the masked images of all methods go through the model in chunks. Methods that run the model
-    by themselves (Score-CAM, objects of other libraries) take part with passes of their own.
+    gradient, and the model runs on the masked images of all methods in chunks. Methods that run the model
+    themselves (Score-CAM, objects of other libraries) add forward passes of their own.
 
     As input to ``forward`` and ``update`` the metric accepts the following input:
 
@@ -57,9 +57,9 @@ class CAMComparison(SampleMetric):
       ``"{method}/{measure}"``, and the bounds of its interval as ``"{method}/{measure}_lower"`` and
       ``"..._upper"``
 
-    A mean is that of the single metric, over the images for which every measure has a value for the method:
-    an image with a score that is not finite leaves them all. Intervals use the normal distribution, for
-    proportions Wilson's interval; for a single image they are NaN.
+    A mean equals the value of the single metric over the images for which all measures of the method are
+    finite. Intervals are those of the normal distribution, for proportions Wilson's; for a single image they
+    are NaN.
 
     The states are sums whose size does not depend on the number of images. An entry ``[k, l]`` is over the
     images that are valid for both methods.
@@ -183,7 +183,7 @@ class CAMComparison(SampleMetric):
 
     @property
     def sources(self) -> dict[str, CAMSource]:
-        """Where the maps come from, by method; controls come last."""
+        """The sources by method; controls come last."""
         return dict(zip(self.methods, self._pipeline.sources, strict=True))
 
     def explained(
@@ -195,7 +195,7 @@ class CAMComparison(SampleMetric):
         cams: Tensor | Mapping[str, Tensor] | None = None,
         objects: Tensor | None = None,
     ) -> AbstractContextManager[Batch]:
-        """Explain a batch by every method; the model is guarded until the end of the context.
+        """Explain a batch by every method, and guard the model until the context ends.
 
         Args:
             input_tensor: as for `update`.

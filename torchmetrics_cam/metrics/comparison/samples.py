@@ -31,7 +31,7 @@ class SampleMetric(CAMMetric):
     _images_seen_before_forward: int = 0
 
     def samples(self) -> dict[str, Tensor]:
-        """Return what ``per_sample=True`` kept of every image, over all ranks; every rank must call it.
+        """Return the rows of all images on all ranks; every rank must call it.
 
         Returns:
             ``"index"``, ``"class_idx"`` (-1 for a target) and ``"score"``, ``(N,)``; ``"masked_score"``,
@@ -42,7 +42,7 @@ class SampleMetric(CAMMetric):
             ValueError: if the comparison was made without ``per_sample=True``.
         """
         if not self.per_sample:
-            raise ValueError("no sample was kept; make the comparison with per_sample=True")
+            raise ValueError("no rows were kept; create the comparison with per_sample=True")
         with self._all_ranks():
             records = torch.cat([self._no_records(), *_as_list(self.records)])
         columns = records[:, 3:].reshape(len(records), 2 + len(self.measures), len(self.methods))
@@ -57,7 +57,7 @@ class SampleMetric(CAMMetric):
         }
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Update, and return the value of this batch alone; a refused batch loses nothing accumulated."""
+        """Update the states and return the value of this batch; an error leaves the states unchanged."""
         self._images_seen_before_forward = self._images_seen
         try:
             return super().forward(*args, **kwargs)
@@ -66,9 +66,9 @@ class SampleMetric(CAMMetric):
             raise
 
     def reset(self) -> None:
-        """Reset the states, and the numbers of the images."""
+        """Reset the states, and number images from 0 again."""
         super().reset()
-        # Within forward a batch may be evaluated twice, and its images have their numbers already.
+        # Within forward a batch may be evaluated twice, and its images keep their numbers.
         self._images_seen = self._images_seen_before_forward if self._in_forward else 0
 
     def _record(
@@ -88,20 +88,20 @@ class SampleMetric(CAMMetric):
         self._images_seen += len(scores)
         index = seen if index is None else torch.as_tensor(index).to(scores.device)
         classes = torch.full_like(scores, -1) if class_idx is None else class_idx
-        # The sums have 0 where an image is not counted; here it must not look like a perfect one.
+        # An image that is not counted adds 0 to the sums; in a row, 0 would look like the best drop.
         values = torch.where(compared.valid, compared.values, torch.nan)
         columns = [index, classes, scores, *compared.masked_scores, *compared.valid, *values.flatten(0, 1)]
         rows = torch.stack([column.to(sum_dtype(column.device)) for column in columns], 1)
         self.records = [*_as_list(self.records), rows.to(self._no_records())]
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
-        """Sync states; a rank without an image takes part with no rows, in the shape of the others'."""
+        """Synchronize the states; a rank without images contributes an empty tensor of rows."""
         if self.per_sample:
             self.records = [self._no_records(), *_as_list(self.records)]
         super()._sync_dist(*args, **kwargs)
 
     def _no_records(self) -> Tensor:
-        """Return no rows, on the device of those kept, which ``compute_on_cpu=True`` moves from the sums'."""
+        """Return an empty tensor of rows, on their device (the CPU with ``compute_on_cpu=True``)."""
         kept = _as_list(self.records)
         like = kept[0] if kept else self.sums
         return like.new_zeros(0, 3 + len(self.methods) * (2 + len(self.measures)))

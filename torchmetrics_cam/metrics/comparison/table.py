@@ -1,4 +1,4 @@
-"""The table of a comparison: a row for each method, with everything that the numbers depend on."""
+"""The table of a comparison: a row for each method, with the settings that the values depend on."""
 
 import json
 import math
@@ -17,9 +17,9 @@ from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.model.scores import ScoreFunction
 from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
 
-# For fewer images the normal distribution makes intervals too short.
+# For fewer images, intervals of the normal distribution are too short.
 _FEW_IMAGES = 30
-# Two methods have a rank correlation of 1 or -1, which says nothing.
+# The rank correlation over two methods is always 1 or -1.
 _FEWEST_METHODS = 3
 
 
@@ -45,7 +45,7 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """The values of a comparison with everything that they depend on; ``str(table)`` is Markdown.
+    """The values of a comparison with the settings that they depend on; ``str(table)`` is Markdown.
 
     Args:
         measures: ``"name"``, ``"title"`` and ``"higher_is_better"`` of each measure.
@@ -55,8 +55,8 @@ class ComparisonTable:
             ``"indistinct_from"``: the methods that are not significantly different from it at the 5 % level,
             adjusted for all pairs.
         model: the class name of the network.
-        protocol: every choice that the numbers depend on.
-        logits_fn: the name of the function that made the scores instead of the protocol; None if none did.
+        protocol: the settings that the values depend on.
+        logits_fn: the name of the function that computed the scores instead of the protocol, or None.
         average: over images or over classes.
         notes: limitations that a reader must know.
     """
@@ -154,7 +154,7 @@ def comparison_table(
 
     Args:
         statistics: pooled over the classes.
-        sources: where the maps come from, by method.
+        sources: the sources by method.
         controls: the methods that are controls.
         excluded: number of images that were excluded for each method, ``(*classes, K)``.
         degenerate: number of constant maps of each method, ``(*classes, K)``.
@@ -211,7 +211,7 @@ def rows_of_values(
     controls: Sequence[str],
     measures: Sequence[Measure],
 ) -> list[dict[str, Any]]:
-    """Return rows for a figure from what `CAMComparison.compute` returns.
+    """Return rows for a figure from the values of `CAMComparison.compute`.
 
     Args:
         values: by ``"{method}/{measure}"``, with bounds; scalars, or ``(num_classes,)`` for one row for each
