@@ -36,11 +36,37 @@ class Complexity(MeasureMetric):
     - ``complexity`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was counted. With
       ``average="none"`` it is ``(num_classes,)``
 
-    Arguments, counts and errors are those of `AverageDrop`.
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
 
     Attributes:
         value: sum of the complexities, float64.
         total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
 
     Source: Poppi et al., ADCC, https://arxiv.org/abs/2104.10252
 
@@ -79,15 +105,38 @@ class Coherency(MeasureMetric):
     - ``coherency`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was counted. With
       ``average="none"`` it is ``(num_classes,)``
 
-    Arguments, counts and errors are those of `AverageDrop`.
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI. It has to
+            explain the masked images too, which `PrecomputedMaps` cannot.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the source is `PrecomputedMaps`, the protocol or the average is unknown, ``batch_size``
+            or ``num_classes`` is not positive, or an average over classes lacks ``num_classes``; in
+            ``update``, if an argument does not fit the model or the others, or scorer and model disagree.
 
     Attributes:
         value: sum of the coherencies, float64.
         total: how many images were counted.
-
-    Raises:
-        ValueError: if the source is `PrecomputedMaps`, which has no map of a masked image; and as
-            `AverageDrop`.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
 
     Source: Poppi et al., ADCC, https://arxiv.org/abs/2104.10252
 
@@ -128,27 +177,43 @@ class ADCC(SingleSourceMetric):
     - ``adcc`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was counted. With
       ``average="none"`` it is ``(num_classes,)``
 
-    Counts and errors are those of `Coherency`.
-
     Attributes:
         value: sum of the values of the images, float64.
         coherency: sum of the coherencies, float64.
         complexity: sum of the complexities, float64.
         drop: sum of the relative drops, float64.
         total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
 
     Args:
-        cam_extractor: as for `AverageDrop`, but for `PrecomputedMaps`.
-        logits_fn: as for `AverageDrop`.
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI. It has to
+            explain the masked images too, which `PrecomputedMaps` cannot.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         averaged_parts: take the harmonic mean once, of the three means over all images, instead of the mean
             over the images of the harmonic mean of each.
-        protocol: as for `AverageDrop`.
-        scorer: as for `AverageDrop`.
-        batch_size: as for `AverageDrop`.
-        num_classes: as for `AverageDrop`.
-        average: as for `AverageDrop`.
-        validate_args: as for `AverageDrop`.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
         kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the source is `PrecomputedMaps`, the protocol or the average is unknown, ``batch_size``
+            or ``num_classes`` is not positive, or an average over classes lacks ``num_classes``; in
+            ``update``, if an argument does not fit the model or the others, or scorer and model disagree.
 
     Source: Poppi et al., https://arxiv.org/abs/2104.10252
 
@@ -217,7 +282,21 @@ class ADCC(SingleSourceMetric):
         targets: Target | list[Target] | None = None,
         cams: Tensor | None = None,
     ) -> None:
-        """Explain a batch and its masked images, and accumulate; arguments are those of `AverageDrop`."""
+        """Explain a batch and its masked images, and accumulate.
+
+        Args:
+            input_tensor: images ``(N, C, *spatial)`` with one to three spatial dimensions, as the model takes
+                them.
+            class_idx: the target class: an int for all images, a list or LongTensor ``(N,)`` with one for
+                each, or None for the model's top class of each image.
+            targets: instead of a class, one callable for all images or one for each, from the output of a
+                sample to a scalar; `AverageDrop` says what it is applied to.
+            cams: maps computed beforehand ``(N, *any spatial)``, if the source is `PrecomputedMaps`.
+
+        Raises:
+            TypeError: if an argument is of a wrong type.
+            ValueError: if an argument does not fit the model or the others. The states are unchanged then.
+        """
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
             coherencies = batch.coherency
             complexities = complexity(batch.normalized_maps, reduction="none")

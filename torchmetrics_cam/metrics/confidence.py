@@ -182,11 +182,37 @@ class IncreaseInConfidence(ConfidenceMetric):
     - ``increase_in_confidence`` (:class:`~torch.Tensor`): a float32 scalar, a fraction in [0, 1]; NaN if no
       image was counted. With ``average="none"`` it is ``(num_classes,)``
 
-    Arguments, counts and errors are those of `AverageDrop`.
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
 
     Attributes:
         increase: number of images whose score rose, int64.
         total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
 
     Source: Chattopadhyay et al., Grad-CAM++, https://arxiv.org/abs/1710.11063
 
@@ -230,11 +256,37 @@ class AverageGain(ConfidenceMetric):
     - ``average_gain`` (:class:`~torch.Tensor`): a float32 scalar, a fraction in [0, 1] where scores are
       probabilities; NaN if no image was counted. With ``average="none"`` it is ``(num_classes,)``
 
-    Arguments, counts and errors are those of `AverageDrop`.
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
 
     Attributes:
         gain: sum of the gains, float64.
         total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
 
     Source: Zhang et al., Opti-CAM, https://arxiv.org/abs/2301.07002
 
@@ -278,8 +330,38 @@ class ClassificationMetric(ConfidenceMetric):
     - a dict with ``avg_drop`` and ``conf_increase`` (:class:`~torch.Tensor`): float32 scalars, NaN if no
       image was counted
 
-    Arguments, counts and errors are those of `AverageDrop`; ``protocol`` is ``"torchcam"`` by default, and
-    without ``logits_fn`` the scores are the model's raw output.
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: the raw output
+            in the presets ``"torchcam"`` and ``"xplique"``, else a softmax.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"torchcam"`` (default), ``"paper"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
+
+    Attributes:
+        drop: sum of the drops, float64.
+        increase: number of images whose score rose, int64.
+        total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
 
     Source: Chattopadhyay et al., Grad-CAM++, https://arxiv.org/abs/1710.11063
 
@@ -340,11 +422,37 @@ class DropInDeletion(MeasureMetric):
     - ``drop_in_deletion`` (:class:`~torch.Tensor`): a float32 scalar, at most 1 where scores are
       probabilities; NaN if no image was counted. With ``average="none"`` it is ``(num_classes,)``
 
-    Arguments, counts and errors are those of `AverageDrop`.
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
 
     Attributes:
         value: sum of the drops, float64.
         total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
 
     Source: Jung and Oh, LIFT-CAM, https://arxiv.org/abs/2102.05228
 

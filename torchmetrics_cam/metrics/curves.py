@@ -123,7 +123,18 @@ class DeletionInsertionMetric(CurveMetric):
     ) -> None:
         """Explain a batch, score its deletion and insertion curves and accumulate.
 
-        Arguments are those of `AverageDrop`.
+        Args:
+            input_tensor: images ``(N, C, *spatial)`` with one to three spatial dimensions, as the model takes
+                them.
+            class_idx: the target class: an int for all images, a list or LongTensor ``(N,)`` with one for
+                each, or None for the model's top class of each image.
+            targets: instead of a class, one callable for all images or one for each, from the output of a
+                sample to a scalar; `AverageDrop` says what it is applied to.
+            cams: maps computed beforehand ``(N, *any spatial)``, if the source is `PrecomputedMaps`.
+
+        Raises:
+            TypeError: if an argument is of a wrong type.
+            ValueError: if an argument does not fit the model or the others. The states are unchanged then.
         """
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
             deletion = area_under_curve(batch.deletion_scores, batch.fractions)
@@ -157,9 +168,9 @@ class DeletionAUC(DeletionInsertionMetric):
     .. math:: \int_0^1 s(x \text{ without the fraction } f \text{ of its most relevant pixels})\, df
 
     Pixels are ranked by the map, and pixels of equal value in row-major order. The curve includes both end
-    points, and its abscissa is the exact fraction of pixels. The protocol's
-    ``deletion_baseline`` replaces deleted pixels (zeros, as in RISE), and ``curve_steps`` is the number of
-    steps. One update computes both curves, so that a `MetricCollection` with `InsertionAUC` runs it once.
+    points, and its abscissa is the exact fraction of pixels. The protocol's ``deletion_baseline`` replaces
+    deleted pixels (zeros, as in RISE), and ``curve_steps`` is the number of steps. One update computes both
+    curves, so that a `MetricCollection` with `InsertionAUC` runs it once.
 
     As input to ``forward`` and ``update`` the metric accepts the following input:
 
@@ -173,7 +184,38 @@ class DeletionAUC(DeletionInsertionMetric):
       where scores are probabilities; NaN if no image was counted. With ``average="none"`` it is
       ``(num_classes,)``
 
-    Arguments, counts and errors are those of `AverageDrop`.
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
+
+    Attributes:
+        deletion: sum of the areas under the curves, float64.
+        curves: sums of the deletion and insertion curves and of their squares, float64, ``(P, 2, 2)``.
+        total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
 
     Source: Petsiuk et al., RISE, https://arxiv.org/abs/1806.07421
 
@@ -223,7 +265,38 @@ class InsertionAUC(DeletionInsertionMetric):
       where scores are probabilities; NaN if no image was counted. With ``average="none"`` it is
       ``(num_classes,)``
 
-    Arguments, counts and errors are those of `AverageDrop`.
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
+
+    Attributes:
+        insertion: sum of the areas under the curves, float64.
+        curves: sums of the deletion and insertion curves and of their squares, float64, ``(P, 2, 2)``.
+        total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
 
     Source: Petsiuk et al., RISE, https://arxiv.org/abs/1806.07421
 
@@ -276,11 +349,37 @@ class ROAD(CurveMetric):
     - ``road`` (:class:`~torch.Tensor`): a float32 scalar in [-0.5, 0.5] where scores are probabilities; NaN
       if no image was counted. With ``average="none"`` it is ``(num_classes,)``
 
-    Arguments, counts and errors are those of `AverageDrop`.
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
 
     Attributes:
         value: sum of the values of the images, float64.
         total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
 
     Source: Rong et al., https://arxiv.org/abs/2202.00449
 
@@ -318,7 +417,21 @@ class ROAD(CurveMetric):
         targets: Target | list[Target] | None = None,
         cams: Tensor | None = None,
     ) -> None:
-        """Explain a batch, score its imputed images and accumulate; arguments are those of `AverageDrop`."""
+        """Explain a batch, score its imputed images and accumulate.
+
+        Args:
+            input_tensor: images ``(N, C, *spatial)`` with one to three spatial dimensions, as the model takes
+                them.
+            class_idx: the target class: an int for all images, a list or LongTensor ``(N,)`` with one for
+                each, or None for the model's top class of each image.
+            targets: instead of a class, one callable for all images or one for each, from the output of a
+                sample to a scalar; `AverageDrop` says what it is applied to.
+            cams: maps computed beforehand ``(N, *any spatial)``, if the source is `PrecomputedMaps`.
+
+        Raises:
+            TypeError: if an argument is of a wrong type.
+            ValueError: if an argument does not fit the model or the others. The states are unchanged then.
+        """
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
             most_first, least_first = batch.road_scores.unbind(1)
             value = road_score(most_first, least_first)

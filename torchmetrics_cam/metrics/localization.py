@@ -30,16 +30,20 @@ class LocalizationMetric(MeasureMetric):
         """Explain a batch and compare its maps with the objects.
 
         Args:
-            input_tensor: as for `AverageDrop`.
-            class_idx: as for `AverageDrop`.
+            input_tensor: images ``(N, C, *spatial)`` with one to three spatial dimensions, as the model takes
+                them.
+            class_idx: the target class: an int for all images, a list or LongTensor ``(N,)`` with one for
+                each, or None for the model's top class of each image.
             objects: the annotated object of each image, ``(N, *spatial)`` of the images' size, bool or 0 and
                 1; `boxes_to_objects` converts boxes.
-            targets: as for `AverageDrop`.
-            cams: as for `AverageDrop`.
+            targets: instead of a class, one callable for all images or one for each, from the output of a
+                sample to a scalar; `AverageDrop` says what it is applied to.
+            cams: maps computed beforehand ``(N, *any spatial)``, if the source is `PrecomputedMaps`.
 
         Raises:
             TypeError: if an argument is of a wrong type.
-            ValueError: if the objects are missing or do not fit the images; and as `AverageDrop`.
+            ValueError: if the objects are missing, or an argument does not fit the model or the others. The
+                states are unchanged then.
         """
         check_objects(objects, input_tensor)
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams, objects=objects) as batch:
@@ -64,7 +68,37 @@ class EnergyPointingGame(LocalizationMetric):
     - ``energy_pointing_game`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was
       counted. With ``average="none"`` it is ``(num_classes,)``
 
-    Arguments, counts and errors are those of `AverageDrop`.
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
+
+    Attributes:
+        value: sum of the values of the images, float64.
+        total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
 
     Source: Wang et al., Score-CAM, https://arxiv.org/abs/1910.01279
 
@@ -104,7 +138,37 @@ class PointingGame(LocalizationMetric):
     - ``pointing_game`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was counted.
       With ``average="none"`` it is ``(num_classes,)``
 
-    Arguments, counts and errors are those of `AverageDrop`.
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
+
+    Attributes:
+        value: sum of the values of the images, float64.
+        total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
 
     Source: Zhang et al., Excitation Backprop, https://arxiv.org/abs/1608.00507
 
@@ -146,7 +210,37 @@ class MaskIoU(LocalizationMetric):
     - ``mask_iou`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was counted. With
       ``average="none"`` it is ``(num_classes,)``
 
-    Arguments, counts and errors are those of `AverageDrop`.
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
+
+    Attributes:
+        value: sum of the values of the images, float64.
+        total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
 
     Example:
         >>> import torch

@@ -35,7 +35,21 @@ class MeasureMetric(SingleSourceMetric):
         targets: Target | list[Target] | None = None,
         cams: Tensor | None = None,
     ) -> None:
-        """Explain a batch and accumulate the measure of each image; arguments are those of `AverageDrop`."""
+        """Explain a batch and accumulate the measure of each image.
+
+        Args:
+            input_tensor: images ``(N, C, *spatial)`` with one to three spatial dimensions, as the model takes
+                them.
+            class_idx: the target class: an int for all images, a list or LongTensor ``(N,)`` with one for
+                each, or None for the model's top class of each image.
+            targets: instead of a class, one callable for all images or one for each, from the output of a
+                sample to a scalar; `AverageDrop` says what it is applied to.
+            cams: maps computed beforehand ``(N, *any spatial)``, if the source is `PrecomputedMaps`.
+
+        Raises:
+            TypeError: if an argument is of a wrong type.
+            ValueError: if an argument does not fit the model or the others. The states are unchanged then.
+        """
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
             self._accumulate(batch)
 

@@ -71,14 +71,18 @@ class CAMComparison(SampleMetric):
         wins: number of images on which method k is better than l; differences up to 1e-6 are ties.
         differing: number of images on which the two methods yield different scores or, in a measure of the
             map, different values, ``(K, K)``.
-        nan_count: as of `AverageDrop`, ``(K,)``.
-        degenerate_count: as of `AverageDrop`, ``(K,)``.
-        outside_count: as of `AverageDrop`, ``(K,)``.
+        nan_count: number of images that were excluded for each method, because a pixel, a score, a value of
+            the map or of a measure is not finite, ``(K,)``.
+        degenerate_count: number of the counted images with a constant map, ``(K,)``.
+        outside_count: number of the counted images with a score outside of [0, 1], ``(K,)``.
         curves: sums of the deletion and the insertion curves, ``(P, 2, K)``, if one of them is a measure.
 
     Args:
-        sources: the methods by name: whatever `AverageDrop` accepts, all of one model.
-        logits_fn: as for `AverageDrop`.
+        sources: the sources of the maps by the name of the method, all of one model:
+            ``GradCAM(model, "layer4")`` and the other sources of `torchmetrics_cam.cams`, or objects of
+            torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         measures: the names of the measures; the first one orders the table. ``"average_drop"``,
             ``"increase_in_confidence"`` and ``"average_gain"`` by default; ``"drop_in_deletion"``,
             ``"deletion_auc"``, ``"insertion_auc"``, ``"road"``, ``"complexity"``, ``"coherency"``,
@@ -86,18 +90,26 @@ class CAMComparison(SampleMetric):
             ``update``, ``"energy_pointing_game"``, ``"pointing_game"`` and ``"mask_iou"``.
         controls: whether `UniformMap`, `RandomMap` and `CenterMap` are compared too.
         per_sample: whether to keep a row for each image, for `samples`. Memory then grows with their number.
-        protocol: as for `AverageDrop`.
-        scorer: as for `AverageDrop`.
-        batch_size: as for `AverageDrop`; a forward pass may hold masked images of several methods.
-        num_classes: as for `AverageDrop`.
-        average: as for `AverageDrop`. With ``"none"`` the values are ``(num_classes,)``.
-        validate_args: as for `AverageDrop`.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
+            first batch its scores must equal the model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass, which may be those of several
+            methods; None for the number of images in the batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class, ``(num_classes,)``.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
-        TypeError: if a source gives no maps, or the sources have no names; and as `AverageDrop`.
-        ValueError: if sources have different models, a measure is unknown, or a name is taken twice; and as
-            `AverageDrop`.
+        TypeError: if a source gives no maps, the sources have no names, ``logits_fn`` or ``scorer`` is not
+            callable, or the protocol is of another type.
+        ValueError: if sources have different models, a measure is unknown, a name is taken twice, the
+            protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not positive, or an
+            average over classes lacks ``num_classes``; in ``update``, if an argument does not fit the model
+            or the others, or scorer and model disagree.
 
     Example:
         >>> import torch
@@ -227,18 +239,22 @@ class CAMComparison(SampleMetric):
         """Explain a batch by every method, score its perturbed images and accumulate.
 
         Args:
-            input_tensor: as for `AverageDrop`.
-            class_idx: as for `AverageDrop`.
-            targets: as for `AverageDrop`.
+            input_tensor: images ``(N, C, *spatial)`` with one to three spatial dimensions, as the model takes
+                them.
+            class_idx: the target class: an int for all images, a list or LongTensor ``(N,)`` with one for
+                each, or None for the model's top class of each image.
+            targets: instead of a class, one callable for all images or one for each, from the output of a
+                sample to a scalar; `AverageDrop` says what it is applied to.
             cams: maps computed beforehand ``(N, *any spatial)``, by the name of the method; a tensor alone,
                 where one source is `PrecomputedMaps`.
-            objects: as for `EnergyPointingGame`.
+            objects: the annotated object of each image, ``(N, *spatial)`` of the images' size, bool or 0 and
+                1, for the localization measures.
             index: the number of each image in its dataset, ``(N,)``, for `samples`; None counts the images
                 that this process has seen.
 
         Raises:
-            TypeError: as `AverageDrop`.
-            ValueError: as `AverageDrop`. The states are unchanged then.
+            TypeError: if an argument is of a wrong type.
+            ValueError: if an argument does not fit the model or the others. The states are unchanged then.
         """
         check_index(index, input_tensor)
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams, objects=objects) as batch:
