@@ -301,3 +301,27 @@ def test_the_next_pass_begins_without_what_an_earlier_one_left(net):
         assert not any(module.training for module in net.modules())
         assert not net.body._forward_hooks
         assert net.fc.weight.grad is None
+
+
+def test_an_update_walks_the_module_tree_once(net, images, monkeypatch):
+    """The guard's own walk serves both forward passes; nothing else goes through all modules."""
+    metric = AverageDrop(GradCAM(net, "body"))
+    walks, yielded = [], []
+    note, named_modules = ModelGuard._note, nn.Module.named_modules
+
+    def noted(guard):
+        walks.append(guard.model)
+        note(guard)
+
+    def named(module, *args, **kwargs):
+        for name, child in named_modules(module, *args, **kwargs):
+            yielded.append(child)
+            yield name, child
+
+    monkeypatch.setattr(ModelGuard, "_note", noted)
+    monkeypatch.setattr(nn.Module, "named_modules", named)
+    metric.update(images)
+    assert walks == [net]
+    assert net.fc not in yielded  # the last module: only a whole walk comes to it
+    list(net.modules())
+    assert net.fc in yielded
