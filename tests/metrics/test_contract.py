@@ -33,9 +33,12 @@ from torchmetrics_cam import (
     Complexity,
     DeletionAUC,
     DropInDeletion,
+    EnergyPointingGame,
     EvaluationProtocol,
     IncreaseInConfidence,
     InsertionAUC,
+    MaskIoU,
+    PointingGame,
 )
 from torchmetrics_cam.cams import CallableSource, GradCAM, PrecomputedMaps, UniformMap
 from torchmetrics_cam.metrics.measures import MEASURES
@@ -573,3 +576,14 @@ def test_a_metric_has_a_hash_of_its_own_and_a_repr(net, images):
     assert isinstance(metric, Metric)
     assert repr(metric) == "AverageDrop(GradCAM(SmallNet, stem, body), protocol='paper')"
     assert metric.protocol == EvaluationProtocol.preset("paper")
+
+
+@pytest.mark.parametrize(
+    "cls", [*ALL, CAMComparison, EnergyPointingGame, MaskIoU, PointingGame], ids=lambda cls: cls.__name__
+)
+def test_the_help_of_a_metric_is_complete(cls):
+    for section in ("As input to", "As output of", "Args:", "Raises:", "Attributes:", "Example:"):
+        assert section in cls.__doc__, section
+    for function, text in ((cls.__init__, cls.__doc__), (cls.update, cls.update.__doc__)):
+        for name in list(inspect.signature(function).parameters)[1:]:
+            assert f"  {name}: " in text, name

@@ -286,3 +286,15 @@ def test_scores_by_a_scorer(net, images):
     assert seen == [4]  # the comparison with the model
     torch.testing.assert_close(batch.masked_scores, explain(source, images).masked_scores)
     assert seen == [4, 4]
+
+
+def test_it_may_be_called_in_a_compiled_step(net, images):
+    source = GradCAM(net, "body")
+
+    def step(images):
+        batch = explain(source, images)
+        return batch.masked_scores, batch.masked_images, batch.coherency
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="eager")
+    torch.testing.assert_close(compiled(images), step(images))

@@ -80,8 +80,9 @@ def parameter_randomization(
         images: the model's input, ``(N, C, *spatial)``.
         class_idx: the target class of each image, or one for all; None for the class with the highest score
             of the original network. It is the same in all steps.
-        protocol: as for `AverageDrop`. Its fields ``scores``, ``cam_of``, ``rectify`` and ``class_selection``
-            are used; maps are always min-max normalized at the size of the images.
+        protocol: an `EvaluationProtocol` or the name of a preset; None for ``"paper"``. Its fields
+            ``scores``, ``cam_of``, ``rectify`` and ``class_selection`` are used; maps are always min-max
+            normalized at the size of the images.
         seed: the seed of the random weights. The state of the global random generator is restored.
 
     Returns:

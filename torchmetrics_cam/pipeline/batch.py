@@ -162,7 +162,8 @@ class _PerturbedScores:
 
     def _score(self, perturbations: Sequence[Perturbation]) -> Tensor:
         first = self.explanations[0]
-        return self.pipeline.score(perturbations, first.scores, first.selector)
+        scores: Tensor = self.pipeline.score(perturbations, first.scores, first.selector)
+        return scores
 
 
 class Batch:

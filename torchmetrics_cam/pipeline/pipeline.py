@@ -98,6 +98,8 @@ class Pipeline:
         finally:
             self._guard = None
 
+    # Here and below: a step that is compiled may explain a batch, which cannot be traced.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def explain(
         self,
         images: Tensor,
@@ -132,6 +134,7 @@ class Pipeline:
                 self._compare_scorer(explanations[0])
         return explanations
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def explain_again(self, source: CAMSource, images: Tensor, selector: ScoreSelector) -> Explanation:
         """Return the maps of other images by one source, for the classes or targets of an earlier batch."""
         with self.active(images) as guard:
@@ -147,6 +150,7 @@ class Pipeline:
             )
         return explanation
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def score(
         self, perturbations: Sequence[Perturbation], clean_scores: Tensor, selector: ScoreSelector
     ) -> Tensor:
