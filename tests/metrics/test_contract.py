@@ -326,7 +326,8 @@ def test_rule_14_a_model_made_in_inference_mode_is_refused_with_the_fix(images):
     with torch.inference_mode():
         model = small_net()
     with pytest.raises(
-        ValueError, match=r"'stem.0.weight' was made under torch.inference_mode\(\).*load the model outside"
+        ValueError,
+        match=r"'stem.0.weight' was created under torch.inference_mode\(\).*load the model outside",
     ):
         AverageDrop(GradCAM(model, "body")).update(images)
 

@@ -39,31 +39,14 @@ class CAMMetric(Metric):
     plot_legend_name: str = "Class"
 
     identity: Tensor
-    default_protocol: ClassVar[str] = "paper"
     _in_forward: bool = False
 
     def __init__(
-        self,
-        sources: Sequence[CAMSource],
-        logits_fn: Callable[[Any], Any] | None,
-        *,
-        protocol: EvaluationProtocol | str | None,
-        scorer: Callable[[Tensor], Any] | None,
-        batch_size: int | None,
-        num_classes: int | None,
-        average: Average,
-        validate_args: bool,
-        **kwargs: Any,
+        self, pipeline: Pipeline, *, num_classes: int | None, average: Average, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         check_averaging(num_classes, average)
-        self._pipeline = Pipeline(
-            sources,
-            ScoreFunction(logits_fn, as_protocol(protocol, self.default_protocol)),
-            scorer=scorer,
-            batch_size=batch_size,
-            validate_args=validate_args,
-        )
+        self._pipeline = pipeline
         self.num_classes = num_classes
         self.average = average
         self._sum_dtype = torch.float64
@@ -320,6 +303,8 @@ class SingleSourceMetric(CAMMetric):
         outside_count: how many of the counted images have a score outside of [0, 1].
     """
 
+    default_protocol: ClassVar[str] = "paper"
+
     total: Tensor
     nan_count: Tensor
     degenerate_count: Tensor
@@ -338,17 +323,14 @@ class SingleSourceMetric(CAMMetric):
         validate_args: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
+        pipeline = Pipeline(
             [as_source(cam_extractor)],
-            logits_fn,
-            protocol=protocol,
+            ScoreFunction(logits_fn, as_protocol(protocol, self.default_protocol)),
             scorer=scorer,
             batch_size=batch_size,
-            num_classes=num_classes,
-            average=average,
             validate_args=validate_args,
-            **kwargs,
         )
+        super().__init__(pipeline, num_classes=num_classes, average=average, **kwargs)
         self._add_states()
         self.add_state("identity", self._identity(), dist_reduce_fx=keep_own)
 

@@ -25,6 +25,10 @@ _HOOK_TABLES = (
 )
 
 
+# Module, name, buffer and a copy of its values.
+_Buffer = tuple[nn.Module, str, Tensor, Tensor]
+
+
 class _Module(NamedTuple):
     """The state of one module, without its parameters and buffers."""
 
@@ -112,7 +116,7 @@ class ModelGuard:
         """Walk the module tree once and record its state."""
         self._modules: list[_Module] = []
         self._parameters: list[tuple[nn.Parameter, Tensor | None, bool]] = []
-        self._buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+        self._buffers: list[_Buffer] = []
         self._has_inference_tensors = False
         modules, seen = [self.model], {id(self.model)}
         seen_parameters: set[int] = set()
@@ -128,12 +132,12 @@ class ModelGuard:
                     self._refuse_lazy(parameter)
                     self._has_inference_tensors |= parameter.is_inference()
                     self._parameters.append((parameter, parameter.grad, parameter.requires_grad))
-            for name, buffer in module._buffers.items():
+            for buffer in module._buffers.values():
                 if buffer is not None:
                     self._refuse_lazy(buffer)
                     self._has_inference_tensors |= buffer.is_inference()
-                    if not (isinstance(module, _NormBase) or buffer.is_inference() or _is_expanded(buffer)):
-                        self._buffers.append((module, name, buffer, buffer.detach().clone()))
+            if not isinstance(module, _NormBase):
+                self._buffers += _copied_buffers(module)
             for child in children.values():
                 if child is not None and id(child) not in seen:
                     seen.add(id(child))
@@ -167,10 +171,7 @@ class ModelGuard:
             self._restore_tensors_and_hooks()
 
     def _restore_tensors_and_hooks(self) -> None:
-        for module, name, buffer, value in self._buffers:
-            module._buffers[name] = buffer
-            # Through .data, which does not invalidate the buffer in an autograd graph of the user.
-            buffer.data.copy_(value)
+        _restore_buffers(self._buffers)
         for parameter, gradient, requires_grad in self._parameters:
             if parameter.requires_grad is not requires_grad:
                 parameter.requires_grad_(requires_grad)
@@ -223,18 +224,11 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Restore the values of all buffers afterwards."""
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and not buffer.is_inference() and not _is_expanded(buffer)
-    ]
+    buffers = [buffer for module in model.modules() for buffer in _copied_buffers(module)]
     try:
         yield
     finally:
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer
-            buffer.data.copy_(value)
+        _restore_buffers(buffers)
 
 
 @contextmanager
@@ -292,6 +286,22 @@ def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
         for module, training in modes:
             if module.training is not training:
                 module.training = training
+
+
+def _copied_buffers(module: nn.Module) -> list[_Buffer]:
+    """Return the buffers of a module that can be restored, with copies of their values."""
+    return [
+        (module, name, buffer, buffer.detach().clone())
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_inference() and not _is_expanded(buffer)
+    ]
+
+
+def _restore_buffers(buffers: Sequence[_Buffer]) -> None:
+    for module, name, buffer, value in buffers:
+        module._buffers[name] = buffer
+        # Through .data, which does not invalidate the buffer in an autograd graph of the user.
+        buffer.data.copy_(value)
 
 
 def _is_expanded(tensor: Tensor) -> bool:

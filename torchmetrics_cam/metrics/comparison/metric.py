@@ -29,10 +29,11 @@ from torchmetrics_cam.metrics.comparison.table import (
 from torchmetrics_cam.metrics.compute_groups import keep_own
 from torchmetrics_cam.metrics.curves import curve_fractions, resampled_curves
 from torchmetrics_cam.metrics.measures import DEFAULT_MEASURES, MEASURES
-from torchmetrics_cam.model.scores import ClassIndex, Target
+from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
 from torchmetrics_cam.pipeline.batch import Batch
+from torchmetrics_cam.pipeline.pipeline import Pipeline
 from torchmetrics_cam.pipeline.sources import index_of, maps_by_source
-from torchmetrics_cam.protocol import EvaluationProtocol
+from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
 # The index of each measure's curve.
 CURVES = {"deletion_auc": 0, "insertion_auc": 1}
@@ -158,17 +159,14 @@ class CAMComparison(SampleMetric):
     ) -> None:
         check_measures(measures)
         named = sources_with_controls(sources, with_controls=controls)
-        super().__init__(
+        pipeline = Pipeline(
             list(named.values()),
-            logits_fn,
-            protocol=protocol,
+            ScoreFunction(logits_fn, as_protocol(protocol)),
             scorer=scorer,
             batch_size=batch_size,
-            num_classes=num_classes,
-            average=average,
             validate_args=validate_args,
-            **kwargs,
         )
+        super().__init__(pipeline, num_classes=num_classes, average=average, **kwargs)
         self.methods = tuple(named)
         self.controls = tuple(CONTROLS) if controls else ()
         self.measures = tuple(MEASURES[name] for name in measures)
