@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from math import nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -83,12 +83,9 @@ def comparison_history_figure(
             )
             panel.plot(range(len(steps)), value, label=plain_text(method), marker="o", markersize=3, **style)
             panel.fill_between(range(len(steps)), lower, upper, color=style["color"], alpha=0.15, linewidth=0)
-        panel.set_title(_title(measure), fontsize=9)
+        _style_panel(panel, measure, grid="y")
         panel.set_xlabel("step", fontsize=9)
         panel.locator_params(axis="x", integer=True)
-        panel.grid(axis="y", color="0.9")
-        panel.set_axisbelow(True)
-        panel.tick_params(labelsize=8)
     panels[-1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure, panels[0] if len(panels) == 1 else panels
 
@@ -109,12 +106,9 @@ def interval_panel(panel: "Axes", measure: Measure, rows: Sequence[Row]) -> None
             panel.plot([cell["lower"], cell["upper"]], [position, position], color="black", linewidth=1.2)
         fill_color = "white" if row["control"] else "black"
         panel.plot(cell["value"], position, "o", color="black", markerfacecolor=fill_color, markersize=5)
-    panel.set_title(_title(measure), fontsize=9)
+    _style_panel(panel, measure, grid="x")
     panel.set_yticks(range(len(rows)), [plain_text(row["method"]) for row in rows], fontsize=9)
     panel.set_ylim(len(rows) - 0.5, -0.5)
-    panel.grid(axis="x", color="0.9")
-    panel.set_axisbelow(True)
-    panel.tick_params(axis="x", labelsize=8)
 
 
 def curve_figure(
@@ -196,8 +190,12 @@ def plain_text(name: str) -> str:
     return name.replace("$", r"\$").lstrip("_") or name
 
 
-def _title(measure: Measure) -> str:
-    return f"{measure['title']}\n({'higher' if measure['higher_is_better'] else 'lower'} is better)"
+def _style_panel(panel: "Axes", measure: Measure, *, grid: Literal["x", "y"]) -> None:
+    direction = "higher" if measure["higher_is_better"] else "lower"
+    panel.set_title(f"{measure['title']}\n({direction} is better)", fontsize=9)
+    panel.grid(axis=grid, color="0.9")
+    panel.set_axisbelow(True)
+    panel.tick_params(labelsize=8)
 
 
 def _cell(rows: Sequence[Row], method: str, measure: str) -> Mapping[str, Any]:

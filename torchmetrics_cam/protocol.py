@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from torchmetrics_cam.baselines import BLUR, Baseline, as_baseline, display_name, is_finite_number
 
@@ -175,11 +175,6 @@ class EvaluationProtocol:
         """
         name = f"modified {self.name.removeprefix('modified ')}"
         return dataclasses.replace(self, **{"name": name, **changes})  # type: ignore[arg-type]
-
-    @property
-    def drop_settings(self) -> dict[str, Any]:
-        """The keyword arguments ``relative`` and ``eps`` of `average_drop` for this protocol."""
-        return {"relative": self.drop == "relative", "eps": self.drop_eps}
 
     def caption(self, measures: Iterable[str] = ()) -> str:
         """Return the protocol as one line of text, for the caption of a table or figure.

@@ -37,7 +37,8 @@ class LocalizationMetric(MeasureMetric):
             objects: the annotated object of each image, ``(N, *spatial)`` of the images' size, bool or 0 and
                 1; `boxes_to_objects` converts boxes.
             targets: instead of a class, one callable for all images or one for each, from the output of a
-                sample to a scalar; `AverageDrop` says what it is applied to.
+                sample to a scalar. It receives all parts of a tuple or dict. It is applied to the scores, and
+                for the gradient of a CAM to the output that the protocol's ``cam_of`` names.
             cams: maps computed beforehand ``(N, *any spatial)``, if the source is `PrecomputedMaps`.
 
         Raises:

@@ -72,8 +72,8 @@ class Measure:
 
 
 def _average_drop(batch: Batch) -> Tensor:
-    settings = batch.protocol.drop_settings
-    return average_drop(batch.scores, batch.masked_scores, **settings, reduction="none")
+    is_relative, eps = batch.protocol.drop == "relative", batch.protocol.drop_eps
+    return average_drop(batch.scores, batch.masked_scores, relative=is_relative, eps=eps, reduction="none")
 
 
 def _relative_drop(batch: Batch) -> Tensor:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.functional.confidence import average_drop
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
+from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.pipeline.batch import Batch, explain
 from torchmetrics_cam.plots import COLORMAP, OPACITY
 
@@ -177,13 +177,7 @@ def gallery(
 
 def _drops(batches: Sequence[Batch]) -> Tensor:
     """Return the drop of each image by each method, ``(K, N)``."""
-    return torch.stack(
-        [
-            average_drop(one.scores, one.masked_scores, **one.protocol.drop_settings, reduction="none")
-            for batch in batches
-            for one in batch
-        ]
-    )
+    return torch.stack([MEASURES["average_drop"].values(one) for batch in batches for one in batch])
 
 
 def _ranked(values: Tensor, valid: Tensor, *, higher_is_better: bool) -> list[int]:

@@ -242,7 +242,8 @@ class CAMComparison(SampleMetric):
             class_idx: the target class: an int for all images, a list or LongTensor ``(N,)`` with one for
                 each, or None for the model's top class of each image.
             targets: instead of a class, one callable for all images or one for each, from the output of a
-                sample to a scalar; `AverageDrop` says what it is applied to.
+                sample to a scalar. It receives all parts of a tuple or dict. It is applied to the scores, and
+                for the gradient of a CAM to the output that the protocol's ``cam_of`` names.
             cams: maps computed beforehand ``(N, *any spatial)``, by the name of the method; a tensor alone,
                 where one source is `PrecomputedMaps`.
             objects: the annotated object of each image, ``(N, *spatial)`` of the images' size, bool or 0 and
