@@ -261,6 +261,21 @@ def test_a_module_that_fails_to_return_to_training_mode_does_not_keep_the_rest_f
     assert torch.is_autocast_cache_enabled()
 
 
+def test_a_buffer_that_was_resized_does_not_keep_the_rest_from_being_restored():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout())
+    model.register_buffer("count", torch.zeros(3))
+    gradient = model[0].weight.grad = torch.rand_like(model[0].weight)
+    guard = ModelGuard(model)
+    guard.__enter__()
+    model.count.resize_(4)
+    model[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match="size"):
+        guard.__exit__()
+    assert model[0].weight.grad is gradient
+    assert not model[0]._forward_hooks
+    assert all(module.training for module in model.modules())
+
+
 def test_a_model_that_fails_to_enter_evaluation_mode_is_as_it_was_found():
     class NeverEvaluates(nn.Module):
         def train(self, mode=True):

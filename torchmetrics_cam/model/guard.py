@@ -1,7 +1,7 @@
 """The guard of the user's model, and contexts that restore parts of its state."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from statistics import mode
 from typing import Any, NamedTuple
 
@@ -136,7 +136,7 @@ class ModelGuard:
                 if buffer is not None:
                     self._refuse_lazy(buffer)
                     self._has_inference_tensors |= buffer.is_inference()
-            if not isinstance(module, _NormBase):
+            if module._buffers and not isinstance(module, _NormBase):
                 self._buffers += _copied_buffers(module)
             for child in children.values():
                 if child is not None and id(child) not in seen:
@@ -164,19 +164,21 @@ class ModelGuard:
                 parameter.grad = None
 
     def _restore(self) -> None:
-        try:
-            _set_modes([(module.module, module.training) for module in self._modules])
-        finally:
-            # Also where the user's own train() has failed.
-            self._restore_tensors_and_hooks()
+        # The last one runs first, and each runs even if another fails, as the user's own train() may.
+        with ExitStack() as stack:
+            stack.callback(self._restore_hooks_and_children)
+            stack.callback(self._restore_parameters)
+            stack.callback(_restore_buffers, self._buffers)
+            stack.callback(_set_modes, [(module.module, module.training) for module in self._modules])
 
-    def _restore_tensors_and_hooks(self) -> None:
-        _restore_buffers(self._buffers)
+    def _restore_parameters(self) -> None:
         for parameter, gradient, requires_grad in self._parameters:
             if parameter.requires_grad is not requires_grad:
                 parameter.requires_grad_(requires_grad)
             if parameter.grad is not gradient:
                 parameter.grad = gradient
+
+    def _restore_hooks_and_children(self) -> None:
         for module, children, _, is_full_backward_hook, hooks in self._modules:
             module._is_full_backward_hook = is_full_backward_hook
             for table_name, hooks_before in zip(_HOOK_TABLES, hooks, strict=True):
