@@ -1,5 +1,6 @@
 """What is written down is true: examples and commands run, links lead somewhere, figures are the measured ones."""
 
+import ast
 import os
 import re
 import shlex
@@ -161,7 +162,55 @@ def test_the_commands_of_the_guide_run(place):
     assert "3 images are in both runs." in printed_by_command(block("compare", GUIDE), place)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+PUBLIC_MODULES = {
+    "torchmetrics_cam",
+    *(f"torchmetrics_cam.{name}" for name in ("baselines", "cams", "functional", "lightning")),
+}
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def internal_imports(code):
+    """Return the internal modules of the package that Python code imports."""
+    imported = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+            if node.module == "torchmetrics_cam":
+                names = {alias.name for alias in node.names} - set(torchmetrics_cam.__all__)
+                imported |= {f"torchmetrics_cam.{name}" for name in names}
+    return {name for name in imported if name.split(".")[0] == "torchmetrics_cam"} - PUBLIC_MODULES
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_import_public_modules_only(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert any("torchmetrics_cam" in source for source in code)
+    assert not set().union(*(internal_imports(source) for source in code))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from torchmetrics_cam.pipeline.batch import explain",
+        "from torchmetrics_cam import cli, explain",
+        "import torch, torchmetrics_cam.model.scores as scores",
+    ],
+)
+def test_internal_imports_are_found(line):
+    assert internal_imports(line)
+
+
+def test_public_imports_are_allowed():
+    assert not internal_imports(
+        "import torch\nimport torchmetrics_cam\nfrom torchmetrics_cam import explain, cams\n"
+        "from torchmetrics_cam.lightning import evaluate"
+    )
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore:.*Proactor event loop")
 def test_notebooks_run_and_are_committed_with_their_output(path):
     notebook = nbformat.read(path, as_version=4)

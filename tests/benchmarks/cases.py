@@ -1,4 +1,4 @@
-"""What is timed: bare forward passes, ours, and the libraries that measure the same, on a network and a batch."""
+"""The timed cases: bare forward passes, this package, torchcam and pytorch-grad-cam, on a network and a batch."""
 
 import copy
 from collections.abc import Callable
@@ -46,7 +46,13 @@ TORCHCAM, GRAD_CAM, ON_GRAD_CAM = "torchcam", "pytorch-grad-cam", "ours on pytor
 
 
 class Setting:
-    """A network with a batch of images, and what is compared on it."""
+    """A network, a batch of random images, and the cases that are timed on them.
+
+    Args:
+        network: a name in `LAYERS`.
+        batch: the number of images.
+        methods: K, the number of CAM methods.
+    """
 
     def __init__(self, network: str, batch: int, methods: int) -> None:
         torch.manual_seed(0)
@@ -58,17 +64,17 @@ class Setting:
         self.reshape = vit_grid if network.startswith("vit") else None
         self.images = torch.randn(batch, 3, SIDE, SIDE)
         self.methods = methods
-        # Of one case: each runs in a process of its own.
-        self.fast: tuple[nn.Module, Callable[[Tensor], Any]] | None = None
+        # The network and the compiled scorer of one case: each case has a process and a setting of its own.
+        self.compiled_scorer: tuple[nn.Module, Callable[[Tensor], Any]] | None = None
 
     @cached_property
     def classes(self) -> list[int]:
-        """The top class of each image, for the libraries that are told it; known before they are timed."""
+        """The top class of each image, for pytorch-grad-cam; computed before the timing starts."""
         with torch.inference_mode():
             return self.model(self.images).argmax(1).tolist()
 
     def cases(self) -> dict[str, Callable[[Tensor], Any]]:
-        """What is timed, by name, as functions of the images."""
+        """Return the cases that the network supports, by name, as functions of the images."""
         cases: dict[str, Callable[[Tensor], Any]] = {BASELINE: self.bare, OURS: self.ours}
         if self.reshape is None:
             cases[TORCHCAM] = self.torchcam
@@ -76,14 +82,14 @@ class Setting:
             cases |= {GRAD_CAM: self.grad_cam, ON_GRAD_CAM: self.on_grad_cam}
         if self.methods in (1, 4):
             cases[COMPILED] = self.compiled
-        # torch.fx folds into plain convolutions, and those of EfficientNet-Lite are a class of their own.
-        kinds = {type(module) for module in self.model.modules()}
-        if self.methods == 4 and {nn.Conv2d, nn.BatchNorm2d} <= kinds:
+        # torch.fx folds batch norms into nn.Conv2d only; EfficientNet-Lite has a subclass of it.
+        types = {type(module) for module in self.model.modules()}
+        if self.methods == 4 and {nn.Conv2d, nn.BatchNorm2d} <= types:
             cases[FOLDED] = self.folded
         return cases
 
     def bare(self, images: Tensor) -> None:
-        """The floor: the model once for the images and once for each method's, in inference mode."""
+        """Run the reference: one forward pass for the images and one per method, in inference mode."""
         with torch.inference_mode():
             for _ in range(1 + self.methods):
                 self.model(images)
@@ -94,64 +100,67 @@ class Setting:
         model: nn.Module | None = None,
         scorer: Callable[[Tensor], Any] | None = None,
     ) -> None:
-        """Ours, in the default protocol: for one method the single metric, for more a comparison."""
+        """Run `AverageDrop` for one method, and `CAMComparison` for several, in the default protocol."""
         model = model or self.model
-        made = [
+        sources = [
             method(model, self.layer, reshape_transform=self.reshape)
             for method in islice(cycle(OWN), self.methods)
         ]
-        # What the scorer says is compared with the model once an evaluation, and not once a batch.
-        settings: dict[str, Any] = {"scorer": scorer, "validate_args": scorer is None}
+        # The scores of the scorer are compared with the model's once in an evaluation, not in every batch.
+        validate_args = scorer is None
         if self.methods == 1:
-            AverageDrop(made[0], **settings).update(images)
+            AverageDrop(sources[0], scorer=scorer, validate_args=validate_args).update(images)
         else:
-            sources = {f"{place} {source!r}": source for place, source in enumerate(made)}
-            CAMComparison(sources, controls=False, **settings).update(images)
+            named = {f"{index} {source!r}": source for index, source in enumerate(sources)}
+            CAMComparison(named, controls=False, scorer=scorer, validate_args=validate_args).update(images)
 
     def compiled(self, images: Tensor) -> None:
-        """The same with a network in channels-last layout, and the masked images through it compiled and frozen."""
+        """Run `ours` on a channels-last copy of the network, with its compiled and frozen version as scorer."""
         self._with_scorer(images, copy.deepcopy)
 
     def folded(self, images: Tensor) -> None:
-        """The same once more, with batch norms folded into the convolutions before them in the clean pass too."""
-        self._with_scorer(images, folded)
+        """Run `compiled` on a network whose batch norms are folded into the convolutions, also in the clean pass."""
+        self._with_scorer(images, fold_batch_norms)
 
-    def _with_scorer(self, images: Tensor, copied: Callable[[nn.Module], nn.Module]) -> None:
-        if self.fast is None:
+    def _with_scorer(self, images: Tensor, copy_model: Callable[[nn.Module], nn.Module]) -> None:
+        if self.compiled_scorer is None:
             torch._inductor.config.freezing = True
-            model = copied(self.model).to(memory_format=torch.channels_last)
+            model = copy_model(self.model).to(memory_format=torch.channels_last)
             frozen = torch.compile(model)
-            self.fast = model, lambda masked: frozen(masked.contiguous(memory_format=torch.channels_last))
-        self.ours(images.contiguous(memory_format=torch.channels_last), *self.fast)
+            self.compiled_scorer = (
+                model,
+                lambda masked: frozen(masked.contiguous(memory_format=torch.channels_last)),
+            )
+        self.ours(images.contiguous(memory_format=torch.channels_last), *self.compiled_scorer)
 
     def torchcam(self, images: Tensor) -> None:
-        """torchcam's metric as its documentation shows it, one method after the other."""
+        """Run torchcam's metric as in its documentation, one method after the other."""
         for name in islice(cycle(TORCHCAMS), self.methods):
             with getattr(torchcam.methods, name)(self.model, self.layer) as extractor:
                 softmax = partial(torch.softmax, dim=-1)
                 torchcam.metrics.ClassificationMetric(extractor, softmax).update(images)
 
     def grad_cam(self, images: Tensor) -> None:
-        """pytorch-grad-cam's own metric as its tutorial shows it, the classes known."""
+        """Run pytorch-grad-cam's metric as in its tutorial; the target classes are given."""
         classes = self.classes[: len(images)]
-        with self._object() as cam:
+        with self._grad_cam_object() as cam:
             maps = cam(images, targets=[ClassifierOutputTarget(index) for index in classes])
             softmax = [ClassifierOutputSoftmaxTarget(index) for index in classes]
             DropInConfidence()(images, maps, softmax, self.model)
 
     def on_grad_cam(self, images: Tensor) -> None:
-        """Our metric on its object."""
-        with self._object() as cam:
+        """Run `AverageDrop` on the object of pytorch-grad-cam."""
+        with self._grad_cam_object() as cam:
             metric = AverageDrop(PytorchGradCAMSource(cam), protocol="grad_cam")
             metric.update(images, class_idx=self.classes[: len(images)])
 
-    def _object(self) -> Any:
+    def _grad_cam_object(self) -> Any:
         layers = [self.model.get_submodule(self.layer)]
         return pytorch_grad_cam.GradCAM(self.model, layers, reshape_transform=self.reshape)
 
 
-def folded(model: nn.Module) -> nn.Module:
-    """A copy whose convolutions do what the batch norms behind them did; its modules keep their names."""
+def fold_batch_norms(model: nn.Module) -> nn.Module:
+    """Return a copy with batch norms folded into the convolutions before them; module names stay the same."""
     copied, fused = copy.deepcopy(model), dict(fuse(model).named_modules())
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -162,7 +171,7 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 def case_of(case: str, network: str, batch: int, methods: int) -> Callable[[], Any]:
-    """A case on its images, for a process of its own."""
+    """Return a case with its images, ready to run; called in the process of the case."""
     torch.set_num_threads(THREADS)
     setting = Setting(network, batch, methods)
     return partial(setting.cases()[case], setting.images)

@@ -1,14 +1,14 @@
 """``torchmetrics-cam evaluate`` on the 10,000 test images of Fashion-MNIST: eight methods and three controls.
 
-A small network is trained, and then the command evaluates it as one process, as two, and as one that is interrupted
-three times at random and called again. The interrupted run must have the numbers of the whole one bit for bit, and
-the values, intervals, ranks and counts of two processes must be the same to 1e-6. Win rates may differ by single images,
-because two values that lie 1e-6 apart are a tie or a win by the last bit of a forward pass. Its time stands beside the
-forward passes that it cannot do without.
+A small network is trained. The command then evaluates it in one process, in two processes, and in one process that is
+interrupted three times at random times and started again. The interrupted run must give the numbers of the uninterrupted one
+bit for bit; values, intervals, ranks and counts of two processes must agree to 1e-6. Win rates may differ by a few images:
+values that differ by less than the rounding error of a forward pass can be a tie in one run and a win in the other. The time
+of the command is compared with that of the bare forward passes that it needs.
 
     python tests/benchmarks/command.py [--limit 10000]
 
-It ends with status 1 if a number differs.
+The exit code is 1 if the numbers differ by more.
 """
 
 import json
@@ -34,68 +34,69 @@ METHODS = (
     *("torchcam:ScoreCAM", "pytorch_grad_cam:EigenCAM", "pytorch_grad_cam:EigenGradCAM"),
 )
 CONTROLS, BATCH, INTERRUPTS, SEED = 3, 250, 3, 0
-# Score-CAM asks the network once for each of the 64 channels, and each object of another library once more.
+# Score-CAM runs one forward pass per channel of the target layer (64); sources of other libraries need a clean
+# forward pass each.
 PASSES_OF_METHODS, PASSES_OF_SCORE_CAM, CLEAN_PASSES = len(METHODS) + CONTROLS, 64, 1 + 3
 
 
 def network() -> nn.Module:
-    """What ``--model command:network`` builds; ``--checkpoint`` fills it."""
+    """Return the network for ``--model command:network``; ``--checkpoint`` loads its weights."""
     return SmallCNN()
 
 
 def images() -> TensorDataset:
-    """What ``--data command:images`` returns: the test images and their labels."""
+    """Return the test images and their labels for ``--data command:images``."""
     return TensorDataset(*load(DATA, "t10k"))
 
 
-def start(out: Path, weights: Path, limit: int, *more: str) -> subprocess.Popen[str]:
-    """The command, as a process of its own."""
+def start(out: Path, weights: Path, limit: int, *options: str) -> subprocess.Popen[str]:
+    """Start the command in a separate process."""
     line = [sys.executable, "-m", "torchmetrics_cam", "evaluate"]
     line += ["--model", "command:network", "--checkpoint", str(weights), "--data", "command:images"]
     line += ["--methods", ",".join(METHODS), "--layer", TARGET_LAYER, "--limit", str(limit)]
     line += ["--batch-size", str(BATCH), "--save-every", "2", "--accelerator", "cpu"]
-    line += ["--out", str(out), *more]
+    line += ["--out", str(out), *options]
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    # One thread a process: two processes then have twice the cores, and one is compared with bare forwards of one.
+    # One thread per process: then two processes use twice the cores of one, as the bare forward passes use one.
     environ = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(line, cwd=Path(__file__).parent, env=environ, **streams)
 
 
-def finish(out: Path, weights: Path, limit: int, *more: str) -> tuple[dict[str, Any], float]:
-    """What the command wrote, and how many seconds it took.
+def finish(out: Path, weights: Path, limit: int, *options: str) -> tuple[dict[str, Any], float]:
+    """Run the command to its end, and return its results and its duration in seconds.
 
     Raises:
-        RuntimeError: if it failed; the message is the command's own.
+        RuntimeError: if the command fails; the message is its error output.
     """
     started = time.perf_counter()
-    running = start(out, weights, limit, *more)
-    _, said = running.communicate()
+    process = start(out, weights, limit, *options)
+    _, errors = process.communicate()
     seconds = time.perf_counter() - started
-    if running.returncode:
-        raise RuntimeError(said)
+    if process.returncode:
+        raise RuntimeError(errors)
     return json.loads((out / "results.json").read_text()), seconds
 
 
 def interrupted(
-    out: Path, weights: Path, limit: int, whole_seconds: float
+    out: Path, weights: Path, limit: int, uninterrupted_seconds: float
 ) -> tuple[dict[str, Any], list[int]]:
-    """The result of a run that Ctrl-C ends three times, and the exit codes on the way."""
-    chance = random.Random(SEED)
-    kept, codes = out / "partial" / "rank-0.pt", []
+    """Interrupt the command three times, and return the results of the last run and the exit codes of the others."""
+    delays = random.Random(SEED)
+    saved, codes = out / "partial" / "rank-0.pt", []
     for _ in range(INTERRUPTS):
-        before = kept.stat().st_mtime_ns if kept.exists() else 0
-        running = start(out, weights, limit, "--devices", "1")
-        while running.poll() is None and (not kept.exists() or kept.stat().st_mtime_ns == before):
+        saved_before = saved.stat().st_mtime_ns if saved.exists() else 0
+        process = start(out, weights, limit, "--devices", "1")
+        while process.poll() is None and (not saved.exists() or saved.stat().st_mtime_ns == saved_before):
             time.sleep(0.05)
-        time.sleep(chance.uniform(0.0, 0.2) * whole_seconds)
-        running.send_signal(signal.SIGINT)
-        running.communicate()
-        codes.append(running.returncode)
+        time.sleep(delays.uniform(0.0, 0.2) * uninterrupted_seconds)
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        codes.append(process.returncode)
     return finish(out, weights, limit, "--devices", "1")[0], codes
 
 
 def bare_seconds(model: nn.Module, pixels: Tensor) -> float:
-    """The forward passes of the whole evaluation and nothing else."""
+    """Return the seconds of the forward passes of the whole evaluation, without anything else."""
     torch.set_num_threads(1)
     passes = CLEAN_PASSES + PASSES_OF_METHODS + PASSES_OF_SCORE_CAM
     started = time.perf_counter()
@@ -107,12 +108,12 @@ def bare_seconds(model: nn.Module, pixels: Tensor) -> float:
 
 
 def numbers(result: dict[str, Any]) -> dict[str, Any]:
-    """All that may not depend on how the run was done."""
+    """Return the results that must not depend on how the command was run."""
     return {name: result[name] for name in ("comparison", "paired", "win_rates", "per_class")}
 
 
 def largest_difference(first: Any, second: Any) -> float:
-    """Between two results, over every number in them; infinite where anything else differs."""
+    """Return the largest difference between the numbers of two results; infinity if anything else differs."""
     if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
         return max((largest_difference(first[key], second[key]) for key in first), default=0.0)
     if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
@@ -123,7 +124,7 @@ def largest_difference(first: Any, second: Any) -> float:
 
 
 def report(result: dict[str, Any]) -> str:
-    """What was found, for people."""
+    """Return the page of the results."""
     header = ("method", "Average Drop (95 % interval)", "two processes", "interrupted three times")
     rows = []
     for one, two, resumed in zip(*(result["rows"][run] for run in ("one", "two", "resumed")), strict=True):
@@ -137,47 +138,49 @@ def report(result: dict[str, Any]) -> str:
             )
         )
     seconds = result["seconds"]
-    return f"""# The command on Fashion-MNIST: one process, two, and interrupted
+    return f"""# The command on Fashion-MNIST: one process, two processes, interrupted
 
-{result["images"]:,} test images, {len(METHODS)} methods and {CONTROLS} controls, a CNN of three convolutions with
-{result["accuracy"]:.1%} accuracy. Written by `command.py`; all figures are in `command.json`.
+{result["images"]:,} test images, {len(METHODS)} methods and {CONTROLS} controls, a CNN of three convolutional layers with
+{result["accuracy"]:.1%} accuracy. Written by `command.py`; all numbers are in `command.json`.
 
 {table(header, rows)}
 
-Two processes have the values, intervals, ranks and counts of one to {result["difference_of_two_processes"]:.1e}, and its
-win rates to {result["difference_of_their_win_rates"]:.1e}. A run that Ctrl-C ended after {INTERRUPTS} random times (exit codes
-{", ".join(map(str, result["exit_codes"]))}), called again, differs by {result["difference_when_interrupted"]} in any number.
+Between one and two processes, values, intervals, ranks and counts differ by at most
+{result["difference_of_two_processes"]:.1e} and win rates by at most {result["difference_of_their_win_rates"]:.1e}. Between an
+uninterrupted run and one that was interrupted with Ctrl-C at {INTERRUPTS} random times (exit codes
+{", ".join(map(str, result["exit_codes"]))}) and started again, the largest difference is
+{result["difference_when_interrupted"]}.
 
-One process of one thread took {seconds["one"]:.0f} s with its start, its report and the samples of each image; two took
-{seconds["two"]:.0f} s. The forward passes alone take {seconds["bare"]:.0f} s of one thread: {CLEAN_PASSES} clean ones,
-{PASSES_OF_METHODS} masked ones and the {PASSES_OF_SCORE_CAM} of Score-CAM an image. The network is so small that a
-forward pass of an image takes {1e6 * seconds["bare"] / result["forward_passes"]:.0f} microseconds."""
+One process with one thread took {seconds["one"]:.0f} s, including its start, the report and the values of each image; two
+processes took {seconds["two"]:.0f} s. The bare forward passes take {seconds["bare"]:.0f} s on one thread: per image
+{CLEAN_PASSES} on the clean image, {PASSES_OF_METHODS} on masked images and {PASSES_OF_SCORE_CAM} of Score-CAM. The network is
+small: a forward pass takes {1e6 * seconds["bare"] / result["forward_passes"]:.0f} microseconds per image."""
 
 
 def main() -> int:
-    """Train, run the command in three ways, write the results, and compare them."""
+    """Train a network, run the command in three ways, compare the numbers, and write the results."""
     options = parser(__doc__, __file__)
-    options.add_argument("--limit", type=int, default=10_000, help="how many test images")
+    options.add_argument("--limit", type=int, default=10_000, help="number of test images")
     arguments = options.parse_args()
     torch.set_num_threads(THREADS)
-    circumstances = environment()
+    machine = environment()
     model = trained(*load(DATA, "train"), SEED)
     pixels, labels = load(DATA, "t10k")
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        weights = place / "weights.pt"
+        root = Path(folder)
+        weights = root / "weights.pt"
         torch.save(model.state_dict(), weights)
         bare = [bare_seconds(model, pixels[: arguments.limit])]
-        one, seconds = finish(place / "one", weights, arguments.limit, "--devices", "1")
-        # Before and after: the load of a machine changes.
+        one, seconds = finish(root / "one", weights, arguments.limit, "--devices", "1")
+        # Timed before and after the command, because the load of a machine changes.
         bare.append(bare_seconds(model, pixels[: arguments.limit]))
         two, seconds_of_two = finish(
-            place / "two", weights, arguments.limit, "--devices", "2", "--strategy", "ddp"
+            root / "two", weights, arguments.limit, "--devices", "2", "--strategy", "ddp"
         )
-        resumed, codes = interrupted(place / "interrupted", weights, arguments.limit, seconds)
+        resumed, codes = interrupted(root / "interrupted", weights, arguments.limit, seconds)
     result = {
-        "claim": "two processes and an interrupted run have the numbers of one whole run",
-        "environment": circumstances,
+        "claim": "two processes and an interrupted run give the numbers of one uninterrupted process",
+        "environment": machine,
         "images": one["comparison"]["rows"][0]["n"],
         "accuracy": accuracy(model, pixels, labels),
         "forward_passes": arguments.limit * (CLEAN_PASSES + PASSES_OF_METHODS + PASSES_OF_SCORE_CAM),

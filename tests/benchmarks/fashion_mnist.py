@@ -1,12 +1,12 @@
 """Average Drop of CAM methods on the 10,000 test images of Fashion-MNIST.
 
-The Grad-CAM++ paper reports a lower Average Drop than Grad-CAM's. This trains small networks and asks whether
-the default protocol finds the same. Beside it stands the protocol of torchcam's metric, which takes the maps
-through the softmax and finds the opposite.
+The Grad-CAM++ paper reports a lower Average Drop for Grad-CAM++ than for Grad-CAM. This script trains small networks and
+checks whether the default protocol gives the same result. For comparison it evaluates torchcam's extractors in the protocol
+of torchcam's metric, which computes the gradient through the softmax and gives the opposite result.
 
     python tests/benchmarks/fashion_mnist.py [--data FOLDER] [--seeds 0 1 2]
 
-It ends with status 1 if the claim fails for a seed.
+The exit code is 1 if the claim does not hold for a seed.
 """
 
 import gzip
@@ -63,12 +63,12 @@ class SmallCNN(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, 10)`` of images ``(N, 1, 28, 28)``."""
+        """Return logits ``(N, 10)`` for images ``(N, 1, 28, 28)``."""
         return self.head(self.last_relu(self.body(images)).mean((2, 3)))
 
 
 def load(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Images ``(N, 1, 28, 28)`` in [0, 1] and labels ``(N,)`` of the part ``"train"`` or ``"t10k"``."""
+    """Return images ``(N, 1, 28, 28)`` in [0, 1] and labels ``(N,)`` of the part ``"train"`` or ``"t10k"``."""
     pixels = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())
     images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28).astype(np.float32) / 255
@@ -78,9 +78,9 @@ def load(folder: Path, part: str) -> tuple[Tensor, Tensor]:
 
 
 def trained(images: Tensor, labels: Tensor, seed: int) -> nn.Module:
-    """A network after a few epochs of Adam with a one-cycle schedule."""
+    """Train a network for a few epochs with Adam and a one-cycle schedule, and return it in evaluation mode."""
     torch.manual_seed(seed)
-    # Twice as fast on a CPU.
+    # Channels-last layout is twice as fast on a CPU.
     model = SmallCNN().to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters())
     steps = EPOCHS * -(-len(images) // BATCH)
@@ -98,13 +98,13 @@ def trained(images: Tensor, labels: Tensor, seed: int) -> nn.Module:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images that are classified rightly."""
+    """Return the fraction of the images that are classified correctly."""
     predicted = torch.cat([model(batch).argmax(1) for batch in images.split(EVALUATION_BATCH)])
     return (predicted == labels).double().mean().item()
 
 
 def evaluate(metrics: MetricCollection, images: Tensor) -> dict[str, float]:
-    """The values of the metrics over all images, and how many maps were constant."""
+    """Return the values of the metrics, the number of images, and the number of constant maps."""
     for batch in images.split(EVALUATION_BATCH):
         metrics.update(batch)
     values = {name: value.item() for name, value in metrics.compute().items()}
@@ -113,7 +113,7 @@ def evaluate(metrics: MetricCollection, images: Tensor) -> dict[str, float]:
 
 
 def in_paper_protocol(model: nn.Module, images: Tensor) -> dict[str, dict[str, float]]:
-    """Our gradient CAMs and the controls, in the default protocol: the CAM is taken of the logit."""
+    """Evaluate our gradient CAMs and the controls in the default protocol, with maps of the logit."""
     sources = [
         method(model, TARGET_LAYER) for method in (GradCAM, GradCAMPlusPlus, XGradCAM, LayerCAM, HiResCAM)
     ]
@@ -134,7 +134,7 @@ def in_paper_protocol(model: nn.Module, images: Tensor) -> dict[str, dict[str, f
 
 
 def in_torchcam_protocol(model: nn.Module, images: Tensor) -> dict[str, dict[str, float]]:
-    """torchcam's extractors as torchcam's own metric evaluates them: the CAM is taken through the softmax."""
+    """Evaluate torchcam's extractors in the protocol of torchcam's metric, with maps of the softmax score."""
     results = {}
     softmax = partial(torch.softmax, dim=-1)
     for method in ("GradCAM", "GradCAMpp", "LayerCAM"):
@@ -156,7 +156,7 @@ def in_torchcam_protocol(model: nn.Module, images: Tensor) -> dict[str, dict[str
 
 
 def run(seed: int, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, Any]:
-    """One network, trained and evaluated."""
+    """Train and evaluate one network."""
     started = time.perf_counter()
     model = trained(*train, seed)
     result = {
@@ -175,8 +175,8 @@ def run(seed: int, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) ->
 
 
 def report(runs: Sequence[dict[str, Any]]) -> str:
-    """What was found, for people."""
-    shown = runs[0]
+    """Return the page of the results; its tables show the first run."""
+    first = runs[0]
     header = (
         "method",
         "Average Drop, lower is better",
@@ -184,12 +184,12 @@ def report(runs: Sequence[dict[str, Any]]) -> str:
         "Average Gain",
         "constant maps",
     )
-    torchcam_header = (*header[:2], "the same by torchcam's own class", *header[2:])
-    paper = [(method, *_cells(values)) for method, values in shown["paper"].items()]
-    through_softmax = []
-    for method, values in shown["torchcam"].items():
+    torchcam_header = (*header[:2], "Average Drop by torchcam's metric", *header[2:])
+    paper = [(method, *_cells(values)) for method, values in first["paper"].items()]
+    torchcam_rows = []
+    for method, values in first["torchcam"].items():
         drop, *others = _cells(values)
-        through_softmax.append((method, drop, f"{values['average_drop_by_torchcam']:.4f}", *others))
+        torchcam_rows.append((method, drop, f"{values['average_drop_by_torchcam']:.4f}", *others))
     pairs = (
         ("paper", "GradCAM"),
         ("paper", "GradCAMPlusPlus"),
@@ -211,30 +211,30 @@ def report(runs: Sequence[dict[str, Any]]) -> str:
         *(f"{method}, {protocol}" for protocol, method in pairs),
         "claim holds",
     )
-    images = shown["paper"]["GradCAM"]["images"]
+    images = first["paper"]["GradCAM"]["images"]
     return f"""# Fashion-MNIST: Grad-CAM++ has a lower Average Drop than Grad-CAM
 
-{images:,} test images, a CNN of three convolutions, maps of the last ReLU. Written by `fashion_mnist.py`; all
-figures are in `fashion_mnist.json`. Seed {shown["seed"]}, test accuracy {shown["accuracy"]:.4f}.
+{images:,} test images, a CNN of three convolutional layers, maps of the last ReLU, seed {first["seed"]}, test accuracy
+{first["accuracy"]:.4f}. Written by `fashion_mnist.py`; all numbers are in `fashion_mnist.json`.
 
-## The default protocol, "paper": maps of the logit
+## Default protocol `paper`: maps of the logit
 
 {table(header, paper)}
 
-This network ends in global average pooling and one linear layer. There the gradient is the same at every
-position, and GradCAM, XGradCAM and HiResCAM are one method: their rows agree, as they must. UniformMap,
-RandomMap and CenterMap are controls that look at no network: UniformMap hides nothing and so drops nothing,
-and a method that does not beat the other two has shown nothing about the image.
+This network ends in global average pooling and one linear layer. The gradient is therefore the same at every pixel, so that
+GradCAM, XGradCAM and HiResCAM give equal maps and equal rows. UniformMap, RandomMap and CenterMap are controls that do not
+depend on the network. UniformMap hides nothing, so its Average Drop is 0. A method that is not better than the two others
+is not shown to be faithful.
 
-## The protocol "torchcam": maps through the softmax, by torchcam's extractors
+## Protocol `torchcam`: maps of the softmax score, by torchcam's extractors
 
-{table(torchcam_header, through_softmax)}
+{table(torchcam_header, torchcam_rows)}
 
-## Average Drop for each seed
+## Average Drop by seed
 
 {table(seeds_header, seeds)}
 
-The claim: in the default protocol Grad-CAM++ has a lower Average Drop than Grad-CAM, as its paper says
+The claim: in the default protocol Grad-CAM++ has a lower Average Drop than Grad-CAM, as the Grad-CAM++ paper reports
 (arXiv 1710.11063)."""
 
 
@@ -244,18 +244,26 @@ def _cells(values: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def main() -> int:
-    """Train and evaluate one network a seed, write the results, and check the claim."""
+    """Train and evaluate one network per seed, write the results, and check the claim."""
     options = parser(__doc__, __file__)
-    options.add_argument("--data", type=Path, default=DATA, help="folder of the gzipped idx files")
-    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one network for each")
+    options.add_argument(
+        "--data", type=Path, default=DATA, help="folder with the gzipped idx files of Fashion-MNIST"
+    )
+    options.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="random seeds; one network is trained for each",
+    )
     arguments = options.parse_args()
     if not (arguments.data / "train-images-idx3-ubyte.gz").exists():
         options.error(
-            f"{arguments.data} does not hold Fashion-MNIST; apt-get install dataset-fashion-mnist,"
-            " or pass its folder as --data"
+            f"{arguments.data} does not contain Fashion-MNIST; install it with apt-get install"
+            " dataset-fashion-mnist, or pass its folder as --data"
         )
     torch.set_num_threads(THREADS)
-    circumstances = environment()
+    machine = environment()
     train, test = load(arguments.data, "train"), load(arguments.data, "t10k")
     runs = [run(seed, train, test) for seed in arguments.seeds]
     holds = all(run["claim_holds"] for run in runs)
@@ -269,7 +277,7 @@ def main() -> int:
     result = {
         "claim": "in the default protocol Grad-CAM++ has a lower Average Drop than Grad-CAM, for every seed",
         "claim_holds": holds,
-        "environment": circumstances,
+        "environment": machine,
         "settings": settings,
         "runs": runs,
     }

@@ -1,6 +1,6 @@
-"""The cost tables of README.md (short) and GUIDE.md (all columns), from the figures of `cost.json`.
+"""Print the cost tables of README.md (short) and GUIDE.md (all columns) from `cost.json`.
 
-python tests/benchmarks/front_page.py
+Usage: ``python tests/benchmarks/front_page.py``
 """
 
 import json
@@ -37,7 +37,7 @@ Cell = Mapping[str, Any]
 
 
 def costs() -> str:
-    """The table of the README: a row for each network, and in each field the ratios of ours and of torchcam."""
+    """Return the table of the README: a row for each network, with the ratios of this package and of torchcam."""
     cells = _cells()
     rows = []
     for key, network in NETWORKS.items():
@@ -54,7 +54,7 @@ def costs() -> str:
 
 
 def all_costs(batch: int = 32, methods: tuple[int, ...] = (1, 4)) -> str:
-    """The table of the guide: a row for each network and number of methods K, with all libraries."""
+    """Return the table of the guide: a row for each network and number of methods K, with all libraries."""
     rows = []
     for cell in _cells():
         if cell["batch"] == batch and cell["methods"] in methods:

@@ -1,12 +1,12 @@
-"""What deletion, insertion and ROAD take beyond the forward passes that they cannot do without.
+"""Cost of deletion, insertion and ROAD.
 
-Deletion and insertion share one pass: at most ``2 * steps`` perturbed images an image, and the image itself. Their
-time is a ratio to as many bare forwards. ROAD imputes images before it scores them; its imputation of a batch stands
-beside scipy's sparse solver and pytorch-grad-cam's imputer, without noise.
+Deletion and insertion are computed in one update, which scores each image and at most ``2 * steps`` perturbed versions of
+it. Their time is measured relative to the same number of bare forward passes. ROAD imputes pixels before it scores an image;
+its imputation of a batch, without noise, is compared with scipy's sparse solver and with pytorch-grad-cam's imputer.
 
     python tests/benchmarks/perturbations.py [--networks resnet18 resnet50] [--rounds 5]
 
-It ends with status 1 if deletion and insertion take more than 1.05 of their bare forwards.
+The exit code is 1 if deletion and insertion take more than 1.05 times their bare forward passes.
 """
 
 import sys
@@ -22,7 +22,7 @@ import torchcam.methods
 import torchcam.metrics
 import torchvision
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
-from results import THREADS, environment, interleaved, parser, summary, table, with_quartiles, write
+from results import THREADS, environment, interleaved, parser, ratio_text, summary, table, write
 from torch import Tensor, nn
 
 from torchmetrics_cam import CAMComparison
@@ -31,13 +31,13 @@ from torchmetrics_cam.functional.curves import position_ranks
 from torchmetrics_cam.functional.road import linear_imputation
 
 SIDE, BATCH, STEPS, TARGET = 224, 8, 20, 1.05
-SHARES = (0.1, 0.5)
+FRACTIONS = (0.1, 0.5)
 BASELINE, OURS, TORCHCAM = "bare forwards", "ours", "torchcam"
 IMPUTED, SCIPY, GRAD_CAM = "ours", "scipy's spsolve", "pytorch-grad-cam"
 
 
 def curve_cases(network: str, layer: str = "layer4") -> dict[str, Callable[[], None]]:
-    """Deletion and insertion of one batch: ours, torchcam's, and the forwards that they need."""
+    """Return the cases for deletion and insertion of one batch: bare forward passes, this package, torchcam."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(network, weights=None).eval()
     images = torch.randn(BATCH, 3, SIDE, SIDE)
@@ -60,7 +60,7 @@ def curve_cases(network: str, layer: str = "layer4") -> dict[str, Callable[[], N
 
 
 def smooth_images(seed: int, channels: int, side: int) -> Tensor:
-    """Noise enlarged and some noise on it: neither flat nor white."""
+    """Return smooth random images with a little white noise, ``(BATCH, channels, side, side)``."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(BATCH, channels, 7, 7, generator=generator)
     fine = torch.rand(BATCH, channels, side, side, generator=generator)
@@ -68,115 +68,125 @@ def smooth_images(seed: int, channels: int, side: int) -> Tensor:
 
 
 def spsolve(image: Tensor, hidden: Tensor) -> Tensor:
-    """The linear system of one image, built from arrays and solved by scipy.
+    """Impute the pixels of one image: assemble the linear system from arrays and solve it with scipy.
 
     Args:
         image: ``(C, H, W)``.
-        hidden: which positions, ``(H, W)``.
+        hidden: the pixels to impute, bool, ``(H, W)``.
+
+    Returns:
+        The image with imputed pixels, ``(C, H, W)``.
     """
-    gone = hidden.numpy()
-    numbers = np.full(gone.shape, -1)
-    numbers[gone] = np.arange(gone.sum())
+    unknown = hidden.numpy()
+    count = unknown.sum()
+    # The index of each unknown pixel in the system; -1 where the pixel is known.
+    indices = np.full(unknown.shape, -1)
+    indices[unknown] = np.arange(count)
     pixels = image.numpy().astype(np.float64)
     rows, columns, entries = [], [], []
-    total, wanted = np.zeros(gone.sum()), np.zeros((gone.sum(), len(pixels)))
-    height, width = gone.shape
+    diagonal, right_side = np.zeros(count), np.zeros((count, len(pixels)))
+    height, width = unknown.shape
     for down in (-1, 0, 1):
         for right in (-1, 0, 1):
             if not (down or right):
                 continue
             weight = 1 / 6 if not (down and right) else 1 / 12
-            here = np.s_[max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
-            there = np.s_[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
-            mine, theirs = numbers[here], numbers[there]
-            wants = mine >= 0
-            total[mine[wants]] += weight
-            both = wants & (theirs >= 0)
-            rows.append(mine[both])
-            columns.append(theirs[both])
-            entries.append(np.full(both.sum(), -weight))
-            known = wants & (theirs < 0)
-            wanted[mine[known]] += weight * pixels[(slice(None), *there)][:, known].T
-    rows.append(np.arange(len(total)))
+            centers = np.s_[max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
+            shifted = np.s_[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
+            center, neighbor = indices[centers], indices[shifted]
+            diagonal[center[center >= 0]] += weight
+            both_unknown = (center >= 0) & (neighbor >= 0)
+            rows.append(center[both_unknown])
+            columns.append(neighbor[both_unknown])
+            entries.append(np.full(both_unknown.sum(), -weight))
+            neighbor_known = (center >= 0) & (neighbor < 0)
+            values = pixels[(slice(None), *shifted)][:, neighbor_known]
+            right_side[center[neighbor_known]] += weight * values.T
+    rows.append(np.arange(count))
     columns.append(rows[-1])
-    entries.append(total)
-    places = (np.concatenate(rows), np.concatenate(columns))
-    system = scipy.sparse.csc_matrix((np.concatenate(entries), places), shape=(len(total),) * 2)
-    filled = image.clone()
-    filled[:, hidden] = torch.from_numpy(scipy.sparse.linalg.spsolve(system, wanted).T).to(image.dtype)
-    return filled
+    entries.append(diagonal)
+    coordinates = (np.concatenate(rows), np.concatenate(columns))
+    matrix = scipy.sparse.csc_matrix((np.concatenate(entries), coordinates), shape=(count, count))
+    solution = scipy.sparse.linalg.spsolve(matrix, right_side)
+    imputed_image = image.clone()
+    imputed_image[:, hidden] = torch.from_numpy(solution.T).to(image.dtype)
+    return imputed_image
 
 
-def imputation_cases(share: float) -> dict[str, Callable[[], Tensor]]:
-    """The imputation of the most relevant positions of one batch."""
+def imputation_cases(fraction: float) -> dict[str, Callable[[], Tensor]]:
+    """Return the cases that impute a fraction of the pixels of one batch, the most relevant of a random map."""
     images = smooth_images(1, 3, SIDE)
     ranks = position_ranks(smooth_images(2, 1, SIDE)[:, 0])
-    hidden = ranks < round(share * SIDE * SIDE)
+    hidden = ranks < round(fraction * SIDE * SIDE)
     imputer = NoisyLinearImputer(noise=0)
 
     def grad_cam() -> Tensor:
         return torch.stack(
-            [imputer(image, (~gone).float()) for image, gone in zip(images, hidden, strict=True)]
+            [imputer(image, (~unknown).float()) for image, unknown in zip(images, hidden, strict=True)]
         )
 
     return {
-        SCIPY: lambda: torch.stack([spsolve(*one) for one in zip(images, hidden, strict=True)]),
+        SCIPY: lambda: torch.stack([spsolve(*pair) for pair in zip(images, hidden, strict=True)]),
         IMPUTED: lambda: linear_imputation(images, hidden),
         GRAD_CAM: grad_cam,
     }
 
 
-def imputed(share: float, rounds: int) -> dict[str, Any]:
-    """Seconds, and how far the others are from scipy's solution."""
-    cases = imputation_cases(share)
-    solved = cases[SCIPY]()
-    apart = {name: (case() - solved).abs().max().item() for name, case in cases.items()}
+def imputed(fraction: float, rounds: int) -> dict[str, Any]:
+    """Return the seconds of each case, and the largest absolute difference from scipy's solution."""
+    cases = imputation_cases(fraction)
+    reference = cases[SCIPY]()
+    differences = {name: (case() - reference).abs().max().item() for name, case in cases.items()}
     cells = summary(interleaved(cases, rounds), SCIPY)
-    return {"share": share, "cases": {name: {**cells[name], "apart": apart[name]} for name in cells}}
+    return {
+        "fraction": fraction,
+        "cases": {name: {**cells[name], "largest_difference": differences[name]} for name in cells},
+    }
 
 
 def report(result: dict[str, Any]) -> str:
-    """What was found, for people."""
+    """Return the page of the results."""
     curves = [
         (
             network,
             f"{cells[BASELINE]['median']:.2f}",
-            *(with_quartiles(cells[name]) for name in (OURS, TORCHCAM)),
+            *(ratio_text(cells[name]) for name in (OURS, TORCHCAM)),
         )
         for network, cells in result["curves"].items()
     ]
     imputations = [
         (
-            f"{one['share']:.0%}",
-            *(f"{one['cases'][name]['median']:.2f}" for name in (IMPUTED, SCIPY, GRAD_CAM)),
-            f"{one['cases'][GRAD_CAM]['median'] / one['cases'][IMPUTED]['median']:.1f}",
-            f"{one['cases'][IMPUTED]['apart']:.1e}",
+            f"{row['fraction']:.0%}",
+            *(f"{row['cases'][name]['median']:.2f}" for name in (IMPUTED, SCIPY, GRAD_CAM)),
+            f"{row['cases'][GRAD_CAM]['median'] / row['cases'][IMPUTED]['median']:.1f}",
+            f"{row['cases'][IMPUTED]['largest_difference']:.1e}",
         )
-        for one in result["imputation"]
+        for row in result["imputation"]
     ]
-    curve_header = ("network", "bare forwards, seconds", "ours", "torchcam")
+    curve_header = ("network", "bare forward passes, s", "ours", "torchcam")
     header = (
-        *("positions hidden", "ours", SCIPY, GRAD_CAM, "pytorch-grad-cam / ours"),
-        "ours to scipy's, largest difference",
+        *("pixels imputed", "ours", SCIPY, GRAD_CAM, "pytorch-grad-cam / ours"),
+        "largest difference, ours and scipy's",
     )
     load = " ".join(map(str, result["environment"]["load_average"]))
-    return f"""# Deletion, insertion and ROAD: what they take
+    return f"""# Cost of deletion, insertion and ROAD
 
-Batch {BATCH}, {SIDE} px, {result["environment"]["threads"]} CPU threads, load at the start {load}; medians of
-{result["rounds"]} rounds. Written by `perturbations.py`; all figures are in `perturbations.json`.
+{BATCH} images of {SIDE} x {SIDE} pixels per batch, {result["environment"]["threads"]} CPU threads; medians of
+{result["rounds"]} rounds. The load averages at the start were {load}. Written by `perturbations.py`; all numbers are in
+`perturbations.json`.
 
-## Deletion and insertion, one update with {STEPS} steps
+## Deletion and insertion: one update with {STEPS} steps
 
-Time as a multiple of 2 · {STEPS} + 1 bare forwards of the batch in inference mode, with quartiles. Ours blurs the images
-that insertion begins with, as RISE does; torchcam's `DeletionInsertionMetric` begins with zeros, and so shares one more
-end point.
+Time as a multiple of 2 · {STEPS} + 1 bare forward passes of the batch in inference mode, with quartiles. Insertion starts
+from blurred images in this package, as in RISE. It starts from zeros in torchcam's `DeletionInsertionMetric`, where deletion
+and insertion therefore share one more end point.
 
 {table(curve_header, curves)}
 
-## ROAD's imputation of the batch, seconds
+## ROAD: imputation of one batch, seconds
 
-All of them from the same positions, and without noise. scipy's system is built here from whole arrays, and an image at a
-time; pytorch-grad-cam's `NoisyLinearImputer` builds its own.
+All implementations impute the same pixels, without noise. For scipy's `spsolve` this script assembles the linear system of
+each image with array operations; pytorch-grad-cam is its `NoisyLinearImputer`.
 
 {table(header, imputations)}"""
 
@@ -184,16 +194,18 @@ time; pytorch-grad-cam's `NoisyLinearImputer` builds its own.
 def main() -> int:
     """Measure, write the results, and check the target."""
     options = parser(__doc__, __file__)
-    options.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"], help="of torchvision")
-    options.add_argument("--rounds", type=int, default=5, help="every case once a round")
-    options.add_argument("--threads", type=int, default=THREADS, help="of the CPU")
+    options.add_argument(
+        "--networks", nargs="+", default=["resnet18", "resnet50"], help="names of torchvision networks"
+    )
+    options.add_argument("--rounds", type=int, default=5, help="number of rounds, at least 2")
+    options.add_argument("--threads", type=int, default=THREADS, help="number of CPU threads")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     result = {
-        "target": f"deletion and insertion take at most {TARGET} of their bare forwards",
+        "target": f"deletion and insertion take at most {TARGET} times their bare forward passes",
         "environment": environment(),
         "rounds": arguments.rounds,
-        "imputation": [imputed(share, arguments.rounds) for share in SHARES],
+        "imputation": [imputed(fraction, arguments.rounds) for fraction in FRACTIONS],
         "curves": {
             network: summary(interleaved(curve_cases(network), arguments.rounds), BASELINE)
             for network in arguments.networks

@@ -1,7 +1,7 @@
-"""The same maps under every protocol: how far the numbers move, and how the ranking of methods does.
+"""Average Drop of the same maps under several protocols: how much the values and the ranking of methods change.
 
-A small network on the 10,000 test images of Fashion-MNIST. The maps are of the logit everywhere, and every
-protocol turns the same maps into an Average Drop.
+A small network is trained on Fashion-MNIST, and the maps of the logit of its top class are evaluated on the 10,000 test
+images under every protocol.
 
     python tests/benchmarks/protocols.py [--data FOLDER] [--images N]
 """
@@ -16,7 +16,7 @@ from results import THREADS, environment, parser, table, write
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from torchmetrics_cam import CAMComparison, EvaluationProtocol
+from torchmetrics_cam import CAMComparison, EvaluationProtocol, explain
 from torchmetrics_cam.cams import (
     CAMSource,
     CenterMap,
@@ -30,11 +30,10 @@ from torchmetrics_cam.cams import (
     RandomWeightsCAM,
     as_source,
 )
-from torchmetrics_cam.model.scores import ScoreFunction
-from torchmetrics_cam.pipeline.explain import explain_all
 
 LAST, EARLIER = "last_relu", "body.6"
-UNRECTIFIED = ScoreFunction(None, EvaluationProtocol(name="raw maps", rectify="source", normalize="none"))
+# Leaves the maps as the source gives them.
+RAW = EvaluationProtocol(name="raw maps", rectify="source", normalize="none")
 PAPER = EvaluationProtocol.preset("paper")
 PROTOCOLS = {
     **{
@@ -52,7 +51,7 @@ CONTROLS = ("random weights", "edges", "center", "random map")
 
 
 def methods(model: nn.Module) -> dict[str, CAMSource]:
-    """The methods and the controls, by name."""
+    """Return the methods and the controls, by name."""
     layer = model.get_submodule(LAST)
     return {
         "Grad-CAM": GradCAM(model, LAST),
@@ -69,18 +68,19 @@ def methods(model: nn.Module) -> dict[str, CAMSource]:
 
 
 def maps_of(sources: dict[str, CAMSource], images: Tensor) -> dict[str, Tensor]:
-    """The maps of all images, made once."""
-    batches = [
-        explain_all(list(sources.values()), batch, scoring=UNRECTIFIED)
-        for batch in images.split(EVALUATION_BATCH)
-    ]
-    return {name: torch.cat([batch[place].maps for batch in batches]) for place, name in enumerate(sources)}
+    """Return the maps of all images by each source, neither rectified nor normalized."""
+    maps: dict[str, list[Tensor]] = {name: [] for name in sources}
+    for part in images.split(EVALUATION_BATCH):
+        # One source at a time: their maps differ in size.
+        for name, batch in zip(sources, explain(sources, part, protocol=RAW), strict=True):
+            maps[name].append(batch.maps)
+    return {name: torch.cat(parts) for name, parts in maps.items()}
 
 
 def evaluated(
     sources: dict[str, CAMSource], images: Tensor, maps: dict[str, Tensor], protocol: EvaluationProtocol
 ) -> dict[str, dict[str, float]]:
-    """Average Drop and Gain of the top class's probability, whatever scores the preset begins with."""
+    """Return Average Drop and Average Gain of the softmax score of the top class, also where a preset uses raw scores."""
     model = next(iter(sources.values())).model
     comparison = CAMComparison(
         {name: PrecomputedMaps(model) if name in maps else source for name, source in sources.items()},
@@ -89,23 +89,23 @@ def evaluated(
         controls=False,
         protocol=protocol.replace(cam_of="logit"),
     )
-    for place, batch in enumerate(images.split(EVALUATION_BATCH)):
+    for index, batch in enumerate(images.split(EVALUATION_BATCH)):
         with torch.inference_mode():
             top = model(batch).argmax(1)
-        cams = {name: made.split(EVALUATION_BATCH)[place] for name, made in maps.items()}
+        cams = {name: all_maps.split(EVALUATION_BATCH)[index] for name, all_maps in maps.items()}
         comparison.update(batch, class_idx=top, cams=cams)
     values = {key: value.item() for key, value in comparison.compute().items()}
     return {name: {measure: values[f"{name}/{measure}"] for measure in MEASURES} for name in sources}
 
 
 def agreement(results: dict[str, dict[str, dict[str, float]]], measure: str) -> dict[str, float]:
-    """The rank correlation of each protocol's ranking of the methods with that of the paper's."""
-    columns = {name: [one[name][measure] for one in results.values()] for name in PROTOCOLS}
+    """Return the rank correlation of each protocol's ranking of the methods with that of ``paper``."""
+    columns = {name: [values[name][measure] for values in results.values()] for name in PROTOCOLS}
     return {name: float(spearmanr(columns["paper"], column).statistic) for name, column in columns.items()}
 
 
-def report(results: dict[str, Any], correlations: dict[str, Any], circumstances: dict[str, Any]) -> str:
-    """What was found, for people."""
+def report(results: dict[str, Any], correlations: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Return the page of the results."""
     rows = [
         (method, *(f"{values[name]['average_drop']:.3f}" for name in PROTOCOLS))
         for method, values in results.items()
@@ -114,33 +114,39 @@ def report(results: dict[str, Any], correlations: dict[str, Any], circumstances:
         (f"*rank correlation, {label}*", *(f"{correlations[measure][name]:.2f}" for name in PROTOCOLS))
         for measure, label in (("average_drop", "drop"), ("average_gain", "gain"))
     ]
-    return f"""# The same maps under every protocol
+    return f"""# The same maps under several protocols
 
-Average Drop (lower is better) of the same maps, on {circumstances["images"]:,} test images of Fashion-MNIST and a
-CNN of three convolutions (accuracy {circumstances["accuracy"]:.4f}). The last two rows: Spearman's rank
-correlation of each column's ranking of the ten rows with that of `paper`, by Average Drop and by Average Gain.
-Columns after `xplique` change one field of `paper`. Controls: {", ".join(CONTROLS)}. The score is the softmax of
-the network's top class everywhere, and the maps are of the logit, so what moves is what a protocol does to a map.
-Written by `protocols.py`; all figures are in `protocols.json`.
+Average Drop (lower is better) of the same maps on {settings["images"]:,} test images of Fashion-MNIST, with a CNN of
+three convolutional layers (accuracy {settings["accuracy"]:.4f}). In every column the score is the softmax of the network's
+top class and the maps are those of its logit, so the columns differ only in how a map becomes a perturbed image and a value.
+Columns after `xplique` change one field of `paper` (`top 20 %`: two). Controls: {", ".join(CONTROLS)}.
+
+The last two rows are Spearman's rank correlation between the ranking of the ten methods in a column and that in `paper`, by
+Average Drop and by Average Gain. Written by `protocols.py`; all numbers are in `protocols.json`.
 
 {table(("method", *PROTOCOLS), rows)}"""
 
 
 def main() -> None:
-    """Train a network, make the maps, and evaluate them under every protocol."""
+    """Train a network, compute the maps, evaluate them under every protocol, and write the results."""
     options = parser(__doc__, __file__)
-    options.add_argument("--data", type=Path, default=DATA, help="folder of the gzipped idx files")
-    options.add_argument("--images", type=int, default=10_000, help="so many test images")
+    options.add_argument(
+        "--data", type=Path, default=DATA, help="folder with the gzipped idx files of Fashion-MNIST"
+    )
+    options.add_argument("--images", type=int, default=10_000, help="number of test images")
     arguments = options.parse_args()
     if not (arguments.data / "train-images-idx3-ubyte.gz").exists():
-        options.error(f"{arguments.data} does not hold Fashion-MNIST; apt-get install dataset-fashion-mnist")
+        options.error(
+            f"{arguments.data} does not contain Fashion-MNIST; install it with apt-get install"
+            " dataset-fashion-mnist, or pass its folder as --data"
+        )
     torch.set_num_threads(THREADS)
-    circumstances = environment()
+    machine = environment()
     model = trained(*load(arguments.data, "train"), seed=0)
     test = tuple(part[: arguments.images] for part in load(arguments.data, "t10k"))
-    found = {"images": len(test[0]), "accuracy": accuracy(model, *test)}
+    settings = {"images": len(test[0]), "accuracy": accuracy(model, *test)}
     sources = methods(model)
-    # Ours are made anew under each protocol, with their negative values.
+    # Our own sources run under each protocol, which decides how negative values of their maps are rectified.
     maps = maps_of(
         {name: source for name, source in sources.items() if not isinstance(source, LayerSource)}, test[0]
     )
@@ -148,18 +154,18 @@ def main() -> None:
         source.remove_hooks()
     results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in sources}
     for name, protocol in PROTOCOLS.items():
-        found_here = evaluated(sources, test[0], maps, protocol)
-        for method, values in found_here.items():
+        averages = evaluated(sources, test[0], maps, protocol)
+        for method, values in averages.items():
             results[method][name] = values
-        print(name, {method: round(values["average_drop"], 3) for method, values in found_here.items()})
+        print(name, {method: round(values["average_drop"], 3) for method, values in averages.items()})
     correlations = {measure: agreement(results, measure) for measure in MEASURES}
     result = {
-        "environment": circumstances,
-        "settings": {**found, "protocols": {name: str(one) for name, one in PROTOCOLS.items()}},
+        "environment": machine,
+        "settings": {**settings, "protocols": {name: str(protocol) for name, protocol in PROTOCOLS.items()}},
         "results": results,
         "rank_correlation_with_paper": correlations,
     }
-    write(arguments.out, result, report(results, correlations, found))
+    write(arguments.out, result, report(results, correlations, settings))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the circumstances that a figure depends on, and how it is written down."""
+"""Shared parts of the benchmarks: timing, summaries, the environment of a measurement, and output files."""
 
 import argparse
 import gc
@@ -21,16 +21,21 @@ THREADS = 2
 
 
 def parser(description: str | None, script: str) -> argparse.ArgumentParser:
-    """The options of a benchmark, with the one that all have: where its results go."""
-    made = argparse.ArgumentParser(
+    """Return an argument parser with the option ``--out``; by default the results are written beside the script."""
+    options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--out", type=Path, default=Path(script), help="where the .json and .md go")
-    return made
+    options.add_argument(
+        "--out",
+        type=Path,
+        default=Path(script),
+        help="path of the results; the suffixes .json and .md are added (default: beside this script)",
+    )
+    return options
 
 
 def environment() -> dict[str, Any]:
-    """Versions, threads, load and date; the load average is that of the moment of the call."""
+    """Return versions, threads, date, and the load average at the time of the call."""
     packages = ("torch", "torchvision", "torchmetrics", "torchcam", "grad-cam", "lightning")
     return {
         "versions": {
@@ -48,20 +53,20 @@ def environment() -> dict[str, Any]:
 
 
 def write(out: Path, result: dict[str, Any], report: str) -> None:
-    """The figures as ``out`` with the suffix ``.json``, the report for people beside it as ``.md``."""
+    """Write the results to ``out`` with the suffix ``.json``, and the report with the suffix ``.md``."""
     out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
     out.with_suffix(".md").write_text(report + "\n")
     print(f"\n{report}\n\nwritten: {out.with_suffix('.json')} and {out.with_suffix('.md')}")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are aligned to the right."""
+    """Return a Markdown table; all columns but the first are right-aligned."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
 def seconds_of(case: Callable[[], Any]) -> float:
-    """How long a call takes."""
+    """Return the duration of one call in seconds."""
     gc.collect()
     started = time.perf_counter()
     case()
@@ -73,24 +78,35 @@ def interleaved(
     rounds: int,
     clock: Callable[[Callable[[], Any]], float] = seconds_of,
 ) -> dict[str, list[float]]:
-    """Seconds of every case in every round; a round runs them all, each round starting with another."""
+    """Time all cases in every round, after one warm-up call of each.
+
+    Each round starts with a different case, so that no case always runs after the same other case.
+
+    Args:
+        cases: the functions to time, by name.
+        rounds: the number of rounds.
+        clock: calls a case and returns its duration in seconds.
+
+    Returns:
+        The seconds of each case in every round.
+    """
     for case in cases.values():
         case()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     names = list(cases)
-    for turn in range(rounds):
-        shift = turn % len(names)
+    for index in range(rounds):
+        shift = index % len(names)
         for name in names[shift:] + names[:shift]:
             seconds[name].append(clock(cases[name]))
-        print(f"round {turn + 1}:", ", ".join(f"{seconds[name][-1]:.2f} s" for name in names), flush=True)
+        print(f"round {index + 1}:", ", ".join(f"{seconds[name][-1]:.2f} s" for name in names), flush=True)
     return seconds
 
 
-def summary(figures: Mapping[str, Sequence[float]], baseline: str) -> dict[str, dict[str, Any]]:
-    """Median and quartiles of every case, and of its ratio to the baseline of the same round."""
+def summary(measured: Mapping[str, Sequence[float]], baseline: str) -> dict[str, dict[str, Any]]:
+    """Return median and quartiles of each case, and of its ratio to the baseline in the same round."""
     summaries = {}
-    for name, values in figures.items():
-        ratios = [value / floor for value, floor in zip(values, figures[baseline], strict=True)]
+    for name, values in measured.items():
+        ratios = [value / reference for value, reference in zip(values, measured[baseline], strict=True)]
         summaries[name] = {
             "median": statistics.median(values),
             "quartiles": _quartiles(values),
@@ -101,10 +117,10 @@ def summary(figures: Mapping[str, Sequence[float]], baseline: str) -> dict[str, 
     return summaries
 
 
-def with_quartiles(one: Mapping[str, Any]) -> str:
-    """The ratio of a case as people read it."""
-    low, high = one["ratio_quartiles"]
-    return f"{one['ratio']:.3f} ({low:.3f} to {high:.3f})"
+def ratio_text(case: Mapping[str, Any]) -> str:
+    """Return the median ratio of a case with its quartiles, as text."""
+    low, high = case["ratio_quartiles"]
+    return f"{case['ratio']:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _quartiles(values: Sequence[float]) -> list[float]:

@@ -1,23 +1,21 @@
-"""What a Lightning Trainer adds to a metric: one validation with it, over the same loop written by hand.
+"""Overhead of a Lightning Trainer: validation with a metric, relative to the same loop written by hand.
 
     python tests/benchmarks/trainer.py [--model resnet18] [--layer layer4] [--batch 16] [--batches 8] [--rounds 7]
 
-It ends with status 1 if the metric in ``trainer.validate`` misses its target.
+The exit code is 1 if the metric in ``trainer.validate`` misses its target.
 """
 
-import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torchvision
-from results import THREADS, environment, interleaved, summary, table, with_quartiles, write
+from results import THREADS, environment, interleaved, parser, ratio_text, summary, table, write
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -38,7 +36,7 @@ QUIET = {
 
 
 class Validation(pl.LightningModule):
-    """A network and its metric."""
+    """A module that updates the metric in its validation step."""
 
     def __init__(self, model: nn.Module, layer: str) -> None:
         super().__init__()
@@ -51,7 +49,7 @@ class Validation(pl.LightningModule):
 
 
 class Idle(pl.LightningModule):
-    """A network of which the callback does all that is done."""
+    """A module with an empty validation step; the callback does the evaluation."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -62,7 +60,7 @@ class Idle(pl.LightningModule):
 
 
 def by_hand(model: nn.Module, layer: str, loader: DataLoader[Any]) -> float:
-    """The floor: the metric over the batches, in inference mode as the Trainer runs it."""
+    """Evaluate in a plain loop, the reference; in inference mode, as in the Trainer."""
     metric = AverageDrop(GradCAM(model, layer))
     with torch.inference_mode():
         for (images,) in loader:
@@ -71,20 +69,20 @@ def by_hand(model: nn.Module, layer: str, loader: DataLoader[Any]) -> float:
 
 
 def in_validate(model: nn.Module, layer: str, loader: DataLoader[Any]) -> float:
-    """The metric in the validation step."""
+    """Evaluate with the metric in the validation step."""
     trainer = pl.Trainer(**QUIET)
     return trainer.validate(Validation(model, layer), loader, verbose=False)[0]["average_drop"]
 
 
 def in_callback(model: nn.Module, layer: str, loader: DataLoader[Any]) -> float:
-    """The callback with its three values, and without the figure."""
+    """Evaluate with the callback and its three measures, without the figure."""
     callback = CAMEvaluation({"Grad-CAM": GradCAM(model, layer)}, max_batches=None, num_images=0)
     trainer = pl.Trainer(**QUIET, callbacks=[callback])
     return trainer.validate(Idle(model), loader, verbose=False)[0]["cam/Grad-CAM/average_drop"]
 
 
 def in_evaluate(model: nn.Module, layer: str, loader: DataLoader[Any]) -> float:
-    """evaluate()."""
+    """Evaluate with `evaluate`."""
     return float(evaluate(AverageDrop(GradCAM(model, layer)), loader, **QUIET))
 
 
@@ -97,61 +95,56 @@ CASES: dict[str, Callable[[nn.Module, str, DataLoader[Any]], float]] = {
 
 
 def times(model: nn.Module, layer: str, loader: DataLoader[Any], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every case in every round; all cases give one value."""
+    """Return the seconds of each case in every round, after a check that all cases compute the same value."""
     values = {name: case(model, layer, loader) for name, case in CASES.items()}
     assert max(values.values()) - min(values.values()) < 1e-5, values
     return interleaved({name: partial(case, model, layer, loader) for name, case in CASES.items()}, rounds)
 
 
 def report(result: dict[str, Any]) -> str:
-    """What was found, for people."""
+    """Return the page of the results."""
     settings = result["settings"]
     rows = [
-        (name, f"{seconds['median']:.2f}", with_quartiles(seconds))
-        for name, seconds in result["seconds"].items()
+        (name, f"{seconds['median']:.2f}", ratio_text(seconds)) for name, seconds in result["seconds"].items()
     ]
-    return f"""# What a Trainer adds to a metric
+    return f"""# Overhead of a Lightning Trainer
 
-{settings["model"]}, random weights, layer {settings["layer"]}, {settings["batches"]} batches of {settings["batch"]},
-{SIDE} px, on {result["environment"]["threads"]} threads of a CPU; start and end of the Trainer included. Median of
-{settings["rounds"]} interleaved rounds. The load average at the start was
-{result["environment"]["load_average"][0]}. Written by `trainer.py`; all figures are in `trainer.json`.
+Duration of one validation, including start and end of the Trainer: {settings["model"]} with random weights, target layer
+{settings["layer"]}, {settings["batches"]} batches of {settings["batch"]} images of {SIDE} x {SIDE} pixels,
+{result["environment"]["threads"]} CPU threads. Medians of {settings["rounds"]} interleaved rounds; the load average at the
+start was {result["environment"]["load_average"][0]}. Written by `trainer.py`; all numbers are in `trainer.json`.
 
 {table(("", "time, s", "ratio (quartiles)"), rows)}
 
-The target of {TARGETED}: {TARGET} of the loop by hand.
-{"It is met." if result["target_met"] else "It is not met."}"""
+Target: {TARGETED} takes at most {TARGET} times the loop by hand. It is {"met" if result["target_met"] else "not met"}."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, and write JSON and Markdown beside this file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--layer", default="layer4")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--batches", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(""))
-    options = parser.parse_args(arguments)
+def main() -> int:
+    """Measure, write the results, and check the target."""
+    options = parser(__doc__, __file__)
+    options.add_argument("--model", default="resnet18", help="name of a torchvision network")
+    options.add_argument("--layer", default="layer4", help="target layer")
+    options.add_argument("--batch", type=int, default=16, help="images per batch")
+    options.add_argument("--batches", type=int, default=8, help="number of batches")
+    options.add_argument("--rounds", type=int, default=7, help="number of rounds, at least 2")
+    arguments = options.parse_args()
 
     torch.set_num_threads(THREADS)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.pytorch")
     torch.manual_seed(0)
-    circumstances = environment()
-    model = torchvision.models.get_model(options.model, weights=None).eval()
-    images = torch.randn(options.batch * options.batches, 3, SIDE, SIDE)
-    loader = DataLoader(TensorDataset(images), batch_size=options.batch)
-    seconds = summary(times(model, options.layer, loader, options.rounds), BASELINE)
+    machine = environment()
+    model = torchvision.models.get_model(arguments.model, weights=None).eval()
+    images = torch.randn(arguments.batch * arguments.batches, 3, SIDE, SIDE)
+    loader = DataLoader(TensorDataset(images), batch_size=arguments.batch)
+    seconds = summary(times(model, arguments.layer, loader, arguments.rounds), BASELINE)
     result = {
-        "environment": circumstances,
-        "settings": {name: value for name, value in vars(options).items() if name != "out"},
+        "environment": machine,
+        "settings": {name: value for name, value in vars(arguments).items() if name != "out"},
         "seconds": seconds,
         "target_met": seconds[TARGETED]["ratio"] <= TARGET,
     }
-    write(options.out, result, report(result))
+    write(arguments.out, result, report(result))
     return 0 if result["target_met"] else 1
 
 
