@@ -5,9 +5,10 @@ import sys
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from torch import nn
 
 from torchmetrics_cam import CAMComparison, explain
-from torchmetrics_cam.cams import GradCAM, HiResCAM, LayerCAM
+from torchmetrics_cam.cams import GradCAM, HiResCAM, LayerCAM, UniformMap
 from torchmetrics_cam.functional import average_drop
 from torchmetrics_cam.report.gallery import (
     ExplainedImage,
@@ -79,6 +80,22 @@ def test_the_worst_explained_images_have_the_highest_mean_drop(net, images):
         assert one.drop == pytest.approx(drops[index].item(), rel=1e-6)
         torch.testing.assert_close(one.image, images[index].float(), rtol=0, atol=0)
     assert len(worst_explained([batch], 9, label_of)) == 3
+
+
+def test_an_image_whose_masked_score_is_not_finite_is_not_among_the_worst(images):
+    class Means(nn.Module):
+        """Scores the mean of each channel, or NaN below 0.1."""
+
+        def forward(self, images):
+            means = images.flatten(2).mean(2)
+            return means.masked_fill(means < 0.1, torch.nan)
+
+    images[2] /= 3
+    batch = explain({"half": UniformMap(Means(), 0.5)}, images, 0, protocol="torchcam")
+    worst = worst_explained([batch], 4, label_of)
+    assert len(worst) == 3
+    assert batch.valid.all()
+    assert batch.counted.tolist() == [[True, True, False, True]]
 
 
 @pytest.mark.parametrize("measures", [["average_drop"], ["average_gain"]])
