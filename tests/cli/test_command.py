@@ -100,7 +100,7 @@ def test_demo_prints_the_values_of_the_metrics(
         demo.PROTOCOL.caption(["average_drop", "increase_in_confidence", "average_gain"]),
         "Eleven photos are a demonstration, not a sample: these numbers say nothing about the methods in"
         " general.",
-        "the uniform map masks nothing, explains nothing, and has a perfect Average Drop.",
+        "But the uniform map masks nothing, explains nothing, and has a perfect Average Drop.",
     ],
     ids=["protocol", "not a sample", "why controls"],
 )

@@ -388,6 +388,22 @@ def test_partial_result_of_another_command_is_refused(inside, tmp_path, capsys):
     assert main(arguments(tmp_path / "out", "--fresh")) == 0
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--explain", "labels"], "--explain: labels is not one of 'top', 'label'"),
+        (["--scores", "sigmoid"], "--scores: sigmoid is not one of 'softmax', 'raw'"),
+        (["--batch-size", "0"], "--batch_size: 0 is not > 0"),
+        (["--batch-size", "many"], "--batch_size: many is not of type int"),
+        (["--pictures", "-1"], "--pictures: -1 is not >= 0"),
+        (["--drop-eps", "small"], "--drop_eps: small is not of type float"),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_is_needed(tmp_path, capsys, option, message):
+    assert main(arguments(tmp_path / "out", *option)) == 2
+    assert f"torchmetrics-cam: {message}; see torchmetrics-cam --help" in capsys.readouterr().err
+
+
 def test_refused_arguments_leave_no_partial_result(inside, tmp_path, capsys):
     assert main(arguments(tmp_path / "out", "--num-classes", "0")) == 2
     assert "num_classes is 0; it must be a positive integer" in capsys.readouterr().err

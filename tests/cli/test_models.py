@@ -9,6 +9,7 @@ import torch
 import torchvision
 from PIL import Image
 
+from torchmetrics_cam.cli.checkpoint import classes_in
 from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.models import load_model
 from torchmetrics_cam.cli.transforms import ProcessorTransform, processor_settings
@@ -74,6 +75,16 @@ def test_checkpoint_with_other_classes(tmp_path: Path, wrap: str) -> None:
 def test_timm_checkpoint_with_other_classes(tmp_path: Path) -> None:
     torch.save(timm.create_model("resnet10t", num_classes=7).state_dict(), tmp_path / "w.pt")
     check(load_model("timm:resnet10t", str(tmp_path / "w.pt"), image_size=64), 64, 7)
+
+
+def test_only_the_last_layer_tells_the_number_of_classes() -> None:
+    model = torch.nn.Linear(3, 2)
+    model.register_parameter("scale", torch.nn.Parameter(torch.tensor(1.0)))
+    state = model.state_dict()
+    assert classes_in(state, model) is None
+    assert classes_in(state | {"weight": torch.zeros(5, 3), "bias": torch.zeros(5)}, model) == 5
+    assert classes_in(state | {"weight": torch.zeros(5, 4)}, model) is None
+    assert classes_in(state | {"scale": torch.ones(1)}, model) is None
 
 
 def test_checkpoint_of_another_network(tmp_path: Path) -> None:

@@ -191,6 +191,11 @@ def test_a_subclass_of_dataloader_is_used_unchanged():
         evaluated(metric, Dimmed(seventy(), batch_size=16), devices=2, strategy="ddp_spawn")
 
 
+def test_random_transforms_in_workers_use_the_generator_of_the_dataloader():
+    loader = DataLoader(TensorDataset(torch.rand(5, 1)), generator=torch.Generator())
+    assert shard(loader, 0, 2).generator is loader.generator
+
+
 def test_drop_last_is_ignored_also_with_a_sampler():
     loader = DataLoader(seventy(), sampler=SubsetRandomSampler(range(10)), batch_size=4, drop_last=True)
     metric = AverageDrop(source(network_in_evaluation()))

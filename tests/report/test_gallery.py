@@ -1,13 +1,14 @@
 """Explained images: their selection, their colors, and the figure of them."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
-from torchmetrics_cam import CAMComparison, explain
+from torchmetrics_cam import CAMComparison, EvaluationProtocol, explain
 from torchmetrics_cam.cams import GradCAM, HiResCAM, LayerCAM, UniformMap
 from torchmetrics_cam.functional import average_drop
 from torchmetrics_cam.report.gallery import (
@@ -32,10 +33,6 @@ def explained(label="a", score=1.0, masked_score=0.5, methods=1):
     )
 
 
-def label_of(class_idx):
-    return f"class {class_idx}"
-
-
 # Selection
 
 
@@ -43,7 +40,7 @@ def test_an_explained_image_holds_the_values_of_its_batch(net, images):
     sources = {"Grad-CAM": GradCAM(net, "body"), "Layer-CAM": LayerCAM(net, "body")}
     other = {"HiRes-CAM": HiResCAM(net, "body")}
     batches = [explain(sources, images), explain(other, images)]
-    first, second = explained_images(batches, [2, 0], label_of)
+    first, second = explained_images(batches, [2, 0])
     for one, index in ((first, 2), (second, 0)):
         assert one.methods == ["Grad-CAM", "Layer-CAM", "HiRes-CAM"]
         assert one.label == f"class {int(batches[0].class_idx[index])}"
@@ -63,7 +60,7 @@ def test_an_explained_image_holds_the_values_of_its_batch(net, images):
 
 def test_targets_have_a_label_too(net, images):
     batch = explain({"Grad-CAM": GradCAM(net, "body")}, images, targets=lambda output: output[1])
-    assert [one.label for one in explained_images([batch], [0], label_of)] == ["target"]
+    assert [one.label for one in explained_images([batch], [0])] == ["target"]
 
 
 def test_the_worst_explained_images_have_the_highest_mean_drop(net, images):
@@ -74,12 +71,33 @@ def test_the_worst_explained_images_have_the_highest_mean_drop(net, images):
         [average_drop(one.scores, one.masked_scores, reduction="none") for one in batch]
     ).mean(0)
     expected = sorted((index for index in (0, 2, 3)), key=lambda index: -drops[index])
-    worst = worst_explained([batch], 2, label_of)
+    worst = worst_explained([batch], 2)
     assert len(worst) == 2
     for one, index in zip(worst, expected, strict=False):
         assert one.drop == pytest.approx(drops[index].item(), rel=1e-6)
         torch.testing.assert_close(one.image, images[index].float(), rtol=0, atol=0)
-    assert len(worst_explained([batch], 9, label_of)) == 3
+    assert len(worst_explained([batch], 9)) == 3
+
+
+def test_a_class_without_a_name_is_labeled_by_its_number(net, images):
+    batch = explain({"Grad-CAM": GradCAM(net, "body")}, images, class_idx=[0, 1, 2, 0])
+    found = explained_images([batch], range(4), class_names=["cat", "dog"])
+    assert [one.label for one in found] == ["cat", "dog", "class 2", "cat"]
+
+
+def test_only_the_selected_images_are_masked(net, images):
+    masked = []
+
+    def gray(batch):
+        masked.append(len(batch))
+        return torch.full_like(batch, 0.5)
+
+    sources = {"Grad-CAM": GradCAM(net, "body"), "Layer-CAM": LayerCAM(net, "stem")}
+    batch = explain(sources, images, protocol=EvaluationProtocol(baseline=gray))
+    assert batch.masked_scores.isfinite().all()
+    masked.clear()
+    assert len(worst_explained([batch], 1)) == 1
+    assert masked == [1, 1]
 
 
 def test_an_image_whose_masked_score_is_not_finite_is_not_among_the_worst(images):
@@ -92,7 +110,7 @@ def test_an_image_whose_masked_score_is_not_finite_is_not_among_the_worst(images
 
     images[2] /= 3
     batch = explain({"half": UniformMap(Means(), 0.5)}, images, 0, protocol="torchcam")
-    worst = worst_explained([batch], 4, label_of)
+    worst = worst_explained([batch], 4)
     assert len(worst) == 3
     assert batch.valid.all()
     assert batch.counted.tolist() == [[True, True, False, True]]
@@ -107,7 +125,7 @@ def test_the_gallery_has_the_best_and_the_worst_images_of_the_first_measure(net,
     settings = {
         "image_of": lambda index: images[index - 10],
         "file_of": lambda index: f"{index}.jpg",
-        "label_of": label_of,
+        "class_names": None,
         "to_colors": lambda batch: batch / 2,
     }
     found = gallery(comparison, **settings, count=3)
@@ -152,6 +170,14 @@ def test_the_figure_has_a_pair_of_pictures_for_each_image_and_method():
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a  0.90", "b  0.80", "c  0.70"]
     changes = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert changes == [change for change in ("0.90 → 0.00", "0.80 → 0.50", "0.70 → 1.00") for _ in range(2)]
+
+
+def test_dollar_signs_in_names_are_not_read_as_mathematics():
+    one = replace(explained("$5_ or $_"), methods=["pay $^$"])
+    figure = explanation_figure([one])
+    FigureCanvasAgg(figure).draw()
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == [r"\$5_ or \$_  1.00"]
+    assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == [r"pay \$^\$"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])

@@ -19,7 +19,7 @@ class CallableSource(CAMSource):
     Args:
         model: the explained network.
         fn: the function ``fn(model, images, class_idx) -> maps``. It receives a copy of the images
-            ``(N, C, *spatial)`` that requires gradients and the explained class of each image, a LongTensor
+            ``(N, C, *spatial)`` that requires gradients and the target class of each image, a LongTensor
             ``(N,)``. It returns one map per image, ``(N, *spatial)``, at any resolution; negative values
             are allowed and are rectified as the protocol says.
 

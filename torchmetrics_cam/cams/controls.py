@@ -1,4 +1,4 @@
-"""Control maps, which do not depend on the explained class: a method should do better than these."""
+"""Control maps, which do not depend on the target class: a method should have better values than these."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torchmetrics_cam.functional._noise import hashed_noise
 class UniformMap(CAMSource):
     r"""A control: the same mask value at every pixel, :math:`m_{ij} = v`.
 
-    With the value 1 no pixel is masked: Average Drop is 0, its optimum, although the map says nothing.
+    With the value 1 no pixel is masked: Average Drop is 0, its optimum, although the map explains nothing.
 
     Args:
         model: the network whose scores are compared.
@@ -186,14 +186,14 @@ class EdgeMap(CAMSource):
 
 
 class RandomWeightsCAM(LayerSource):
-    r"""A control: a CAM with random channel weights, which do not depend on the explained class.
+    r"""A control: a CAM with random channel weights, which do not depend on the target class.
 
     .. math:: L_{ij} = \sum_k w_k A^k_{ij}, \qquad w_k \sim U[-1, 1)
 
     :math:`A^k_{ij}` is the activation of channel k at position ij of the target layer. The map has the
-    resolution and smoothness of a CAM and is high where the network responds. A method that does no better
-    owes its result to the layer. The weights are computed from a hash of the image's values and the seed: the
-    same image has the same map in every batch, process and run.
+    resolution and smoothness of a CAM and is high where the network responds. A method whose values are no
+    better owes them to the layer alone. The weights are computed from a hash of the image's values and the
+    seed: the same image has the same map in every batch, process and run.
 
     Args:
         model: the explained network; it returns logits ``(N, K)`` for images ``(N, C, *spatial)``.

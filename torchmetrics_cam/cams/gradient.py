@@ -94,7 +94,8 @@ class GradCAM(GradientCAM):
     .. math:: L_{ij} = \sum_k \Big(\frac{1}{Z} \sum_{ab} g^k_{ab}\Big) A^k_{ij}
 
     :math:`A^k_{ij}` is the activation of channel k at position ij of the target layer, :math:`g^k_{ij}` the
-    gradient of the explained score with respect to it, and Z the number of positions.
+    gradient of the target class's score (by default its logit) with respect to it, and Z the number of
+    positions.
 
     The map ``(N, *spatial)`` has the resolution of the layer. The protocol rectifies (ReLU by default),
     normalizes and resizes it.
@@ -146,9 +147,9 @@ class GradCAMPlusPlus(GradientCAM):
               \epsilon}
 
     :math:`A^k_{ij}` is the activation of channel k at position ij of the target layer, :math:`g^k_{ij}` the
-    gradient of the explained score with respect to it. The paper has no :math:`\epsilon`.
-    Squared gradients of a logit are often near 1e-6, so pytorch-grad-cam's ``eps=1e-6`` changes the map; set
-    it to reproduce that library.
+    gradient of the target class's score (by default its logit) with respect to it. The paper has no
+    :math:`\epsilon`. Squared gradients of a logit are often near 1e-6, so pytorch-grad-cam's ``eps=1e-6``
+    changes the map; set it to reproduce that library.
 
     The map ``(N, *spatial)`` has the resolution of the layer. The protocol rectifies (ReLU by default),
     normalizes and resizes it.
@@ -219,8 +220,8 @@ class XGradCAM(GradientCAM):
     .. math:: L_{ij} = \sum_k \Big(\sum_{ab} \frac{A^k_{ab}}{\sum_{cd} A^k_{cd}}\, g^k_{ab}\Big) A^k_{ij}
 
     :math:`A^k_{ij}` is the activation of channel k at position ij of the target layer, :math:`g^k_{ij}` the
-    gradient of the explained score with respect to it. A channel whose activations sum to 0 has
-    weight 0.
+    gradient of the target class's score (by default its logit) with respect to it. A channel whose
+    activations sum to 0 has weight 0.
 
     The map ``(N, *spatial)`` has the resolution of the layer. The protocol rectifies (ReLU by default),
     normalizes and resizes it.
@@ -272,7 +273,7 @@ class LayerCAM(GradientCAM):
     .. math:: L_{ij} = \sum_k \mathrm{ReLU}(g^k_{ij})\, A^k_{ij}
 
     :math:`A^k_{ij}` is the activation of channel k at position ij of the target layer, :math:`g^k_{ij}` the
-    gradient of the explained score with respect to it.
+    gradient of the target class's score (by default its logit) with respect to it.
 
     The map ``(N, *spatial)`` has the resolution of the layer. The protocol rectifies (ReLU by default),
     normalizes and resizes it.
@@ -322,7 +323,7 @@ class HiResCAM(GradientCAM):
     .. math:: L_{ij} = \sum_k g^k_{ij}\, A^k_{ij}
 
     :math:`A^k_{ij}` is the activation of channel k at position ij of the target layer, :math:`g^k_{ij}` the
-    gradient of the explained score with respect to it.
+    gradient of the target class's score (by default its logit) with respect to it.
 
     The map ``(N, *spatial)`` has the resolution of the layer. The protocol rectifies (ReLU by default),
     normalizes and resizes it.

@@ -4,19 +4,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchmetrics_cam.cams.adapters.captum import CaptumSource, is_captum
-from torchmetrics_cam.cams.adapters.monai import MonaiSource, is_monai
-from torchmetrics_cam.cams.adapters.pytorch_grad_cam import PytorchGradCAMSource, is_pytorch_grad_cam
+from torchmetrics_cam.cams.adapters.captum import CaptumSource
+from torchmetrics_cam.cams.adapters.monai import MonaiSource
+from torchmetrics_cam.cams.adapters.pytorch_grad_cam import PytorchGradCAMSource
 from torchmetrics_cam.cams.adapters.torchcam import TorchcamSource, is_torchcam_like
-from torchmetrics_cam.cams.source import CAMSource
-
-# The first adapter whose function returns True is used.
-_ADAPTERS = (
-    (is_pytorch_grad_cam, PytorchGradCAMSource),
-    (is_captum, CaptumSource),
-    (is_monai, MonaiSource),
-    (is_torchcam_like, TorchcamSource),
-)
+from torchmetrics_cam.cams.source import CAMSource, library_classes
 
 _ACCEPTED = """Accepted are
   - GradCAM(model, "layer4") and the other classes of torchmetrics_cam.cams, including the controls
@@ -61,9 +53,14 @@ def as_source(candidate: Any) -> CAMSource:
                 f"the model of the source is a {type(model).__name__}; it must be a torch.nn.Module"
             )
         return candidate
-    for matches, adapter in _ADAPTERS:
-        if matches(candidate):
-            return adapter(candidate)
+    if library_classes(candidate, "pytorch_grad_cam"):
+        return PytorchGradCAMSource(candidate)
+    if "Attribution" in library_classes(candidate, "captum.attr"):
+        return CaptumSource(candidate)
+    if "CAMBase" in library_classes(candidate, "monai.visualize"):
+        return MonaiSource(candidate)
+    if is_torchcam_like(candidate):
+        return TorchcamSource(candidate)
     described = (
         f"the class {candidate.__name__}" if isinstance(candidate, type) else f"a {type(candidate).__name__}"
     )

@@ -1,4 +1,4 @@
-"""CAMSource, the interface of all sources of maps, and the data that it exchanges with an evaluation."""
+"""CAMSource, the interface of all sources of maps, with its input and its result."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -220,6 +220,18 @@ class CAMSource(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__})"
+
+
+def library_classes(candidate: Any, library: str) -> set[str]:
+    """Return the names of the classes of a library that an object is an instance of.
+
+    The library is not imported.
+
+    Args:
+        candidate: any object.
+        library: the package of the classes, such as ``"captum.attr"``.
+    """
+    return {cls.__name__ for cls in type(candidate).__mro__ if f"{cls.__module__}.".startswith(f"{library}.")}
 
 
 def check_maps(maps: Tensor, images: Tensor) -> None:

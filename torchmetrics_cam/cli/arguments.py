@@ -24,6 +24,15 @@ PROTOCOL_FIELDS = [field.name for field in fields(EvaluationProtocol) if field.n
 # One name, names separated by commas, or a list in a YAML file; the names of layers may be numbers.
 Names = str | int | list[str | int]
 
+# The parser's own messages name types and conditions of Python.
+_PLAIN_MESSAGES = (
+    (r'^Parser key "(.+?)":', r"--\1:"),
+    (r"Expected a typing\.Literal\[(.+)\]\. Got value: (.+)", r"\2 is not one of \1"),
+    (r"Expected a <class '(\w+)'>\. Got value: (.+)", r"\2 is not of type \1"),
+    (r"Not of type \w+: invalid literal for int\(\) with base 10: '(.+)'", r"\1 is not of type int"),
+    (r"Not of type \w+: (.+) does not conform to restriction v>(=?)(.+)", r"\1 is not >\2 \3"),
+)
+
 
 def parser() -> "ArgumentParser":
     """Return the parser of the command.
@@ -62,7 +71,9 @@ def parse(command_line: list[str]) -> "Namespace":
         return command.parse_args([_with_underscores(word) for word in command_line])
     except ArgumentError as error:
         command.print_usage(sys.stderr)
-        message = re.sub('^Parser key "(.+?)":', r"--\1:", " ".join(str(error).split())).rstrip(".")
+        message = " ".join(str(error).split()).rstrip(".")
+        for pattern, replacement in _PLAIN_MESSAGES:
+            message = re.sub(pattern, replacement, message)
         raise UsageError(f"{message}; see {PROG} --help") from error
 
 

@@ -1,4 +1,4 @@
-"""``--checkpoint``: a state dict from a file, with its keys renamed to those of the network."""
+"""``--checkpoint``: the state dict in a file, with the keys of the network."""
 
 import pickle
 import re
@@ -84,8 +84,8 @@ def classes_in(state: Mapping[str, Tensor], model: nn.Module) -> int | None:
     only_first_dimension = all(ours[1:] == theirs[1:] for ours, theirs in different)
     if len(classes) != 1 or not only_first_dimension:
         return None
-    ((_, theirs),) = classes
-    return theirs[0] if theirs else None
+    ((ours, theirs),) = classes
+    return theirs[0] if ours and theirs else None
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: str) -> None:

@@ -22,9 +22,8 @@ class Images(Dataset[Item | None]):
 
     Args:
         origin: where the images come from.
-        transform: from an RGB image of PIL to a tensor.
-        limit: number of images; None for all. They are the first of a shuffle with a fixed seed: a random
-            sample, and always the same.
+        transform: a function from an RGB image of PIL to a tensor.
+        limit: the number of images; None for all. They are a random sample with a fixed seed.
         class_names: the names of the model's classes. If all class names of the data are among them, labels
             become class indices of the model.
         labeled: whether an image without a label is an error.
@@ -68,8 +67,8 @@ class Images(Dataset[Item | None]):
         """Return an image, or None if it cannot be read.
 
         Raises:
-            UsageError: if it needs a label and has none. It is checked here, where labels are integers:
-                reading them from a batch on a GPU would wait for the GPU.
+            UsageError: if it needs a label and has none. The check is here because labels are integers here:
+                to read them from a batch on a GPU would wait for the GPU.
         """
         try:
             image, label = self._read(index)
@@ -84,7 +83,7 @@ class Images(Dataset[Item | None]):
         return {"image": image, "index": index, "label": label}
 
     def fingerprint(self) -> str:
-        """Return a value that differs if the images differ, as far as is known without decoding them."""
+        """Return a checksum that changes with the images, as far as this is visible without decoding them."""
         return self._origin.fingerprint()
 
     def file(self, index: int) -> str:
@@ -128,8 +127,8 @@ def load_data(
         name: a folder of images, whose first level of subfolders, if it has any, are the classes; a folder
             that ``save_to_disk`` of Hugging Face's datasets has written; or ``package.module:factory``, a
             callable without arguments that returns a dataset with a length.
-        transform: from an RGB image of PIL to a tensor.
-        limit: number of images; see `Images`.
+        transform: a function from an RGB image of PIL to a tensor.
+        limit: the number of images; see `Images`.
         class_names: the names of the model's classes; see `Images`.
         labeled: whether every image needs a label that is a class index of the model.
 

@@ -155,7 +155,7 @@ def class_names() -> list[str]:
 def picture(sources: Mapping[str, CAMSource], images: Tensor) -> "Figure":
     """Draw the map and the masked image of each source, in one row, for each image."""
     batch = explain(sources, images, protocol=PROTOCOL)
-    explained = explained_images([batch], range(len(images)), lambda class_idx: class_names()[class_idx])
+    explained = explained_images([batch], range(len(images)), class_names())
     return explanation_figure([one.in_colors(colors) for one in explained])
 
 
@@ -209,7 +209,7 @@ def run(arguments: Any) -> None:
             evaluated,
             image_of=lambda index: images[index],
             file_of=lambda index: names[index],
-            label_of=lambda number: class_names()[number],
+            class_names=class_names(),
             to_colors=colors,
             count=_PICTURES,
         )
@@ -219,13 +219,13 @@ def run(arguments: Any) -> None:
     console = Console(highlight=False, markup=False)
     console.print(_table(results["comparison"]["rows"]))
     for paragraph in (
-        "Fractions from 0 to 1. N: photos evaluated. Excluded: photos with a score or map that is not finite."
+        "Fractions from 0 to 1. N: evaluated photos. Excluded: photos with a score or map that is not finite."
         " Degenerate: evaluated photos with a constant map.",
         f"EfficientNet-Lite0, layer {TARGET_LAYER}. Protocol {protocol}",
         "Eleven photos are a demonstration, not a sample: these numbers say nothing about the methods in"
         " general.",
-        "The controls do not depend on the network and show what a number is worth: the uniform map masks"
-        " nothing, explains nothing, and has a perfect Average Drop.",
+        "The controls do not look at the network, and a method should have better values. But the uniform map"
+        " masks nothing, explains nothing, and has a perfect Average Drop.",
     ):
         console.print(f"{paragraph}\n")
     # Not wrapped, so that the paths can be copied.

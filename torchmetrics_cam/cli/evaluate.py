@@ -121,18 +121,11 @@ def run(arguments: Any) -> None:
         "seed": arguments.seed,
         "settings": settings_of(arguments),
     }
-
-    def image_of(index: int) -> Tensor:
-        image: Tensor = images[index]["image"]  # type: ignore[index]
-        return image
-
     pictures = gallery(
         comparison,
-        image_of=image_of,
+        image_of=lambda index: images[index]["image"],  # type: ignore[index]
         file_of=images.file,
-        label_of=lambda number: (
-            names[number] if names is not None and 0 <= number < len(names) else f"class {number}"
-        ),
+        class_names=names,
         to_colors=loaded.to_colors,
         count=arguments.pictures,
     )

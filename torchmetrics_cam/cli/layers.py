@@ -19,7 +19,7 @@ Reshape = Callable[[Tensor], Tensor]
 _LAYERS_LISTED = 12
 # A class token, a distillation token and registers; no network has more tokens before its grid.
 _MAX_PREFIX_TOKENS = 16
-# Their output size is set by an argument, so their grid does not correspond to positions of the image.
+# The size of their output is an argument, so a grid there does not show that the layer has spatial positions.
 _RESIZING_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
@@ -29,8 +29,9 @@ class LayerChoice:
 
     Args:
         names: the names of the layers.
-        reason: a sentence for the report.
-        reshape_transform: from the output of the layer to ``(N, channels, h, w)``; None if it has that shape.
+        reason: why they were chosen, for the report.
+        reshape_transform: a function from the output of the layer to ``(N, channels, h, w)``; None if the
+            output already has this shape.
     """
 
     names: tuple[str, ...]
@@ -43,17 +44,15 @@ class _Output:
     """The output of a module.
 
     Args:
-        started: when its call began, counted in calls and returns of all modules.
-        ended: when it returned.
-        shape: of its first tensor; empty if it returned none.
+        earlier: the number of outputs that existed when its call began.
+        shape: the shape of its first tensor; empty if it returned none.
         grid: height and width of the spatial grid, if it has one.
-        reshape: from the output to a channels-first grid; None if it is one.
+        reshape: a function from the output to a channels-first grid; None if the output is one.
     """
 
     name: str
     module: nn.Module
-    started: int
-    ended: int
+    earlier: int
     shape: tuple[int, ...]
     grid: tuple[int, int] | None
     reshape: Reshape | None
@@ -65,30 +64,26 @@ class _Run:
 
     Args:
         image_size: height and width of the image.
-        names: of the modules; the model itself has none.
+        names: the names of the modules; the model itself has none.
     """
 
     image_size: tuple[int, int]
     names: dict[nn.Module, str]
     outputs: list[_Output] = field(default_factory=list)
-    _clock: int = 0
-    _started: dict[nn.Module, list[int]] = field(default_factory=dict)
+    _earlier: dict[nn.Module, list[int]] = field(default_factory=dict)
 
     def before(self, module: nn.Module, arguments: Any) -> None:
-        """Note when the call of a module began."""
-        self._clock += 1
-        self._started.setdefault(module, []).append(self._clock)
+        """Record the number of outputs before the call of a module."""
+        self._earlier.setdefault(module, []).append(len(self.outputs))
 
     def after(self, module: nn.Module, arguments: Any, result: Any) -> None:
-        """Note the output of a module."""
-        self._clock += 1
-        started = self._started[module].pop()
+        """Record the output of a module."""
+        earlier = self._earlier[module].pop()
         if module in self.names:
             first = result[0] if isinstance(result, tuple | list) and result else result
             shape = tuple(first.shape) if isinstance(first, Tensor) else ()
             grid, reshape = _layout(shape, self)
-            name = self.names[module]
-            self.outputs.append(_Output(name, module, started, self._clock, shape, grid, reshape))
+            self.outputs.append(_Output(self.names[module], module, earlier, shape, grid, reshape))
 
     def last(self, name: str) -> _Output | None:
         """Return the last output of a module."""
@@ -106,9 +101,9 @@ class _Run:
 def choose_layer(model: nn.Module, images: Tensor) -> LayerChoice:
     """Return the layer for ``--layer auto``.
 
-    It is the last layer with a spatial grid, followed only by pooling and the classifier. In a transformer
-    with a class token it is the norm before the last attention: after that attention only the class token
-    reaches the classifier, and the other tokens have no gradient.
+    In a convolutional network, this is the last layer with a spatial grid: only pooling and the classifier
+    follow. In a transformer with a class token, it is the normalization layer before the last attention:
+    after that attention, only the class token reaches the classifier, and the other tokens have no gradient.
 
     Args:
         model: the network, which is not changed.
@@ -124,12 +119,11 @@ def choose_layer(model: nn.Module, images: Tensor) -> LayerChoice:
         if output.grid and len(output.shape) == 4 and not isinstance(output.module, _RESIZING_MODULES)
     ]
     attention = [output for output in run.outputs if _is_attention(output)]
-    if attention and (not grids or grids[-1].ended < max(output.ended for output in attention)):
-        start = max(output.started for output in attention)
+    if attention and (not grids or run.outputs.index(grids[-1]) < run.outputs.index(attention[-1])):
         norms = [
             output
-            for output in run.outputs
-            if output.ended < start and output.grid and len(output.shape) == 3 and _is_norm(output.module)
+            for output in run.outputs[: max(output.earlier for output in attention)]
+            if output.grid and len(output.shape) == 3 and _is_norm(output.module)
         ]
         if norms:
             norm = norms[-1]
@@ -158,7 +152,7 @@ def check_layer(model: nn.Module, images: Tensor, names: Sequence[str]) -> Resha
         names: the names of the layers.
 
     Returns:
-        The function from their outputs to ``(N, channels, h, w)``; None if they have that shape.
+        The function from their outputs to ``(N, channels, h, w)``; None if the outputs have this shape.
 
     Raises:
         UsageError: if a layer is not in the network, does not run, or has no spatial grid, if layers need to
@@ -241,7 +235,7 @@ def _layout(shape: tuple[int, ...], run: _Run) -> tuple[tuple[int, int] | None, 
     if len(shape) != 4 or shape[0] != 1 or min(shape) < 1:
         return None, None
     first, last = (shape[1], shape[2]), (shape[2], shape[3])
-    # Of the two interpretations, the one whose aspect ratio is nearer to the image's; else channels first.
+    # Of the two interpretations, that with the aspect ratio closer to the image's; if equal, channels first.
     channels_last = _distortion(*first, run) < _distortion(*last, run)
     grid = first if channels_last else last
     return (grid, swin_grid if channels_last else None) if grid != (1, 1) else (None, None)
@@ -252,7 +246,7 @@ def _distortion(height: int, width: int, run: _Run) -> float:
 
 
 def _token_grid(tokens: int, run: _Run) -> tuple[tuple[int, int] | None, Reshape | None]:
-    """Return the grid of tokens: that of the convolution before, else one with the image's aspect ratio."""
+    """Return the grid of tokens: that of an earlier convolution, else one with the image's aspect ratio."""
     patch_grids = [output.grid for output in run.outputs if len(output.shape) == 4 and output.grid]
     for height, width in reversed(patch_grids):
         prefix = tokens - height * width

@@ -43,15 +43,16 @@ def make_sources(
     """Return the CAM sources of the methods.
 
     Args:
-        names: names as in `METHODS`: of this package; of a class in ``torchcam.methods`` or
-            ``pytorch_grad_cam``; or a callable that gets the model and the layer and returns a CAM source.
+        names: names as in `METHODS`: a method of this package, a class of ``torchcam.methods`` or of
+            ``pytorch_grad_cam``, or a callable that gets the model and the layer and returns a CAM source.
         model: the network.
         layer: the name of the target layer, or several.
-        reshape_transform: from the output of the layer to ``(N, channels, h, w)``; None if it has that shape.
+        reshape_transform: a function from the output of the layer to ``(N, channels, h, w)``; None if the
+            output already has this shape.
 
     Returns:
-        A source per method, in the order of the names. Methods of this package are called by their titles,
-        others by the names given.
+        One source for each method, in the order of the names; the key of a method of this package is its
+        title, such as ``"Grad-CAM"``, that of another its name.
 
     Raises:
         UsageError: if a method does not exist, is named twice, or does not support the model or the layer.
@@ -110,7 +111,7 @@ def _pytorch_grad_cam(
 
 
 def _construct(name: str, class_name: str, module: Any, *arguments: Any, **settings: Any) -> Any:
-    """Construct an object of a CAM class of another library."""
+    """Construct a CAM object of another library."""
     available = sorted(
         item
         for item, value in vars(module).items()

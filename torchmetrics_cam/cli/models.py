@@ -30,8 +30,8 @@ class LoadedModel:
 
     Args:
         model: the network, in evaluation mode.
-        transform: from an RGB image of PIL to a tensor ``(3, H, W)``.
-        to_colors: from a batch of inputs to colors in [0, 1].
+        transform: a function from an RGB image of PIL to a tensor ``(3, H, W)``.
+        to_colors: a function from inputs of the network ``(N, 3, H, W)`` to colors in [0, 1].
         class_names: the names of its classes; None if they are not known.
         image_size: height and width of its images in pixels; None if they are not known.
     """
@@ -45,10 +45,10 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class _Weights:
-    """The weights that are asked for with ``--checkpoint``.
+    """The weights chosen by ``--checkpoint``.
 
     Args:
-        checkpoint: the value of the option; None stands for the pretrained weights of the library.
+        checkpoint: the value of the option; None for the pretrained weights of the library.
         state: the state dict, if the option names a file.
     """
 
@@ -63,11 +63,11 @@ class _Weights:
         """Build a network and load the state dict, if there is one.
 
         Args:
-            name: of the network, for messages.
-            build: returns the network with a number of classes; None stands for its own number.
+            name: the name of the network, for messages.
+            build: a function from the number of classes to the network; None stands for its default number.
 
         Returns:
-            The network, and the number of classes in the state dict if it is not the network's own.
+            The network, and the number of classes of the state dict if it differs from the default.
         """
         model, classes = self._build(name, build, None), None
         if self.state is not None:
@@ -111,7 +111,7 @@ def load_model(name: str, checkpoint: str | None = None, *, image_size: int | No
     weights = _Weights(checkpoint, state)
     loaders = {"torchvision": _torchvision, "timm": _timm, "hf": _hugging_face}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The libraries warn programmers, not users of the command.
+        warnings.simplefilter("ignore")  # Warnings of the libraries are for programmers.
         if library in loaders:
             loaded = loaders[library](rest, weights, image_size)
         else:

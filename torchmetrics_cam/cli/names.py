@@ -25,8 +25,8 @@ def call_factory(name: str, option: str, *arguments: Any) -> Any:
 
     Args:
         name: the module and the name of the callable in it, separated by a colon.
-        option: the option that the name was given to, for the message.
-        arguments: of the call.
+        option: the option with this value, for messages.
+        arguments: the arguments of the call.
 
     Raises:
         UsageError: if the module cannot be imported, has no such callable, or the call fails.

@@ -1,4 +1,4 @@
-"""The output folder of a run: its result files, and the partial result that a run resumes from."""
+"""The output folder of a run: its result files, and the partial result of an interrupted run."""
 
 import csv
 import errno
@@ -35,8 +35,8 @@ _LIBRARIES = (
 )
 # Errors that only writing causes; other system errors may have any cause.
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-# Options that do not change a number, so that a run with other values may resume a partial result. The batch
-# size is among them because the one before may have been too large for the memory.
+# Options that may differ between an interrupted run and the run that resumes it. The batch size may, because
+# the first one may have been too large for the memory.
 _CHANGEABLE = ("fresh", "out", "pictures", "save_every", "num_workers", "batch_size", "halve_on_oom")
 
 
@@ -44,27 +44,17 @@ def results_of(comparison: CAMComparison, class_names: Sequence[str] | None) -> 
     """Return all results of a comparison, for JSON.
 
     Args:
-        comparison: with the states of all ranks.
-        class_names: the names of the classes, where they are known.
+        comparison: the comparison, with the states of all ranks.
+        class_names: the names of the classes; None if they are not known.
     """
     table = comparison.table()
-    measures = [measure.name for measure in comparison.measures]
     return {
         "format": FORMAT,
         "methods": list(comparison.methods),
         "comparison": json.loads(table.to_json()),
         "protocol_text": str(table.protocol),
-        "win_rates": {name: _win_rate(comparison, name) for name in measures},
-        "paired": [
-            {
-                "measure": name,
-                "first": first,
-                "second": second,
-                **_paired_difference(comparison, first, second, name),
-            }
-            for name in measures
-            for first, second in combinations(comparison.methods, 2)
-        ],
+        "win_rates": {measure.name: _win_rate(comparison, measure.name) for measure in comparison.measures},
+        "paired": _paired_differences(comparison),
         "per_class": _per_class(comparison, class_names),
         "curves": _curves(comparison),
     }
@@ -89,7 +79,7 @@ def environment(*, processes: int) -> dict[str, Any]:
 
 
 def prepare_folder(out: Path) -> None:
-    """Create the output folder, before the time for an evaluation is spent.
+    """Create the output folder and check that files can be written there, before the evaluation starts.
 
     Raises:
         UsageError: if nothing can be written there.
@@ -104,21 +94,21 @@ def write_files(
     results: dict[str, Any],
     pictures: Any,
     out: Path,
-    name_of: Callable[[int], str],
+    file_of: Callable[[int], str],
 ) -> None:
     """Write ``results.json``, ``results.csv``, ``samples.csv`` and ``report.html``.
 
-    They replace those of an earlier run only when all are written, so that no two runs are mixed.
+    They replace the files of an earlier run only when all of them are complete.
 
     Args:
-        comparison: with the samples of all ranks.
-        results: all that ``results.json`` holds.
-        pictures: of the report.
+        comparison: the comparison, with the samples of all ranks.
+        results: the content of ``results.json``.
+        pictures: the explained images of the report, as `write_report` takes them.
         out: the output folder.
-        name_of: the file of the image with an index.
+        file_of: the function from the index of an image to the name of its file.
 
     Raises:
-        UsageError: if one of them cannot be written.
+        UsageError: if a file cannot be written.
     """
     from torchmetrics_cam.report import write_csv, write_report
 
@@ -126,7 +116,7 @@ def write_files(
         unfinished = Path(folder)
         _write_json(results, unfinished / "results.json")
         write_csv(results, unfinished / "results.csv")
-        _write_samples(comparison, name_of, unfinished / "samples.csv")
+        _write_samples(comparison, file_of, unfinished / "samples.csv")
         write_report(results, unfinished / "report.html", gallery=pictures)
         for file in list(unfinished.iterdir()):
             file.replace(out / file.name)
@@ -134,11 +124,11 @@ def write_files(
 
 @contextmanager
 def write_errors(out: Path, *, only_certain: bool = False) -> Iterator[None]:
-    """Report system errors while the output folder is written as errors of ``--out``.
+    """Report system errors during writing as errors of ``--out``.
 
     Args:
         out: the output folder.
-        only_certain: whether to leave alone errors that may have another cause than writing.
+        only_certain: whether to report only errors that nothing but writing causes, such as a full disk.
 
     Raises:
         UsageError: if the folder cannot be written.
@@ -162,25 +152,25 @@ def settings_of(arguments: Any) -> dict[str, Any]:
 
 
 def how_to_resume(arguments: Any) -> str:
-    """Return the end of a message: how to resume the run with these options."""
+    """Return the end of a message, which says how to resume the run."""
     command = "the same command without --fresh" if arguments.fresh else "the same command"
     return f"{command} resumes from it"
 
 
 def start_or_resume(partial: Path, arguments: Any, fingerprints: Mapping[str, str]) -> None:
-    """Prepare the folder of the partial result; keep one of the same options, weights and images.
+    """Prepare the folder of the partial result; keep its files if options, weights and images are the same.
 
     Args:
         partial: the folder of the partial result.
-        arguments: of the command.
-        fingerprints: of what the arguments name, such as the weights, by what it is.
+        arguments: the options of the command.
+        fingerprints: checksums by the name of what must not change, such as ``"weights"``.
 
     Raises:
         UsageError: if the folder holds the partial result of another run.
     """
     settings = {name: value for name, value in settings_of(arguments).items() if name not in _CHANGEABLE}
     settings |= {f"state of the {name}": fingerprint for name, fingerprint in fingerprints.items()}
-    # As read from the file, where a tuple is a list.
+    # In the form in which they are read from the file: tuples become lists.
     settings = json.loads(json.dumps(settings, default=str))
     file = partial / "settings.json"
     if arguments.fresh:
@@ -200,7 +190,7 @@ def start_or_resume(partial: Path, arguments: Any, fingerprints: Mapping[str, st
             )
         return
     partial.mkdir(exist_ok=True)
-    # Without settings.json it is not known which run they belong to.
+    # Without settings.json, it is not known to which run these files belong.
     for rank_file in partial.glob("rank-*.pt"):
         rank_file.unlink()
     _write_json(settings, file)
@@ -208,11 +198,11 @@ def start_or_resume(partial: Path, arguments: Any, fingerprints: Mapping[str, st
 
 def _write_json(results: dict[str, Any], file: Path) -> None:
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    # File names that are not UTF-8 become the escapes that JSON has for them.
+    # Characters of file names that are not UTF-8 are written as JSON escapes.
     write_atomically(file, text.encode("utf-8", errors="backslashreplace"))
 
 
-def _write_samples(comparison: CAMComparison, name_of: Callable[[int], str], file: Path) -> None:
+def _write_samples(comparison: CAMComparison, file_of: Callable[[int], str], file: Path) -> None:
     """Write a row per image: its class and score, and the values of every method."""
     samples = comparison.samples()
     columns = ["masked_score", "valid", *(measure.name for measure in comparison.measures)]
@@ -224,16 +214,16 @@ def _write_samples(comparison: CAMComparison, name_of: Callable[[int], str], fil
         writer = csv.writer(opened)
         writer.writerow(["index", "file", "class_idx", "score", *header])
         for row in order:
-            writer.writerow([indices[row], name_of(indices[row]), classes[row], scores[row], *values[row]])
+            writer.writerow([indices[row], file_of(indices[row]), classes[row], scores[row], *values[row]])
 
 
 def _curves(comparison: CAMComparison) -> dict[str, Any]:
     """Return the mean deletion and insertion curves of every method, if the comparison has any."""
     curves: dict[str, Any] = {}
-    for measure in [measure.name for measure in comparison.measures if measure.name in CURVES]:
-        fractions, scores = comparison.curve(measure)
+    for name in [measure.name for measure in comparison.measures if measure.name in CURVES]:
+        fractions, scores = comparison.curve(name)
         curves["fractions"] = fractions.tolist()
-        curves[measure.removesuffix("_auc")] = dict(zip(comparison.methods, _numbers(scores), strict=True))
+        curves[name.removesuffix("_auc")] = dict(zip(comparison.methods, _numbers(scores), strict=True))
     return curves
 
 
@@ -261,17 +251,22 @@ def _win_rate(comparison: CAMComparison, measure: str) -> dict[str, Any]:
     return {"wins": _numbers(wins), "ties": _numbers(ties)}
 
 
-def _paired_difference(comparison: CAMComparison, first: str, second: str, measure: str) -> dict[str, Any]:
-    difference = comparison.paired_difference(first, second, measure)
-    numbers = {name: _numbers(getattr(difference, name)) for name in ("mean", "lower", "upper", "p_value")}
-    return {**numbers, "count": int(difference.count)}
+def _paired_differences(comparison: CAMComparison) -> list[dict[str, Any]]:
+    """Return the mean difference of each pair of methods in each measure, with its interval and p-value."""
+    rows = []
+    for measure in comparison.measures:
+        for first, second in combinations(comparison.methods, 2):
+            difference = vars(comparison.paired_difference(first, second, measure.name))
+            numbers = {name: _numbers(value) for name, value in difference.items()}
+            rows.append({"measure": measure.name, "first": first, "second": second, **numbers})
+    return rows
 
 
 def _numbers(values: Tensor) -> Any:
     """Return a tensor as a number or nested lists; NaN and infinity, which JSON lacks, as None."""
     if values.ndim:
         return [_numbers(value) for value in values]
-    return float(values) if values.isfinite() else None
+    return values.item() if values.isfinite() else None
 
 
 def _version(package: str) -> str | None:

@@ -72,8 +72,8 @@ class ProcessorTransform:
     """An image processor of transformers as a transform.
 
     Args:
-        processor: the processor.
-        settings: arguments of its call that replace its own, such as ``size``.
+        processor: the image processor.
+        settings: arguments of its call that replace its own settings, such as ``size``.
     """
 
     processor: Any
@@ -86,12 +86,12 @@ class ProcessorTransform:
 
 
 def processor_settings(processor: Any, side: int) -> dict[str, Any]:
-    """Return the arguments with which an image processor makes images of another size.
+    """Return the arguments with which an image processor returns images of another size.
 
-    It resizes and crops in the same way and proportion as before.
+    Resizing and cropping keep their proportion.
 
     Args:
-        processor: of transformers.
+        processor: the image processor of transformers.
         side: height and width of the result in pixels.
     """
     own = processor.size

@@ -165,11 +165,11 @@ class CAMEvaluation(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the metrics before the first batch, so that a wrong layer is found before training."""
+        """Create the metrics before the first batch, so that a wrong layer is found before training."""
         self._prepare(pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the metrics, if this epoch is to be evaluated."""
+        """Reset the metrics, and determine whether this epoch is evaluated."""
         loaders = len(trainer.num_val_batches)
         if self.dataloader_idx >= loaders:
             raise ValueError(
@@ -205,7 +205,7 @@ class CAMEvaluation(Callback):
             self._mute()
         batches = [comparison.take_batch() for comparison in self._comparisons]
         if self.num_images:
-            found = worst_explained(batches, self.num_images, self._label)
+            found = worst_explained(batches, self.num_images, self.class_names)
             self._worst = self._highest_drops([*self._worst, *found])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -242,7 +242,7 @@ class CAMEvaluation(Callback):
         return True
 
     def _prepare(self, pl_module: LightningModule) -> None:
-        """Make one comparison for each network, if that is not done, and move them to the module's device."""
+        """Create one comparison for each network at the first call, and move them to the module's device."""
         if not self._comparisons:
             # The constructors of pytorch-grad-cam switch the network to evaluation mode.
             with modes_kept(pl_module):
@@ -286,17 +286,12 @@ class CAMEvaluation(Callback):
                     as_source(source).remove_hooks()
         self._made, self._comparisons, self._worst, self._last_epoch = {}, [], [], None
 
-    def _label(self, class_idx: int) -> str:
-        if self.class_names is None or class_idx >= len(self.class_names):
-            return f"class {class_idx}"
-        return self.class_names[class_idx]
-
     def _highest_drops(self, explained: Sequence[ExplainedImage]) -> list[ExplainedImage]:
         return sorted(explained, key=lambda one: one.drop, reverse=True)[: self.num_images]
 
 
 class _Comparison(CAMComparison):
-    """Comparison that keeps the last batch until it is taken."""
+    """Comparison that keeps the last batch for the figure until `take_batch` returns it."""
 
     _batch: Batch | None = None
 

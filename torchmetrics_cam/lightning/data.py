@@ -44,7 +44,7 @@ def update_arguments(batch: Any, inputs: BatchInputs | None) -> dict[str, Any]:
 
 
 def images_of(batch: Any) -> Tensor:
-    """Return the images of a batch: itself, the first of ``(images, labels)``, or an entry of a dict.
+    """Return the images of a batch: the batch itself, the first entry of a tuple, or an entry of a dict.
 
     Images are floating-point tensors with one to three spatial dimensions, ``(N, C, *spatial)``.
 
@@ -75,15 +75,10 @@ def _are_images(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and 3 <= value.ndim <= 5
 
 
-def dataset_size(loader: DataLoader[Any]) -> int:
-    """Return the number of images of the dataset, over all ranks."""
-    return len(loader.dataset)  # type: ignore[arg-type]
-
-
 def shard(loader: DataLoader[Any], rank: int, world_size: int, done: int = 0) -> DataLoader[Any]:
     """Return a dataloader over the images of one rank: ``rank``, ``rank + world_size`` and so on.
 
-    Every image belongs to exactly one rank. A dataloader that selects images in its own way is kept as it is.
+    Every image belongs to exactly one rank. A dataloader with a `custom_selection` keeps it.
 
     Lightning's ``UnrepeatedDistributedSampler`` has the same order, but no start offset, and it fails where
     a rank has no image.
@@ -94,10 +89,10 @@ def shard(loader: DataLoader[Any], rank: int, world_size: int, done: int = 0) ->
         world_size: the number of processes.
         done: the number of images of this rank to skip.
     """
-    if not loads_each_image_once(loader):
+    if custom_selection(loader) is not None:
         unchanged = loader.batch_size is None or type(loader) is not DataLoader
         return loader if unchanged else _with_data(loader, loader.dataset, sampler=loader.sampler)
-    indices = range(rank + done * world_size, dataset_size(loader), world_size)
+    indices = range(rank + done * world_size, len(loader.dataset), world_size)  # type: ignore[arg-type]
     if not indices:
         # A rank without a batch would leave the loop early, and the other ranks would wait for it at the end.
         return DataLoader([None], batch_size=None)  # type: ignore[arg-type]
@@ -117,30 +112,16 @@ def _with_data(loader: DataLoader[Any], dataset: Dataset[Any], sampler: Any = No
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
         prefetch_factor=loader.prefetch_factor,
+        generator=loader.generator,
     )
 
 
-def loads_each_image_once(loader: DataLoader[Any]) -> bool:
-    """Return whether a dataloader loads each image of its dataset once, so that ranks can share it."""
-    return _custom_selection(loader) is None
+def custom_selection(loader: DataLoader[Any]) -> str | None:
+    """Describe how a dataloader selects images itself, so that it cannot be split over ranks.
 
-
-def check_can_be_split(loader: DataLoader[Any]) -> None:
-    """Refuse a dataloader that selects images in its own way.
-
-    Raises:
-        ValueError: if it cannot be split over ranks.
+    Returns:
+        The description; None if the dataloader loads each image of its dataset once, in any order.
     """
-    selection = _custom_selection(loader)
-    if selection is not None:
-        raise ValueError(
-            f"a {selection} cannot be split over ranks so that each image counts once; pass a dataset with a"
-            " length, such as torch.utils.data.Subset(dataset, indices)"
-        )
-
-
-def _custom_selection(loader: DataLoader[Any]) -> str | None:
-    """Describe what selects the images of a dataloader; None if it loads each image of the dataset once."""
     if type(loader) is not DataLoader:
         return f"dataloader of the class {type(loader).__name__}"
     if isinstance(loader.dataset, IterableDataset):

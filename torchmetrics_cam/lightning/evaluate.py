@@ -16,14 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Metric, MetricCollection, MetricTracker
 from torchmetrics.wrappers.abstract import WrapperMetric
 
-from torchmetrics_cam.lightning.data import (
-    BatchInputs,
-    check_can_be_split,
-    dataset_size,
-    loads_each_image_once,
-    shard,
-    update_arguments,
-)
+from torchmetrics_cam.lightning.data import BatchInputs, custom_selection, shard, update_arguments
 from torchmetrics_cam.lightning.resume import (
     AnyMetric,
     PartialResult,
@@ -120,10 +113,15 @@ def evaluate(
     _check_process_group(trainer)
     if not isinstance(data, DataLoader):
         data = DataLoader(data, batch_size, num_workers=num_workers)
-    if trainer.world_size > 1 or partial is not None:
-        check_can_be_split(data)
+    selection = custom_selection(data)
+    if selection is not None and (trainer.world_size > 1 or partial is not None):
+        raise ValueError(
+            f"a {selection} cannot be split over ranks so that each image counts once; pass a dataset with a"
+            " length, such as torch.utils.data.Subset(dataset, indices)"
+        )
 
-    networks = _networks(metric)
+    cam_metrics = [member for member in metric.modules() if isinstance(member, CAMMetric)]
+    networks = nn.ModuleList(dict.fromkeys(member.model for member in cam_metrics))
     with (
         ModelGuard(networks),
         weights_kept(networks),
@@ -191,7 +189,7 @@ class _TestLoop(LightningModule):
     def test_dataloader(self) -> DataLoader[Any]:
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
         if self.partial_folder is not None:
-            key = run_key(self.metric, self.networks, dataset_size(self.loader), ranks)
+            key = run_key(self.metric, self.networks, len(self.loader.dataset), ranks)  # type: ignore[arg-type]
             partial = PartialResult(self.partial_folder, rank, key)
             self.images_done = partial.load(self.metric)
             # Set after loading: the file of another run, which load refuses, must not be overwritten.
@@ -214,8 +212,10 @@ class _TestLoop(LightningModule):
                 first, last = self.images_done, self.images_done + count
                 arguments.setdefault("index", [rank + ranks * position for position in range(first, last)])
             self.metric.update(**arguments)
-        # Count the images of the dataset, including those that the collate_fn left out.
-        self.images_done += (self.loader.batch_size or 1) if loads_each_image_once(self.loader) else count
+        if custom_selection(self.loader) is None:
+            # The collate_fn may have left out some images of the dataset; they are done as well.
+            count = self.loader.batch_size or 1
+        self.images_done += count
         self.updating = False
         if (batch_idx + 1) % self.save_every == 0:
             self.save()
@@ -295,7 +295,7 @@ def _keeps_samples(metric: AnyMetric) -> bool:
 
 @contextmanager
 def _synced_on_compute(metric: AnyMetric) -> Iterator[None]:
-    """Compute over all ranks, including metrics made with ``sync_on_compute=False``."""
+    """Let ``compute`` gather all ranks, also for metrics made with ``sync_on_compute=False``."""
     before = [(member, member._to_sync) for _, member in updated_metrics(metric)]
     try:
         for member, _ in before:
@@ -304,12 +304,6 @@ def _synced_on_compute(metric: AnyMetric) -> Iterator[None]:
     finally:
         for member, to_sync in before:
             member._to_sync = to_sync
-
-
-def _networks(metric: nn.Module) -> nn.ModuleList:
-    """Return the networks behind a metric, without duplicates."""
-    found = [member.model for member in metric.modules() if isinstance(member, CAMMetric)]
-    return nn.ModuleList(dict.fromkeys(found))
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""Partial results of an evaluation, one file for each rank, from which an interrupted run continues."""
+"""Partial results: one file for each rank, from which an interrupted evaluation continues."""
 
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -50,36 +50,34 @@ def weights_checksum(model: nn.Module) -> str:
 def run_key(metric: nn.Module, networks: nn.ModuleList, images: int, processes: int) -> dict[str, Any]:
     """Return everything that must be equal in the interrupted and the continued run.
 
+    Functions are compared by their names.
+
     Args:
         metric: the metric, collection or wrapper.
         networks: the networks that are evaluated.
         images: the number of images of the dataset.
         processes: the number of ranks.
     """
-    cam_metrics = [member for member in metric.modules() if isinstance(member, CAMMetric)]
-    settings = {"metric": metric, **_settings(cam_metrics)}
+    metrics = [member for member in metric.modules() if isinstance(member, CAMMetric)]
+    settings = {
+        "metric": metric,
+        "protocol": [one.protocol.caption() for one in metrics],
+        "measures": [one._kind_of_sums() for one in metrics],
+        "average": [one.average for one in metrics],
+        "num_classes": [one.num_classes for one in metrics],
+        "logits_fn": [display_name(one._pipeline.score_function.logits_fn) for one in metrics],
+        "settings of sources": [
+            {name: value for name, value in vars(source).items() if isinstance(value, str | int | float)}
+            for one in metrics
+            for source in one._pipeline.sources
+        ],
+    }
     return {
         # The repr of a function contains its memory address, which differs between processes.
         **{name: re.sub(r" at 0x[0-9a-f]+", "", str(setting)) for name, setting in settings.items()},
         "weights": ", ".join(map(weights_checksum, networks)),
         "images": images,
         "processes": processes,
-    }
-
-
-def _settings(metrics: Sequence[CAMMetric]) -> dict[str, list[Any]]:
-    """Return the settings that change the values of the metrics; functions are compared by name."""
-    return {
-        "protocol": [metric.protocol.caption() for metric in metrics],
-        "measures": [metric._kind_of_sums() for metric in metrics],
-        "average": [metric.average for metric in metrics],
-        "num_classes": [metric.num_classes for metric in metrics],
-        "logits_fn": [display_name(metric._pipeline.score_function.logits_fn) for metric in metrics],
-        "settings of sources": [
-            {name: value for name, value in vars(source).items() if isinstance(value, str | int | float)}
-            for metric in metrics
-            for source in metric._pipeline.sources
-        ],
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from math import nan
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,7 +24,7 @@ _DARK_TEXT, _LIGHT_TEXT = "#010101", "#fefefe"
 
 
 def interval_svg(measure: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> "Markup":
-    """Draw the value and the interval of every method in one measure; hollow markers are controls."""
+    """Draw the value and the interval of every method for one measure; hollow markers are controls."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 0.9 + 0.27 * len(rows)), layout="constrained")
@@ -80,7 +81,11 @@ def agreement_svg(agreement: Mapping[str, Mapping[str, float | None]], titles: M
 
 
 def photo(image: Tensor) -> str:
-    """Return an image, colors in [0, 1] ``(3, H, W)``, as a data URL of a JPEG with sides of at most 224."""
+    """Return an image as the data URL of a JPEG of at most 224 x 224 pixels.
+
+    Args:
+        image: colors in [0, 1], ``(3, H, W)``.
+    """
     from PIL import Image
 
     small = _small(image.detach().float().cpu())
@@ -97,7 +102,6 @@ def overlay(image: Tensor, mask: Tensor) -> str:
         image: colors in [0, 1], ``(3, H, W)``.
         mask: values in [0, 1], ``(H, W)``.
     """
-    import torch
     from matplotlib import colormaps
 
     small = _small(image.detach().float().cpu())

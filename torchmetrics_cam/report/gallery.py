@@ -11,7 +11,8 @@ from torch import Tensor
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.pipeline.batch import Batch, explain
-from torchmetrics_cam.plots import COLORMAP, OPACITY
+from torchmetrics_cam.pipeline.perturb import apply_mask
+from torchmetrics_cam.plots import COLORMAP, OPACITY, plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +61,7 @@ class ExplainedImage:
         return sum(self.drops) / len(self.drops)
 
     def in_colors(self, to_colors: Callable[[Tensor], Tensor] | None = None) -> "ExplainedImage":
-        """Return the same with the image and the masked images as colors in [0, 1], ``(3, H, W)``.
+        """Return a copy whose image and masked images are colors in [0, 1], ``(3, H, W)``.
 
         Args:
             to_colors: the function from images ``(N, C, H, W)`` as the model takes them to colors in [0, 1],
@@ -79,31 +80,29 @@ class ExplainedImage:
 
 
 def explained_images(
-    batches: Sequence[Batch], indices: Sequence[int], label_of: Callable[[int], str]
+    batches: Sequence[Batch], indices: Sequence[int], class_names: Sequence[str] | None = None
 ) -> list[ExplainedImage]:
-    """Return some images of a batch as all methods explained them.
+    """Return the masks, masked images and scores of all methods for selected images of a batch.
 
     Args:
         batches: the same images, explained by the methods of one model each.
-        indices: the positions of the wanted images in the batch.
-        label_of: the function from a class to its name.
+        indices: the indices of the selected images in the batch.
+        class_names: the names of the classes; a class without a name is shown by its number.
     """
-    chosen = list(indices)
+    selected = list(indices)
     first, drops = batches[0], _drops(batches)
-    scores = next(iter(first)).scores
-    # Without a list of the batches of each method: they would keep all masked images in memory.
-    masks, masked_images, masked_scores = zip(
-        *(
-            (one.masks[chosen], one.masked_images[chosen], one.masked_scores[chosen])
-            for batch in batches
-            for one in batch
-        ),
-        strict=True,
-    )
+    images, scores = first.images[selected], next(iter(first)).scores
+    masks, masked_images, masked_scores = [], [], []
+    for batch in batches:
+        for one in batch:
+            masks.append(one.masks[selected])
+            # `one.masked_images` would mask all images of the batch.
+            masked_images.append(apply_mask(images, masks[-1], one.protocol))
+            masked_scores.append(one.masked_scores[selected])
     return [
         ExplainedImage(
-            image=_on_cpu(first.images[index]),
-            label="target" if first.class_idx is None else label_of(int(first.class_idx[index])),
+            image=_on_cpu(images[position]),
+            label=_label(first, index, class_names),
             score=float(scores[index]),
             methods=[method for batch in batches for method in batch.methods],
             masks=torch.stack([_on_cpu(one[position]) for one in masks]),
@@ -111,27 +110,36 @@ def explained_images(
             masked_scores=[float(one[position]) for one in masked_scores],
             drops=drops[:, index].tolist(),
         )
-        for position, index in enumerate(chosen)
+        for position, index in enumerate(selected)
     ]
 
 
+def _label(batch: Batch, index: int, class_names: Sequence[str] | None) -> str:
+    if batch.class_idx is None:
+        return "target"
+    class_idx = int(batch.class_idx[index])
+    if class_names is None or not 0 <= class_idx < len(class_names):
+        return f"class {class_idx}"
+    return class_names[class_idx]
+
+
 def worst_explained(
-    batches: Sequence[Batch], count: int, label_of: Callable[[int], str]
+    batches: Sequence[Batch], count: int, class_names: Sequence[str] | None = None
 ) -> list[ExplainedImage]:
     """Return the images of a batch with the highest drop, the mean over the methods.
 
+    Signals and volumes cannot be shown: without images ``(N, C, H, W)`` the list is empty.
+
     Args:
-        batches: the same images, explained by the methods of one model each; ``(N, C, H, W)``, or no image is
-            returned.
+        batches: the same images, explained by the methods of one model each.
         count: the largest number of images.
-        label_of: the function from a class to its name.
+        class_names: the names of the classes; a class without a name is shown by its number.
     """
     if batches[0].images.ndim != 4:
         return []
-    drops = _drops(batches).mean(0)
     counted = torch.stack([one.counted for batch in batches for one in batch]).all(0)
-    ranked = _ranked(drops, counted, higher_is_better=False)
-    return explained_images(batches, ranked[::-1][:count], label_of)
+    ranked = _ranked(_drops(batches).mean(0), counted, higher_is_better=False)
+    return explained_images(batches, ranked[::-1][:count], class_names)
 
 
 def gallery(
@@ -139,11 +147,11 @@ def gallery(
     *,
     image_of: Callable[[int], Tensor],
     file_of: Callable[[int], str],
-    label_of: Callable[[int], str],
+    class_names: Sequence[str] | None,
     to_colors: Callable[[Tensor], Tensor],
     count: int,
 ) -> dict[str, list[ExplainedImage]]:
-    """Return the images with the best and the worst value of the first measure, the mean over the methods.
+    """Return the images with the best and the worst values of the first measure, averaged over the methods.
 
     They are explained again, because a comparison keeps no images and no maps.
 
@@ -151,7 +159,7 @@ def gallery(
         comparison: a comparison with the samples of all ranks (``per_sample=True``).
         image_of: the function from an index to the image as the model takes it, ``(C, H, W)``.
         file_of: the function from an index to the name of the file.
-        label_of: the function from a class to its name.
+        class_names: the names of the classes; a class without a name is shown by its number.
         to_colors: the function from images ``(N, C, H, W)`` to their colors in [0, 1].
         count: the largest number of images of each kind.
 
@@ -169,7 +177,7 @@ def gallery(
         index, class_idx = int(samples["index"][sample]), int(samples["class_idx"][sample])
         images = image_of(index).unsqueeze(0)
         batch = explain(comparison.sources, images, class_idx, protocol=comparison.protocol)
-        (image,) = explained_images([batch], [0], label_of)
+        (image,) = explained_images([batch], [0], class_names)
         return replace(image.in_colors(to_colors), index=index, file=file_of(index))
 
     return {kind: [explained(one) for one in found] for kind, found in (("best", best), ("worst", worst))}
@@ -194,9 +202,9 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 
 def explanation_figure(explained: Sequence[ExplainedImage]) -> "Figure":
-    """Draw the map over the image and the masked image, a row for each method, two columns for each image.
+    """Draw explained images: two columns for each image, one row for each method.
 
-    Below each pair are the scores of the image and of the masked image.
+    A row has the map over the image and the masked image; below are the scores before and after masking.
 
     Args:
         explained: images in colors (`ExplainedImage.in_colors`), all with the same methods.
@@ -241,14 +249,14 @@ def explanation_figure(explained: Sequence[ExplainedImage]) -> "Figure":
     for column, one in zip(range(0, len(widths), 3), explained, strict=True):
         whole = figure.add_subplot(grid[0, column : column + 2])
         _show(whole, one.image)
-        whole.set_title(f"{one.label}  {one.score:.2f}", fontsize=11, fontweight="bold", pad=5)
+        whole.set_title(f"{plain_text(one.label)}  {one.score:.2f}", fontsize=11, fontweight="bold", pad=5)
         for row, method in enumerate(methods):
             overlay = figure.add_subplot(grid[row + 1, column])
             # Gray, so that every color in the overlay belongs to the map.
             _show(overlay, one.image.mean(0, keepdim=True).expand(3, -1, -1))
             overlay.imshow(one.masks[row].numpy(), cmap=COLORMAP, vmin=0, vmax=1, alpha=OPACITY)
             if column == 0:
-                overlay.set_ylabel(method, fontsize=10, fontweight="bold")
+                overlay.set_ylabel(plain_text(method), fontsize=10, fontweight="bold")
             masked = figure.add_subplot(grid[row + 1, column + 1])
             _show(masked, one.masked_images[row])
             change = f"{one.score:.2f} → {one.masked_scores[row]:.2f}"

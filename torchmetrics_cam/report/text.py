@@ -1,9 +1,9 @@
-"""Sentences of the report: a summary of a comparison, and a description of its protocol."""
+"""Text of the report: a summary of a comparison, and a description of its protocol."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# Below this number of images, intervals of the normal distribution are too short.
+# With fewer images, intervals of the normal distribution are too short.
 _FEW = 30
 
 _SCORES = {
@@ -93,7 +93,8 @@ def _compare_with_controls(
     if not controls:
         return ["There is no control, so there is no reference for the values."]
     indistinct = best[name]["indistinct_from"]
-    better = [row["method"] for row in controls if _is_ranked_before(row, best, name)]
+    best_rank = best[name]["rank"] or 0
+    better = [row["method"] for row in controls if (row[name]["rank"] or 0) < best_rank]
     significant = [method for method in better if method not in indistinct]
     similar = [row["method"] for row in controls if row["method"] in indistinct]
     sentences = []
@@ -113,10 +114,6 @@ def _compare_with_controls(
             f" level{also}."
         )
     return sentences or ["It is significantly better than every control at the 5 % level."]
-
-
-def _is_ranked_before(control: Mapping[str, Any], best: Mapping[str, Any], name: str) -> bool:
-    return bool((control[name]["rank"] or 0) < (best[name]["rank"] or 0))
 
 
 def describe_protocol(protocol: Mapping[str, Any]) -> list[str]:

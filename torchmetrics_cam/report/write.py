@@ -12,18 +12,7 @@ from torchmetrics_cam.report.citations import bibtex
 from torchmetrics_cam.report.gallery import ExplainedImage
 from torchmetrics_cam.report.text import describe_protocol, summarize_comparison
 
-_COLUMNS = (
-    "method",
-    "control",
-    "measure",
-    "value",
-    "lower",
-    "upper",
-    "rank",
-    "n",
-    "excluded",
-    "degenerate",
-)
+_COLUMNS = ("method", "control", "measure", "value", "lower", "upper", "rank", "n", "excluded", "degenerate")
 
 
 def write_report(

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torchmetrics_cam.cams.source import CAMSource, ForwardPass, Sharing, SourceMaps
 from torchmetrics_cam.model.guard import attributes_kept, unwrapped
 
-_LIBRARY = "captum.attr"
-
 
 class CaptumSource(CAMSource):
     """Maps from an ``Attribution`` of captum, summed over the channels.
@@ -114,14 +112,6 @@ class CaptumSource(CAMSource):
             shown.append(names.get(layer, type(layer).__name__))
         shown += [f"{name}={value!r}" for name, value in self.call_arguments.items()]
         return f"{type(self.attribution).__name__}({', '.join(shown)})"
-
-
-def is_captum(candidate: Any) -> bool:
-    """Return whether an object is an attribution of captum, or of a class derived from one."""
-    return not isinstance(candidate, type) and any(
-        cls.__name__ == "Attribution" and cls.__module__.startswith(_LIBRARY)
-        for cls in type(candidate).__mro__
-    )
 
 
 def _network(attribution: Any) -> nn.Module:

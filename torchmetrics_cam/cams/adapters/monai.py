@@ -10,8 +10,6 @@ from torchmetrics_cam.cams.layers import layer_names
 from torchmetrics_cam.cams.source import CAMSource, ForwardPass, Sharing, SourceMaps
 from torchmetrics_cam.model.guard import attributes_kept
 
-_LIBRARY = "monai.visualize"
-
 
 class MonaiSource(CAMSource):
     """Maps from a ``CAM``, ``GradCAM`` or ``GradCAMpp`` of MONAI.
@@ -124,10 +122,3 @@ class MonaiSource(CAMSource):
 
 def _is_monai_hook(hook: Any) -> bool:
     return getattr(hook, "__qualname__", "").startswith("ModelWithHooks.")
-
-
-def is_monai(candidate: Any) -> bool:
-    """Return whether an object is a CAM of MONAI, or of a class derived from one."""
-    return not isinstance(candidate, type) and any(
-        cls.__name__ == "CAMBase" and cls.__module__.startswith(_LIBRARY) for cls in type(candidate).__mro__
-    )

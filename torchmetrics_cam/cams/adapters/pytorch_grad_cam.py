@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchmetrics_cam.cams.source import CAMSource, ForwardPass, SourceMaps
+from torchmetrics_cam.cams.source import CAMSource, ForwardPass, SourceMaps, library_classes
 from torchmetrics_cam.model.graph import activation_graph
 from torchmetrics_cam.model.guard import attributes_kept, hooks_muted, unwrapped
 from torchmetrics_cam.model.scores import samples
@@ -78,7 +78,7 @@ class PytorchGradCAMSource(CAMSource):
         self._needs_image_gradient = not self.base_cams or any(
             base.compute_input_gradient for base in self.base_cams
         )
-        runs_model_itself = call_arguments.get("aug_smooth") or "SESS" in _class_names(cam)
+        runs_model_itself = call_arguments.get("aug_smooth") or "SESS" in library_classes(cam, _LIBRARY)
         self._uses_forward_pass = not (self._needs_image_gradient or runs_model_itself)
         if self._uses_forward_pass and any(base.uses_gradients for base in self.base_cams):
             self.graph = "head"
@@ -196,7 +196,7 @@ class PytorchGradCAMSource(CAMSource):
             return list(forward.selector.targets)
         assert forward.selector.class_idx is not None
         classes = forward.selector.class_idx.tolist()
-        if "FinerCAM" not in _class_names(self.cam):
+        if "FinerCAM" not in library_classes(self.cam, _LIBRARY):
             return [_ClassScore(index) for index in classes]
         scores = forward.explained_output.detach()
         differences = (scores - forward.selector.select(scores).unsqueeze(1)).abs()
@@ -263,23 +263,9 @@ class _ClassScore:
         return output[..., self.index]
 
 
-def is_pytorch_grad_cam(candidate: Any) -> bool:
-    """Return whether an object is one of pytorch-grad-cam, or of a class derived from one."""
-    return not isinstance(candidate, type) and bool(_class_names(candidate))
-
-
-def _class_names(candidate: Any) -> set[str]:
-    """Return the names of the library's classes that an object is an instance of."""
-    return {cls.__name__ for cls in type(candidate).__mro__ if _is_of_library(cls)}
-
-
-def _is_of_library(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] == _LIBRARY
-
-
 def _base_cams(cam: Any) -> list[Any]:
     """Return the ``BaseCAM`` objects of a CAM object: itself, or those that it combines."""
-    names = _class_names(cam)
+    names = library_classes(cam, _LIBRARY)
     if "RefineCAM" in names:
         return list(cam.base_cam_per_layer)
     if names & {"FinerCAM", "SESS"}:
@@ -318,8 +304,12 @@ def _indexable(output: Any) -> Any:
 @contextmanager
 def _without_progress_bars(base_cams: Sequence[Any]) -> Iterator[None]:
     """Disable the progress bars that Score-CAM and Ablation-CAM print for each image."""
-    names = {cls.__module__ for base in base_cams for cls in type(base).__mro__ if _is_of_library(cls)}
-    modules: list[Any] = [sys.modules[name] for name in names if hasattr(sys.modules[name], "tqdm")]
+    names = {cls.__module__ for base in base_cams for cls in type(base).__mro__}
+    modules: list[Any] = [
+        sys.modules[name]
+        for name in names
+        if name.startswith(_LIBRARY) and hasattr(sys.modules[name], "tqdm")
+    ]
     before = [(module, module.tqdm) for module in modules]
     try:
         for module, _ in before:

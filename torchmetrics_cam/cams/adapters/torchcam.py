@@ -100,7 +100,8 @@ class TorchcamSource(CAMSource):
             return SourceMaps(
                 [self.extractor.fuse_cams(self._call(forward))], normalized=extractor_normalizes
             )
-        if rectification == "source" or self._rectifies_first:
+        # RefineCAM rectifies and normalizes the maps of its layers before it multiplies them.
+        if rectification == "source" or type(self.extractor).__name__ == "RefineCAM":
             maps = self._call(forward, normalized=False)
         else:
             # Without torchcam's ReLU, negative values are kept for the rectification of the protocol.
@@ -109,11 +110,6 @@ class TorchcamSource(CAMSource):
         if len(maps) > 1:
             maps = [min_max(layer) for layer in maps]
         return SourceMaps([self.extractor.fuse_cams(maps)], rectified=True)
-
-    @property
-    def _rectifies_first(self) -> bool:
-        """Whether the extractor rectifies and normalizes the maps of its layers before it multiplies them."""
-        return type(self.extractor).__name__ == "RefineCAM"
 
     @contextmanager
     def recording(self) -> Iterator[None]:
