@@ -137,8 +137,9 @@ def worst_explained(
     """
     if batches[0].images.ndim != 4:
         return []
+    drops = _drops(batches).mean(0)
     counted = torch.stack([one.counted for batch in batches for one in batch]).all(0)
-    ranked = _ranked(_drops(batches).mean(0), counted, higher_is_better=False)
+    ranked = _ranked(drops, counted, higher_is_better=False)
     return explained_images(batches, ranked[::-1][:count], class_names)
 
 
