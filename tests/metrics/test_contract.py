@@ -6,17 +6,20 @@ Rules 18 and 19 need several processes (test_distributed.py), rule 20 a Trainer 
 import copy
 import inspect
 import pickle
+import sys
 from functools import partial
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
+import torchvision
 from conftest import Calls, small_net
 from matplotlib.figure import Figure
 from processes import results_of
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchcam import methods
+from torchcam.metrics import ClassificationMetric as TorchcamMetric
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities.data import dim_zero_sum
@@ -555,6 +558,30 @@ def test_rule_26_every_plot_takes_what_compute_and_forward_return(net, images, c
         figure, _ = metric.plot(given)
         assert isinstance(figure, Figure)
         plt.close(figure)
+
+
+def python_calls(function):
+    """The Python functions that are called, after a first call that fills caches."""
+    function()
+    calls = []
+    sys.setprofile(lambda frame, event, _: calls.append(frame.f_code) if event == "call" else None)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return len(calls)
+
+
+@pytest.mark.parametrize(("network", "layer"), [("resnet18", "layer4"), ("mobilenet_v3_large", "features")])
+def test_rule_30_an_update_makes_fewer_python_calls_than_torchcams(network, layer):
+    model = getattr(torchvision.models, network)().eval()
+    image = torch.rand(1, 3, 64, 64)
+    metric = AverageDrop(GradCAM(model, layer))
+    ours = python_calls(lambda: metric.update(image))
+    extractor = methods.GradCAM(model, layer)
+    torchcams = TorchcamMetric(extractor, SOFTMAX)
+    theirs = python_calls(lambda: torchcams.update(image))
+    assert ours < theirs
 
 
 def test_targets_are_not_taken_for_labels(net, images):

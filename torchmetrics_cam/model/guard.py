@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from statistics import mode
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
-_LAZY = (UninitializedParameter, UninitializedBuffer)
 _HOOK_TABLES = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -26,17 +26,9 @@ _HOOK_TABLES = (
 
 
 # Module, name, buffer and a copy of its values.
+# A module with its submodules, training mode, kind of backward hooks, and the keys of its hooks.
+_Module = tuple[nn.Module, dict[str, nn.Module | None], bool, bool | None, tuple[set[int], ...]]
 _Buffer = tuple[nn.Module, str, Tensor, Tensor]
-
-
-class _Module(NamedTuple):
-    """The state of one module, without its parameters and buffers."""
-
-    module: nn.Module
-    children: dict[str, nn.Module | None]
-    training: bool
-    is_full_backward_hook: bool | None
-    hooks: list[set[int]]
 
 
 class ModelGuard:
@@ -122,19 +114,19 @@ class ModelGuard:
         seen_parameters: set[int] = set()
         for module in modules:
             children = dict(module._modules)
-            hooks = [set(getattr(module, table)) for table in _HOOK_TABLES]
-            self._modules.append(
-                _Module(module, children, module.training, module._is_full_backward_hook, hooks)
-            )
+            hooks = tuple(map(set, map(getattr, repeat(module), _HOOK_TABLES)))
+            self._modules.append((module, children, module.training, module._is_full_backward_hook, hooks))
             for parameter in module._parameters.values():
                 if parameter is not None and id(parameter) not in seen_parameters:
                     seen_parameters.add(id(parameter))
-                    self._refuse_lazy(parameter)
+                    if isinstance(parameter, UninitializedTensorMixin):
+                        self._refuse_lazy()
                     self._has_inference_tensors |= parameter.is_inference()
                     self._parameters.append((parameter, parameter.grad, parameter.requires_grad))
             for buffer in module._buffers.values():
                 if buffer is not None:
-                    self._refuse_lazy(buffer)
+                    if isinstance(buffer, UninitializedTensorMixin):
+                        self._refuse_lazy()
                     self._has_inference_tensors |= buffer.is_inference()
             if module._buffers and not isinstance(module, _NormBase):
                 self._buffers += _copied_buffers(module)
@@ -143,15 +135,14 @@ class ModelGuard:
                     seen.add(id(child))
                     modules.append(child)
 
-    def _refuse_lazy(self, tensor: Tensor) -> None:
-        """Refuse a lazy tensor, because the images of the metric would determine its shape.
+    def _refuse_lazy(self) -> None:
+        """Refuse a lazy model, because the images of the metric would determine its shape.
 
         Raises:
-            ValueError: if it has no shape yet.
+            ValueError: always; the message names the first tensor that has no shape yet.
         """
-        if isinstance(tensor, _LAZY):
-            name = _name_of(self.model, lambda one: isinstance(one, _LAZY))
-            raise ValueError(f"the model's {name!r} is lazy and has no shape yet; run the model once before")
+        name = _name_of(self.model, lambda tensor: isinstance(tensor, UninitializedTensorMixin))
+        raise ValueError(f"the model's {name!r} is lazy and has no shape yet; run the model once before")
 
     def _prepare(self) -> None:
         """Switch to evaluation mode, and set the gradients of the parameters to None."""
@@ -169,7 +160,7 @@ class ModelGuard:
             stack.callback(self._restore_hooks_and_children)
             stack.callback(self._restore_parameters)
             stack.callback(_restore_buffers, self._buffers)
-            stack.callback(_set_modes, [(module.module, module.training) for module in self._modules])
+            stack.callback(_set_modes, [(module, training) for module, _, training, *_ in self._modules])
 
     def _restore_parameters(self) -> None:
         for parameter, gradient, requires_grad in self._parameters:
@@ -180,7 +171,8 @@ class ModelGuard:
 
     def _restore_hooks_and_children(self) -> None:
         for module, children, _, is_full_backward_hook, hooks in self._modules:
-            module._is_full_backward_hook = is_full_backward_hook
+            if module._is_full_backward_hook is not is_full_backward_hook:
+                module._is_full_backward_hook = is_full_backward_hook
             for table_name, hooks_before in zip(_HOOK_TABLES, hooks, strict=True):
                 table = getattr(module, table_name)
                 for added in set(table) - hooks_before:
