@@ -4,15 +4,15 @@ import torch
 from torch import Tensor
 
 
-def perturbed_counts(positions: int, steps: int) -> list[int]:
+def perturbed_counts(pixels: int, steps: int) -> list[int]:
     """Return the number of perturbed pixels at each point of a curve, from none to all.
 
     Args:
-        positions: the number of pixels.
+        pixels: the number of pixels.
         steps: the largest number of intervals. All have the same size, except that the last may be smaller.
 
     Returns:
-        Increasing counts from 0 to ``positions``, at most ``steps + 1`` of them.
+        Increasing counts from 0 to ``pixels``, at most ``steps + 1`` of them.
 
     Example:
         >>> from torchmetrics_cam.functional.curves import perturbed_counts
@@ -20,8 +20,8 @@ def perturbed_counts(positions: int, steps: int) -> list[int]:
         [0, 3, 6, 9, 10]
 
     """
-    interval = -(-positions // steps)
-    return [*range(0, positions, interval), positions]
+    interval = -(-pixels // steps)
+    return [*range(0, pixels, interval), pixels]
 
 
 def position_ranks(maps: Tensor) -> Tensor:
