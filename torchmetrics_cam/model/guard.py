@@ -26,8 +26,11 @@ _HOOK_TABLES = (
 
 
 # Module, name, buffer and a copy of its values.
-# A module with its submodules, training mode, kind of backward hooks, and the keys of its hooks.
-_Module = tuple[nn.Module, dict[str, nn.Module | None], bool, bool | None, tuple[set[int], ...]]
+# A module with its submodules, training mode, kind of backward hooks, tables of hooks, and the keys in them.
+_Tables = tuple[dict[int, Any], ...]
+_Module = tuple[
+    nn.Module, dict[str, nn.Module | None], bool, bool | None, _Tables, tuple[set[int], ...] | None
+]
 _Buffer = tuple[nn.Module, str, Tensor, Tensor]
 
 
@@ -114,8 +117,11 @@ class ModelGuard:
         seen_parameters: set[int] = set()
         for module in modules:
             children = dict(module._modules)
-            hooks = tuple(map(set, map(getattr, repeat(module), _HOOK_TABLES)))
-            self._modules.append((module, children, module.training, module._is_full_backward_hook, hooks))
+            tables = tuple(map(getattr, repeat(module), _HOOK_TABLES))
+            keys = tuple(map(set, tables)) if any(tables) else None
+            self._modules.append(
+                (module, children, module.training, module._is_full_backward_hook, tables, keys)
+            )
             for parameter in module._parameters.values():
                 if parameter is not None and id(parameter) not in seen_parameters:
                     seen_parameters.add(id(parameter))
@@ -170,17 +176,19 @@ class ModelGuard:
                 parameter.grad = gradient
 
     def _restore_hooks_and_children(self) -> None:
-        for module, children, _, is_full_backward_hook, hooks in self._modules:
+        for module, children, _, is_full_backward_hook, tables, keys in self._modules:
             if module._is_full_backward_hook is not is_full_backward_hook:
                 module._is_full_backward_hook = is_full_backward_hook
-            for table_name, hooks_before in zip(_HOOK_TABLES, hooks, strict=True):
-                table = getattr(module, table_name)
-                for added in set(table) - hooks_before:
-                    del table[added]
+            # Most modules have no hooks before and after.
+            if any(tables):
+                for table, keys_before in zip(tables, keys or repeat(set()), strict=False):
+                    for added in set(table) - keys_before:
+                        del table[added]
+            submodules = module._modules
             # The table of a scripted module is no dict, and not equal to one.
-            if dict(module._modules) != children:
-                module._modules.clear()
-                module._modules.update(children)
+            if (submodules if type(submodules) is dict else dict(submodules)) != children:
+                submodules.clear()
+                submodules.update(children)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
