@@ -11,7 +11,15 @@ from torch import nn
 from torchcam import methods
 from torchmetrics import MetricCollection
 
-from torchmetrics_cam import AverageDrop, AverageGain, EvaluationProtocol, IncreaseInConfidence
+from torchmetrics_cam import (
+    AverageDrop,
+    AverageGain,
+    Complexity,
+    EnergyPointingGame,
+    EvaluationProtocol,
+    IncreaseInConfidence,
+    PointingGame,
+)
 from torchmetrics_cam.cams import CAMSource, GradCAM, GradCAMPlusPlus, RandomMap, SourceMaps
 
 SOFTMAX = partial(torch.softmax, dim=-1)
@@ -149,3 +157,22 @@ def test_it_stays_out_of_checkpoints(net, images):
     resumed.persistent(True)
     resumed.load_state_dict(checkpoint)
     assert torch.equal(resumed.drop, metric.drop)
+
+
+def test_measures_of_one_source_whose_first_batch_was_equal_do_not_merge(net, images):
+    """Both games are 1 where the object is the whole image."""
+    source = GradCAM(net, "body")
+    collection = MetricCollection([EnergyPointingGame(source), PointingGame(source), Complexity(source)])
+    objects = torch.ones(4, 12, 12)
+    collection.update(input_tensor=images, objects=objects)
+    assert len(collection.compute_groups) == 3
+    objects[:, :, :6] = 0
+    collection.update(input_tensor=images, objects=objects)
+    energy, pointing = EnergyPointingGame(source), PointingGame(source)
+    for metric in (energy, pointing):
+        metric.update(images, objects=torch.ones(4, 12, 12))
+        metric.update(images, objects=objects)
+    values = collection.compute()
+    assert values["EnergyPointingGame"] == energy.compute()
+    assert values["PointingGame"] == pointing.compute()
+    assert energy.compute() != pointing.compute()
