@@ -1,6 +1,7 @@
 """Leave no trace: whatever happens in an update, the model, its gradients and the input are as they were."""
 
 import itertools
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -340,3 +341,17 @@ def test_an_update_walks_the_module_tree_once(net, images, monkeypatch):
     assert net.fc not in yielded  # the last module: only a whole walk comes to it
     list(net.modules())
     assert net.fc in yielded
+
+
+def test_hooks_in_a_table_that_replaced_the_modules_own_are_removed(net, images):
+    """Some networks exchange the table itself, to put a hook first."""
+    seen = []
+
+    def add(module, _args):
+        module._forward_hooks = OrderedDict({-1: lambda *_: seen.append(1)})
+
+    handle = net.fc.register_forward_pre_hook(add)
+    AverageDrop(GradCAM(net, "body")).update(images)
+    handle.remove()
+    assert seen
+    assert not net.fc._forward_hooks

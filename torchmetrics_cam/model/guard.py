@@ -26,11 +26,8 @@ _HOOK_TABLES = (
 
 
 # Module, name, buffer and a copy of its values.
-# A module with its submodules, training mode, kind of backward hooks, tables of hooks, and the keys in them.
-_Tables = tuple[dict[int, Any], ...]
-_Module = tuple[
-    nn.Module, dict[str, nn.Module | None], bool, bool | None, _Tables, tuple[set[int], ...] | None
-]
+# A module with its submodules, training mode, kind of backward hooks, and the keys of its hooks by table.
+_Module = tuple[nn.Module, dict[str, nn.Module | None], bool, bool | None, tuple[set[int], ...] | None]
 _Buffer = tuple[nn.Module, str, Tensor, Tensor]
 
 
@@ -119,9 +116,7 @@ class ModelGuard:
             children = dict(module._modules)
             tables = tuple(map(getattr, repeat(module), _HOOK_TABLES))
             keys = tuple(map(set, tables)) if any(tables) else None
-            self._modules.append(
-                (module, children, module.training, module._is_full_backward_hook, tables, keys)
-            )
+            self._modules.append((module, children, module.training, module._is_full_backward_hook, keys))
             for parameter in module._parameters.values():
                 if parameter is not None and id(parameter) not in seen_parameters:
                     seen_parameters.add(id(parameter))
@@ -176,9 +171,10 @@ class ModelGuard:
                 parameter.grad = gradient
 
     def _restore_hooks_and_children(self) -> None:
-        for module, children, _, is_full_backward_hook, tables, keys in self._modules:
+        for module, children, _, is_full_backward_hook, keys in self._modules:
             if module._is_full_backward_hook is not is_full_backward_hook:
                 module._is_full_backward_hook = is_full_backward_hook
+            tables = tuple(map(getattr, repeat(module), _HOOK_TABLES))
             # Most modules have no hooks before and after.
             if any(tables):
                 for table, keys_before in zip(tables, keys or repeat(set()), strict=False):
