@@ -224,8 +224,8 @@ def run(arguments: Any) -> None:
         f"EfficientNet-Lite0, layer {TARGET_LAYER}. Protocol {protocol}",
         "Eleven photos are a demonstration, not a sample: these numbers say nothing about the methods in"
         " general.",
-        "The controls do not look at the network, and a method should have better values. But the uniform map"
-        " masks nothing, explains nothing, and has a perfect Average Drop.",
+        "The controls do not depend on the network, and a method should have better values. But the uniform"
+        " map masks nothing, explains nothing, and has a perfect Average Drop.",
     ):
         console.print(f"{paragraph}\n")
     # Not wrapped, so that the paths can be copied.

@@ -102,7 +102,7 @@ def _compare_with_controls(
         kind, verb = ("control", "is") if len(significant) == 1 else ("controls", "are")
         sentences.append(
             f"Warning: the {kind} {join_names(significant)} {verb} significantly better. A control does not"
-            " look at the network, so this measure does not show here that a method explains the network."
+            " depend on the network, so this measure does not show here that a method explains the network."
         )
     if similar:
         kind = "control" if len(similar) == 1 else "controls"
