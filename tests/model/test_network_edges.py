@@ -98,7 +98,6 @@ def test_a_layer_that_runs_twice_is_refused_where_a_library_would_take_another_r
         ValueError, match=r"runs several times in a forward pass.*choose a layer that runs once"
     ):
         AverageDrop(cam).update(images.float())
-    assert not hasattr(cam, "runs")
     once = pytorch_grad_cam.GradCAM(model, [model.layer4])
     AverageDrop(once).update(images.float())
 

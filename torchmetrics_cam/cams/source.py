@@ -158,8 +158,13 @@ class CAMSource(ABC):
 
     @property
     def layers(self) -> Sequence[nn.Module]:
-        """The target layers, whose activations are recorded and where a graph ``"head"`` starts."""
+        """The layers whose activations are recorded and where a graph ``"head"`` starts."""
         return ()
+
+    @property
+    def target_layers(self) -> Sequence[nn.Module]:
+        """The layers that the maps are computed from; one that runs twice in a forward pass is refused."""
+        return self.layers
 
     @abstractmethod
     def maps(self, forward: ForwardPass) -> SourceMaps:

@@ -98,6 +98,32 @@ def activations_of(layers: Sequence[nn.Module]) -> Iterator[Activations]:
         yield activations
 
 
+@contextmanager
+def refusing_repeats(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Refuse target layers that run several times in the forward pass inside the context.
+
+    Raises:
+        ValueError: when a layer runs for the second time.
+    """
+    executed = set()
+
+    def count(layer: nn.Module, _args: Any, _output: Any) -> None:
+        if layer in executed:
+            name = next(name for name, module in model.named_modules() if module is layer)
+            raise ValueError(
+                f"layer {name!r} runs several times in a forward pass of {type(model).__name__}, and a map"
+                " is computed from one run; choose a layer that runs once, such as the block that contains"
+                " it. If the whole network runs several times, as in test-time augmentation or a siamese"
+                " network, explain that network by itself"
+            )
+        executed.add(layer)
+
+    with ExitStack() as stack:
+        for layer in dict.fromkeys(layers):
+            stack.callback(layer.register_forward_hook(count).remove)
+        yield
+
+
 def _first_tensor(output: Any) -> tuple[Tensor | None, Callable[[Tensor], Any]]:
     """Return the tensor of a layer's output, alone or first in a tuple, and how to replace it there."""
     if type(output) in (tuple, list) and output and isinstance(output[0], Tensor):

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from torchmetrics_cam.cams.source import CAMSource, ForwardPass, check_maps
 from torchmetrics_cam.functional.maps import fuse_maps, rectify
-from torchmetrics_cam.model.graph import Activations, activation_graph, activations_of, gradients_on
+from torchmetrics_cam.model.graph import (
+    Activations,
+    activation_graph,
+    activations_of,
+    gradients_on,
+    refusing_repeats,
+)
 from torchmetrics_cam.model.guard import ModelGuard, eager
 from torchmetrics_cam.model.scores import (
     ClassIndex,
@@ -137,6 +143,8 @@ def explain_all(
         images = images.detach().as_subclass(Tensor)
         images = images.to(guard.dtype_for(images))
     finite = _all_finite(images)
+    # Also of sources that run the model themselves, and get no forward pass of their own.
+    target_layers = [layer for source in sources for layer in source.target_layers]
     explanations: dict[CAMSource, Explanation] = {}
     first: ForwardPass | None = None
     for group in _groups(sources):
@@ -160,6 +168,7 @@ def explain_all(
                         targets=targets,
                         cams=cams or {},
                         selector=None if first is None else first.selector,
+                        target_layers=target_layers,
                         read_values=read_values,
                     )
                 )
@@ -196,6 +205,7 @@ def _forward_pass(
     targets: Targets,
     cams: Mapping[CAMSource, Tensor],
     selector: ScoreSelector | None,
+    target_layers: Sequence[nn.Module],
     read_values: bool,
 ) -> Iterator[ForwardPass]:
     """Run the model once with the graph that the sources need, and keep the graph until the context ends.
@@ -205,7 +215,7 @@ def _forward_pass(
     with ExitStack() as stack:
         for source in sources:
             stack.enter_context(source.recording())
-        activations, scores = _run(sources[0].model, sources, images, score_function, stack)
+        activations, scores = _run(sources[0].model, sources, images, score_function, target_layers, stack)
         if selector is None:
             selector = _selector(scores, class_idx, targets, len(images), read_values=read_values)
         if targets is None and score_function.protocol.cam_of == "logit":
@@ -218,25 +228,31 @@ def _run(
     sources: Sequence[CAMSource],
     images: Tensor,
     score_function: ScoreFunction,
+    target_layers: Sequence[nn.Module],
     stack: ExitStack,
 ) -> tuple[Activations, Scores]:
     """Return the activations and the scores, with the longest graph that any of the sources needs."""
+
+    def run(images: Tensor) -> Scores:
+        with refusing_repeats(model, target_layers):
+            return score_function(model(images))
+
     in_graph = [layer for source in sources if source.graph == "head" for layer in source.layers]
     without = [layer for source in sources if source.graph == "none" for layer in source.layers]
     recorded = stack.enter_context(activations_of([layer for layer in without if layer not in in_graph]))
     if any(source.graph == "input" for source in sources):
-        return recorded, score_function(model(_in_graph(images)))
+        return recorded, run(_in_graph(images))
     if not any(source.graph == "head" for source in sources):
         with torch.no_grad():
-            return recorded, score_function(model(images.clone()))
+            return recorded, run(images.clone())
     attempt = stack.enter_context(ExitStack())
     activations = attempt.enter_context(activation_graph(model, in_graph))
-    scores = score_function(model(images.clone()))
+    scores = run(images.clone())
     if not (activations and (_has_graph(scores.raw) or _has_graph(scores.scores))):
         # The layers did not run, or the model turned gradients off: leave the gradient mode to the model.
         attempt.close()
         activations = stack.enter_context(activation_graph(model, in_graph, head_only=False))
-        scores = score_function(model(_in_graph(images)))
+        scores = run(_in_graph(images))
     return recorded | activations, scores
 
 

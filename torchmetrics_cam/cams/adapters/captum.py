@@ -1,7 +1,7 @@
 """Adapter for captum: layer attributions and input attributions."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,6 +67,12 @@ class CaptumSource(CAMSource):
         self.reshape_transform = reshape_transform
         self.call_arguments = call_arguments
         self._takes_target = _check_call_arguments(attribution, call_arguments)
+
+    @property
+    def target_layers(self) -> Sequence[nn.Module]:
+        """The layer or layers that the object attributes to; none for an attribution to the input."""
+        layers = getattr(self.attribution, "layer", ())
+        return [layers] if isinstance(layers, nn.Module) else list(layers)
 
     def maps(self, forward: ForwardPass) -> SourceMaps:
         """Return the attribution, summed over the channels.

@@ -1,10 +1,10 @@
 """Adapter for MONAI: its CAM, GradCAM and GradCAMpp, on images and volumes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchmetrics_cam.cams.layers import layer_names
 from torchmetrics_cam.cams.source import CAMSource, ForwardPass, Sharing, SourceMaps
@@ -54,6 +54,12 @@ class MonaiSource(CAMSource):
         self.model = cam.nn_module.model
         self.layer_idx = layer_idx
         self.supports_targets = cam.nn_module.register_backward
+
+    @property
+    def target_layers(self) -> Sequence[nn.Module]:
+        """The layers with MONAI's hooks."""
+        names = layer_names(self.model, self.cam.nn_module.target_layers)
+        return [self.model.get_submodule(name) for name in names]
 
     def check(self, images: Tensor, cams: Tensor | None) -> None:
         """Validate the batch and MONAI's hooks before the model runs.
@@ -109,8 +115,7 @@ class MonaiSource(CAMSource):
 
     def remove_hooks(self) -> None:
         """Remove MONAI's hooks from the target layers."""
-        for name in layer_names(self.model, self.cam.nn_module.target_layers):
-            layer = self.model.get_submodule(name)
+        for layer in self.target_layers:
             for table in (layer._forward_hooks, layer._backward_hooks):
                 for key in [key for key, hook in table.items() if _is_monai_hook(hook)]:
                     del table[key]

@@ -2,7 +2,6 @@
 
 import inspect
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -86,7 +85,12 @@ class PytorchGradCAMSource(CAMSource):
     @property
     def layers(self) -> Sequence[nn.Module]:
         """The target layers, if the object uses the evaluation's forward pass."""
-        return self._target_layers if self._uses_forward_pass else ()
+        return self.target_layers if self._uses_forward_pass else ()
+
+    @property
+    def target_layers(self) -> Sequence[nn.Module]:
+        """The target layers of the object, without wrappers."""
+        return [unwrapped(layer) for base in self.base_cams for layer in base.target_layers]
 
     def check(self, images: Tensor, cams: Tensor | None) -> None:
         """Validate the batch and the target layers before the model runs.
@@ -96,7 +100,7 @@ class PytorchGradCAMSource(CAMSource):
         """
         super().check(images, cams)
         released = not self._uses_forward_pass and any(not hooks.handles for hooks in self._hooks)
-        if released or not set(self._target_layers) <= set(self.model.modules()):
+        if released or not set(self.target_layers) <= set(self.model.modules()):
             raise ValueError(
                 f"{self!r} has lost its target layers: its `with` block has ended, or the layers were"
                 " replaced, as by SyncBatchNorm.convert_sync_batchnorm; create a new object for the current"
@@ -108,20 +112,14 @@ class PytorchGradCAMSource(CAMSource):
 
         Raises:
             RuntimeError: if a target layer was not executed in the forward pass.
-            ValueError: if a target layer was executed several times.
         """
-        if self._uses_forward_pass and max(self.cam.runs.values(), default=0) > 1:
-            raise ValueError(
-                f"a target layer of {self!r} runs several times in a forward pass, and the library would use"
-                " the wrong activation; choose a layer that runs once, such as the block that contains it"
-            )
         images = forward.images.clone().requires_grad_(self._needs_image_gradient)
         with ExitStack() as stack:
             if self._uses_forward_pass:
                 for base in self.base_cams:
                     base.activations_and_grads.model = self._replay(base, forward)
             elif not self._needs_image_gradient:
-                stack.enter_context(activation_graph(self.model, self._target_layers))
+                stack.enter_context(activation_graph(self.model, self.target_layers))
             # Methods that run the model again, such as Score-CAM and Ablation-CAM, get the explained output.
             output_hook = self.model.register_forward_hook(
                 lambda _module, _args, output: _indexable(forward.explained_output_of(output))
@@ -145,10 +143,6 @@ class PytorchGradCAMSource(CAMSource):
             stack.enter_context(_without_progress_bars(self.base_cams))
             if self._uses_forward_pass:
                 stack.enter_context(self.muted())
-                self.cam.runs = Counter[nn.Module]()
-                for layer in set(self._target_layers):
-                    counter = layer.register_forward_hook(lambda module, *_: self.cam.runs.update([module]))
-                    stack.callback(counter.remove)
             for cam in (self.cam, *self.base_cams):
                 cam.model, cam.device = self.model, next(self.model.parameters()).device
             for hooks in self._hooks:
@@ -173,10 +167,6 @@ class PytorchGradCAMSource(CAMSource):
     @property
     def _hooks(self) -> list[Any]:
         return [base.activations_and_grads for base in self.base_cams]
-
-    @property
-    def _target_layers(self) -> list[nn.Module]:
-        return [unwrapped(layer) for base in self.base_cams for layer in base.target_layers]
 
     def _call(self, images: Tensor, forward: ForwardPass) -> Any:
         """Return the object's maps as a NumPy array ``(N, *spatial)``."""
@@ -243,7 +233,7 @@ class PytorchGradCAMSource(CAMSource):
 
     def __repr__(self) -> str:
         names = {module: name for name, module in self.model.named_modules()}
-        layers = [names.get(layer, type(layer).__name__) for layer in self._target_layers]
+        layers = [names.get(layer, type(layer).__name__) for layer in self.target_layers]
         arguments = [f"{name}={value!r}" for name, value in self.call_arguments.items()]
         shown = [
             type(self.model).__name__,

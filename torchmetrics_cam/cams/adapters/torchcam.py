@@ -73,7 +73,12 @@ class TorchcamSource(CAMSource):
     @property
     def layers(self) -> Sequence[nn.Module]:
         """The target layers, if the extractor is torchcam's own and needs their gradients."""
-        if self.graph != "head":
+        return self.target_layers if self.graph == "head" else ()
+
+    @property
+    def target_layers(self) -> Sequence[nn.Module]:
+        """The target layers, if the extractor is torchcam's own."""
+        if not hasattr(self._base, "submodule_dict"):
             return ()
         return [self._base.submodule_dict[name] for name in self._base.target_names]
 
