@@ -22,7 +22,8 @@ class EvaluationProtocol:
         name: the name in tables and ``repr``. By default ``"paper"``, or ``"modified paper"`` if a field
             differs from that preset.
         scores: how the model's output becomes scores if no ``logits_fn`` is given: ``"softmax"`` over
-            dimension 1, or ``"raw"`` for the output itself.
+            dimension 1, or ``"raw"`` for the output itself. A single logit z, ``(N, 1)``, is that of a binary
+            classifier: the softmax gives class 1 the score sigmoid(z) and class 0 sigmoid(-z).
         cam_of: what gradient CAMs differentiate: ``"logit"`` for the raw output of the target class, or
             ``"scores"`` for its score after ``logits_fn``. Through a softmax the two give different maps.
         rectify: how negative values of a map are treated: ``"relu"`` sets them to 0, ``"abs"`` takes absolute

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import Calls, small_net
+from conftest import Calls
 
 from torchmetrics_cam import AverageDrop
 from torchmetrics_cam.cams import CallableSource, GradCAM
@@ -171,17 +171,6 @@ def test_sources_that_cannot_be_explained_for_a_target_say_so(net, images):
     metric = AverageDrop(CallableSource(net, lambda *_: images))
     with pytest.raises(ValueError, match="explains a class, not an arbitrary target; pass class_idx"):
         metric.update(images, targets=lambda scores: scores[0])
-
-
-def test_a_model_with_one_output_needs_a_logits_fn(images):
-    model = small_net(classes=1)
-    with pytest.raises(
-        ValueError, match=r"a softmax over one class is always 1; pass logits_fn=torch\.sigmoid"
-    ):
-        AverageDrop(GradCAM(model, "body")).update(images)
-    metric = AverageDrop(GradCAM(model, "body"), torch.sigmoid)
-    metric.update(images)
-    assert metric.total == 4
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,18 @@ class ForwardPass:
         """
         return self._explained(self.score_function(output))
 
+    def require_output_per_class(self, source: "CAMSource") -> None:
+        """Refuse a model with one logit, for a source that reads its own output or weights for each class.
+
+        Raises:
+            ValueError: if the model has one logit.
+        """
+        if self.scores.is_binary:
+            raise ValueError(
+                f"{source!r} needs an output of the model for each class, and the model has one logit; use a"
+                " gradient CAM, or a model with two outputs"
+            )
+
     def _explained(self, scores: Scores) -> Any:
         return scores.raw if self.protocol.cam_of == "logit" else scores.scores
 

@@ -41,19 +41,24 @@ class Scores:
             ``logits`` or, without these, the whole output.
         scores: the scores that ``logits_fn`` or the protocol computes from it; ``(N, K)`` if classes are
             explained.
+        is_binary: whether both were made from one logit, see `ScoreFunction`.
     """
 
     raw: Any
     scores: Any
+    is_binary: bool = False
 
     def detached(self) -> "Scores":
         """Return the same without the autograd graph; a mapping becomes a dict."""
-        return Scores(_detached(self.raw), _detached(self.scores))
+        return replace(self, raw=_detached(self.raw), scores=_detached(self.scores))
 
 
 @dataclass(frozen=True)
 class ScoreFunction:
     """The function from a model's output to scores: ``logits_fn`` if there is one, else the protocol's.
+
+    A single logit z, ``(N, 1)``, is a binary classifier's: the softmax of the protocol becomes the sigmoid,
+    the score of class 1 is sigmoid(z), that of class 0 is sigmoid(-z), and their logits are z and -z.
 
     Args:
         logits_fn: from the model's output to scores ``(N, K)``; None for the protocol's.
@@ -70,22 +75,16 @@ class ScoreFunction:
         return replace(self, for_targets=targets is not None)
 
     def __call__(self, output: Any) -> Scores:
-        """Return the scores of an output; those of the protocol's softmax are at least float32.
-
-        Raises:
-            ValueError: if the softmax runs over a single class, where it is always 1.
-        """
+        """Return the scores of an output; those of the protocol's softmax are at least float32."""
         logits = getattr(output, "logits", output) if self.for_targets else logits_of(output)
         if self.logits_fn is not None:
             return Scores(logits, self.logits_fn(output))
         if self.protocol.scores == "raw" or not isinstance(logits, Tensor) or logits.ndim < 2:
             return Scores(logits, logits)
         if logits.shape[1] == 1:
-            raise ValueError(
-                f"the model returns {tuple(logits.shape)}, one class, and a softmax over one class is always"
-                " 1; pass logits_fn=torch.sigmoid"
-            )
-        return Scores(logits, logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1))
+            logits = torch.cat([-logits, logits], 1)
+            return Scores(logits, in_float32(logits).sigmoid(), is_binary=True)
+        return Scores(logits, in_float32(logits).softmax(1))
 
 
 @dataclass(frozen=True)

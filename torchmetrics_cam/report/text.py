@@ -7,7 +7,8 @@ from typing import Any
 _FEW = 30
 
 _SCORES = {
-    "softmax": "The score of a class is its softmax probability.",
+    "softmax": "The score of a class is its softmax probability; from a single logit z, sigmoid(z) for class"
+    " 1 and sigmoid(-z) for class 0.",
     "raw": "The score of a class is the raw output of the network.",
 }
 _CAM_OF = {
@@ -124,9 +125,10 @@ def describe_protocol(protocol: Mapping[str, Any]) -> list[str]:
 
     Example:
         >>> describe_protocol({"scores": "softmax", "curve_steps": 20})
-        ['The score of a class is its softmax probability.', 'Deletion and insertion curves have at most 20 steps.']
+        ['The score of a class is its softmax probability; from a single logit z, sigmoid(z) for class 1 and \
+sigmoid(-z) for class 0.', 'Deletion and insertion curves have at most 20 steps.']
 
-    """  # noqa: E501
+    """
     sentences: dict[str, Callable[[Any], str | None]] = {
         "scores": _SCORES.get,
         "cam_of": _CAM_OF.get,

@@ -90,6 +90,8 @@ class MonaiSource(CAMSource):
             scores = forward.selector.select(forward.explained_output_of(output))
             return scores.view(-1, *(1,) * (forward.images.ndim - 1))
 
+        if not self.supports_targets:
+            forward.require_output_per_class(self)
         images = forward.images.clone().requires_grad_()
         class_idx = forward.selector.class_idx
         # class_score ignores the classes, but MONAI requires some.

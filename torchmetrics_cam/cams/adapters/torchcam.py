@@ -99,6 +99,8 @@ class TorchcamSource(CAMSource):
 
     def maps(self, forward: ForwardPass) -> SourceMaps:
         """Return the extractor's maps, combined over its layers by the extractor."""
+        if self.graph == "none":
+            forward.require_output_per_class(self)
         rectification = forward.protocol.rectify
         extractor_normalizes = rectification == "source" and forward.protocol.normalize == "before_resize"
         if extractor_normalizes or "normalized" not in inspect.signature(self.extractor.__call__).parameters:
