@@ -39,6 +39,7 @@ class CAMMetric(Metric):
     plot_legend_name: str = "Class"
 
     identity: Tensor
+    output_count: Tensor
     _in_forward: bool = False
 
     def __init__(
@@ -50,6 +51,8 @@ class CAMMetric(Metric):
         self.num_classes = num_classes
         self.average = average
         self._sum_dtype = torch.float64
+        # The images whose output looks like logits, and like probabilities before the protocol's softmax.
+        self.add_state("output_count", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
 
     @property
     def model(self) -> nn.Module:
@@ -192,6 +195,37 @@ class CAMMetric(Metric):
         assert batch.class_idx is not None
         classes = batch.class_idx.to(self.device)
         return self._zeros(dtype, *values.shape[1:]).to(self.device).index_add(0, classes, values)
+
+    def _count_outputs(self, batch: Batch, valid: Tensor) -> None:
+        """Count the outputs that look like probabilities before the protocol's softmax, and the others.
+
+        Args:
+            batch: the batch.
+            valid: which of its images are counted, ``(N,)``.
+        """
+        twice = batch.normalized_twice
+        self.output_count = self.output_count + torch.stack([valid & ~twice, valid & twice]).sum(1).to(
+            self.device
+        )
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """Warn if all outputs of the model look like probabilities before the protocol's softmax."""
+
+        @functools.wraps(compute)
+        def warned(*args: Any, **kwargs: Any) -> Any:
+            logits, probabilities = self.output_count.tolist()
+            if probabilities and not logits:
+                warnings.warn(
+                    f"the model's output is in [0, 1] for all of {probabilities} images, as after a softmax"
+                    f" or sigmoid, and the protocol {self.protocol.name!r} applies another one, after which"
+                    " the scores differ little; remove it from the network, or pass"
+                    " logits_fn=torch.nn.Identity()",
+                    UserWarning,
+                    stacklevel=4,
+                )
+            return compute(*args, **kwargs)
+
+        return super()._wrap_compute(warned)
 
     def _wrap_update(self, update: Callable[..., Any]) -> Callable[..., None]:
         """Count an update only if it succeeds, and refuse the argument ``target`` with an explanation."""
@@ -373,6 +407,7 @@ class SingleSourceMetric(CAMMetric):
 
     def _count(self, batch: Batch, valid: Tensor) -> None:
         """Count the images of a batch; those that are ``valid``, ``(N,)``, are part of the sums."""
+        self._count_outputs(batch, valid)
         self.total = self.total + self._sum(batch, valid)
         self.nan_count = self.nan_count + self._sum(batch, ~valid)
         self.degenerate_count = self.degenerate_count + self._sum(batch, batch.degenerate & valid)

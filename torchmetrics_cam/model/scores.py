@@ -86,6 +86,11 @@ class ScoreFunction:
             return Scores(logits, in_float32(logits).sigmoid(), is_binary=True)
         return Scores(logits, in_float32(logits).softmax(1))
 
+    @property
+    def normalizes_classes(self) -> bool:
+        """Whether it applies a softmax, or the sigmoid to a single logit."""
+        return self.logits_fn is None and self.protocol.scores == "softmax" and not self.for_targets
+
 
 @dataclass(frozen=True)
 class ScoreSelector:
@@ -241,6 +246,20 @@ def samples(output: Any) -> Sequence[Any]:
         "targets need a tensor (N, ...), a list of N outputs, or a tuple or dict of these, and the model"
         f" returned {type(output).__name__}"
     )
+
+
+def look_like_probabilities(scores: Scores) -> Tensor:
+    """Return whether the raw output of each image looks like probabilities, bool, ``(N,)``.
+
+    After a softmax, the outputs are in [0, 1] and sum to 1. After a sigmoid they are in [0, 1]; for two to
+    nine outputs this is no evidence, because logits often are there by chance.
+    """
+    outputs = (scores.raw[:, 1:] if scores.is_binary else scores.raw).as_subclass(Tensor)
+    are_fractions: Tensor = (outputs >= 0).all(1) & (outputs <= 1).all(1)
+    if 1 < outputs.shape[1] < 10:
+        tolerance = 1e-5 if outputs.dtype in (torch.float32, torch.float64) else 0.03
+        are_fractions &= (in_float32(outputs).sum(1) - 1).abs() < tolerance
+    return are_fractions
 
 
 def in_float32(values: Tensor) -> Tensor:

@@ -351,6 +351,11 @@ class Batch:
         return ((scores < 0) | (scores > 1)).any(0)
 
     @property
+    def normalized_twice(self) -> Tensor:
+        """Whether the model's output looks like probabilities before the protocol's softmax, ``(N,)``."""
+        return self._first.normalized_twice
+
+    @property
     def _first(self) -> Explanation:
         return self._perturbed.explanations[0]
 

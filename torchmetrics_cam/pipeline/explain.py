@@ -28,6 +28,7 @@ from torchmetrics_cam.model.scores import (
     check_scores,
     class_tensor,
     in_float32,
+    look_like_probabilities,
     targets_per_image,
 )
 from torchmetrics_cam.protocol import EvaluationProtocol
@@ -49,6 +50,8 @@ class Explanation:
         normalized: whether the maps already are masks in [0, 1].
         valid: whether the pixels, the score and the map of an image are all finite, ``(N,)``.
         degenerate: whether the map of an image is constant, ``(N,)``.
+        normalized_twice: whether the output of the model looks like probabilities before the protocol's
+            softmax, ``(N,)``.
     """
 
     images: Tensor
@@ -58,6 +61,7 @@ class Explanation:
     normalized: bool
     valid: Tensor
     degenerate: Tensor
+    normalized_twice: Tensor
 
     def __getitem__(self, chunk: slice) -> "Explanation":
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -175,8 +179,11 @@ def explain_all(
             if first is None:
                 first = replace(forward, scores=forward.scores.detached(), activations={})
                 scores = in_float32(first.selector.select(first.scores.scores).detach()).as_subclass(Tensor)
+                twice = torch.zeros_like(scores, dtype=torch.bool)
+                if first.score_function.normalizes_classes:
+                    twice = look_like_probabilities(first.scores).as_subclass(Tensor)
             for source in group:
-                explanations[source] = _explanation(source, forward, first.selector, scores, finite)
+                explanations[source] = _explanation(source, forward, first.selector, scores, finite, twice)
             # Its graph is freed before the next pass makes another.
             del forward
     return [explanations[source] for source in sources]
@@ -269,7 +276,12 @@ def _selector(
 
 
 def _explanation(
-    source: CAMSource, forward: ForwardPass, selector: ScoreSelector, scores: Tensor, finite: Tensor
+    source: CAMSource,
+    forward: ForwardPass,
+    selector: ScoreSelector,
+    scores: Tensor,
+    finite: Tensor,
+    normalized_twice: Tensor,
 ) -> Explanation:
     """Return the explanation by one source."""
     source_maps = source.maps(forward)
@@ -291,6 +303,7 @@ def _explanation(
         normalized=source_maps.normalized,
         valid=finite & _all_finite(maps) & scores.isfinite(),
         degenerate=maps.flatten(1).amax(1) == maps.flatten(1).amin(1),
+        normalized_twice=normalized_twice,
     )
 
 

@@ -280,6 +280,7 @@ class CAMComparison(SampleMetric):
             curves = torch.stack([resampled_curves(one) for one in batch], 2)
             curves = torch.where(valid, curves, torch.zeros_like(curves))
             self.curves = self.curves + self._sum(batch, curves.movedim(3, 0))
+        self._count_outputs(batch, valid.any(0))
         self._record(compared, batch.class_idx, index)
 
     def compute(self) -> dict[str, Tensor]:
