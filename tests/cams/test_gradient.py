@@ -258,7 +258,7 @@ def test_a_layer_without_influence_on_the_score_raises(images):
         RuntimeError, match="layer 'idle' returned no tensor in the forward pass: it was not executed"
     ):
         AverageDrop(GradCAM(Detour(), "idle")).update(images)
-    with pytest.raises(RuntimeError, match="the explained score does not depend on layer 'aside'"):
+    with pytest.raises(RuntimeError, match="the explained score has no gradient at layer 'aside'"):
         AverageDrop(GradCAM(Detour(), "aside")).update(images)
     with pytest.raises(
         ValueError, match=r"layer 'fc' has output of shape \(4, 5\), without spatial dimensions"

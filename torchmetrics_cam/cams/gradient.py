@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from torchmetrics_cam.cams.layers import LayerSource, TargetLayer, weighted_sum
 from torchmetrics_cam.cams.source import ForwardPass, Graph, SourceMaps
+from torchmetrics_cam.model.graph import why_no_gradient
 
 
 class GradientCAM(LayerSource):
@@ -29,7 +30,7 @@ class GradientCAM(LayerSource):
     Raises:
         ValueError: if a layer is not in the model; in ``update``, if its output has no spatial dimensions.
         TypeError: if an argument is of the wrong type.
-        RuntimeError: in ``update``, if the explained score does not depend on the layer.
+        RuntimeError: in ``update``, if the explained score has no gradient at the layer.
 
     Example:
         Grad-CAM Elementwise rectifies each channel's product of gradient and activation. The target layer
@@ -70,7 +71,7 @@ class GradientCAM(LayerSource):
         """Return one map per image for each target layer.
 
         Raises:
-            RuntimeError: if a layer was not executed, or the explained score does not depend on it.
+            RuntimeError: if a layer was not executed, or the explained score has no gradient there.
         """
         maps = []
         for name, layer, activation in zip(
@@ -79,8 +80,7 @@ class GradientCAM(LayerSource):
             gradient = forward.gradients[layer]
             if gradient is None:
                 raise RuntimeError(
-                    f"the explained score does not depend on layer {name!r}; choose another target_layer, and"
-                    " do not checkpoint this one with use_reentrant=True"
+                    f"the explained score has no gradient at layer {name!r}. {why_no_gradient(self.model)}"
                 )
             # Autocast would compute the sums over the channels in half precision.
             with torch.autocast(activation.device.type, enabled=False):
@@ -113,7 +113,7 @@ class GradCAM(GradientCAM):
     Raises:
         ValueError: if a layer is not in the model; in ``update``, if its output has no spatial dimensions.
         TypeError: if an argument is of the wrong type.
-        RuntimeError: in ``update``, if the explained score does not depend on the layer.
+        RuntimeError: in ``update``, if the explained score has no gradient at the layer.
 
     Example:
         The target layer returns the image unchanged: two channels of 2 x 2 pixels. The gradient of the score
@@ -168,7 +168,7 @@ class GradCAMPlusPlus(GradientCAM):
     Raises:
         ValueError: if a layer is not in the model; in ``update``, if its output has no spatial dimensions.
         TypeError: if an argument is of the wrong type.
-        RuntimeError: in ``update``, if the explained score does not depend on the layer.
+        RuntimeError: in ``update``, if the explained score has no gradient at the layer.
 
     Example:
         The target layer returns the image unchanged: two channels of 2 x 2 pixels. The gradient of the score
@@ -239,7 +239,7 @@ class XGradCAM(GradientCAM):
     Raises:
         ValueError: if a layer is not in the model; in ``update``, if its output has no spatial dimensions.
         TypeError: if an argument is of the wrong type.
-        RuntimeError: in ``update``, if the explained score does not depend on the layer.
+        RuntimeError: in ``update``, if the explained score has no gradient at the layer.
 
     Example:
         The target layer returns the image unchanged: two channels of 2 x 2 pixels. The gradient of the score
@@ -291,7 +291,7 @@ class LayerCAM(GradientCAM):
     Raises:
         ValueError: if a layer is not in the model; in ``update``, if its output has no spatial dimensions.
         TypeError: if an argument is of the wrong type.
-        RuntimeError: in ``update``, if the explained score does not depend on the layer.
+        RuntimeError: in ``update``, if the explained score has no gradient at the layer.
 
     Example:
         The target layer returns the image unchanged: two channels of 2 x 2 pixels. The gradient of the score
@@ -341,7 +341,7 @@ class HiResCAM(GradientCAM):
     Raises:
         ValueError: if a layer is not in the model; in ``update``, if its output has no spatial dimensions.
         TypeError: if an argument is of the wrong type.
-        RuntimeError: in ``update``, if the explained score does not depend on the layer.
+        RuntimeError: in ``update``, if the explained score has no gradient at the layer.
 
     Example:
         The target layer returns the image unchanged: two channels of 2 x 2 pixels. The gradient of the score

@@ -77,6 +77,12 @@ class LayerSource(CAMSource):
         """Return the recorded output of each target layer."""
         for name, layer in zip(self.layer_names, self.layers, strict=True):
             if layer not in forward.activations:
+                for module in (self.model, layer):
+                    if type(module).__call__ is not nn.Module.__call__:
+                        raise RuntimeError(
+                            f"layer {name!r} was not recorded: {type(module).__name__} overrides __call__,"
+                            " which runs no hooks; rename it to forward"
+                        )
                 raise RuntimeError(
                     f"layer {name!r} returned no tensor in the forward pass: it was not executed, or its"
                     " output is not a tensor or a tuple that starts with one; choose another target_layer"

@@ -79,19 +79,12 @@ class ForwardPass:
     def gradients(self) -> Mapping[nn.Module, Tensor | None]:
         """The gradient of the explained score with respect to each activation, in the activation's shape.
 
-        One backward pass computes it for all sources that share this forward pass. The value is None for a
-        layer that the score does not depend on.
-
-        Raises:
-            RuntimeError: if the explained score has no gradient.
+        One backward pass computes it for all sources that share this forward pass. The value is None where
+        there is no gradient.
         """
         score = self.selector.select(self.explained_output).sum()
         if not score.requires_grad:
-            raise RuntimeError(
-                "the explained score has no gradient: the model or logits_fn runs under no_grad or"
-                " inference_mode, or detaches its output. Gradient CAMs need a differentiable path from the"
-                " target layer to the score: remove no_grad, inference_mode or detach"
-            )
+            return dict.fromkeys(self.activations)
         in_graph = {layer: tensor for layer, tensor in self.activations.items() if tensor.requires_grad}
         gradients = torch.autograd.grad(score, list(in_graph.values()), allow_unused=True)
         return dict(zip(in_graph, gradients, strict=True))
@@ -161,12 +154,18 @@ class CAMSource(ABC):
 
     @property
     def model(self) -> nn.Module:
-        """The explained network; the setter removes wrappers."""
+        """The explained network; the setter removes wrappers, and refuses an exported program."""
         return self._model
 
     @model.setter
     def model(self, model: nn.Module) -> None:
         self._model = unwrapped(model)
+        # torch.export replaces the method by one that raises.
+        if isinstance(self._model, torch.fx.GraphModule) and "eval" in vars(self._model):
+            raise TypeError(
+                "the model is an exported program (torch.export), which cannot be set to evaluation mode and"
+                " has no layers; pass the network that was exported"
+            )
 
     @property
     def layers(self) -> Sequence[nn.Module]:

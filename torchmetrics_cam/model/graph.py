@@ -54,6 +54,11 @@ def activation_graph(
         activation, with_tensor = _first_tensor(output)
         if activation is None:
             return None
+        if not activation.is_floating_point():
+            raise ValueError(
+                f"layer {name_of(model, module)!r} returns {activation.dtype}, which has no gradient."
+                f" {why_no_gradient(model)}"
+            )
         with torch.enable_grad():
             if not activation.requires_grad:
                 activation = activation.detach().requires_grad_()
@@ -109,12 +114,11 @@ def refusing_repeats(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[
 
     def count(layer: nn.Module, _args: Any, _output: Any) -> None:
         if layer in executed:
-            name = next(name for name, module in model.named_modules() if module is layer)
             raise ValueError(
-                f"layer {name!r} runs several times in a forward pass of {type(model).__name__}, and a map"
-                " is computed from one run; choose a layer that runs once, such as the block that contains"
-                " it. If the whole network runs several times, as in test-time augmentation or a siamese"
-                " network, explain that network by itself"
+                f"layer {name_of(model, layer)!r} runs several times in a forward pass of"
+                f" {type(model).__name__}, and a map is computed from one run; choose a layer that runs once,"
+                " such as the block that contains it. If the whole network runs several times, as in"
+                " test-time augmentation or a siamese network, explain that network by itself"
             )
         executed.add(layer)
 
@@ -122,6 +126,35 @@ def refusing_repeats(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[
         for layer in dict.fromkeys(layers):
             stack.callback(layer.register_forward_hook(count).remove)
         yield
+
+
+def name_of(model: nn.Module, layer: nn.Module) -> str:
+    """Return the name of a layer in the model."""
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
+    return names[layer]
+
+
+def quantized_layer(model: nn.Module) -> str | None:
+    """Return the name of the first quantized layer of the model; None if there is none."""
+    quantized = (
+        name for name, module in model.named_modules() if ".quantized." in f"{type(module).__module__}."
+    )
+    return next(quantized, None)
+
+
+def why_no_gradient(model: nn.Module) -> str:
+    """Return a sentence with the likely reason why a score has no gradient, and what to do."""
+    quantized = quantized_layer(model)
+    if quantized is not None:
+        return (
+            f"The model's {quantized!r} is quantized, and quantized layers have no gradient; explain the"
+            " network as it was before quantization"
+        )
+    return (
+        "If the score does not depend on the layer, choose another target_layer; otherwise remove what cuts"
+        " the path between them from the model's forward and from logits_fn: no_grad, inference_mode, detach,"
+        " or torch.utils.checkpoint with use_reentrant=True"
+    )
 
 
 def _first_tensor(output: Any) -> tuple[Tensor | None, Callable[[Tensor], Any]]:

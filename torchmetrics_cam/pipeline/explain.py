@@ -1,5 +1,6 @@
 """From images to maps: one forward pass on the clean images, and the maps of one source or of many."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -15,7 +16,9 @@ from torchmetrics_cam.model.graph import (
     activation_graph,
     activations_of,
     gradients_on,
+    quantized_layer,
     refusing_repeats,
+    why_no_gradient,
 )
 from torchmetrics_cam.model.guard import ModelGuard, eager
 from torchmetrics_cam.model.scores import (
@@ -242,7 +245,12 @@ def _run(
 
     def run(images: Tensor) -> Scores:
         with refusing_repeats(model, target_layers):
-            return score_function(model(images))
+            try:
+                output = model(images)
+            except TypeError:
+                _check_signature(model, images)
+                raise
+            return score_function(output)
 
     in_graph = [layer for source in sources if source.graph == "head" for layer in source.layers]
     without = [layer for source in sources if source.graph == "none" for layer in source.layers]
@@ -284,7 +292,12 @@ def _explanation(
     normalized_twice: Tensor,
 ) -> Explanation:
     """Return the explanation by one source."""
-    source_maps = source.maps(forward)
+    try:
+        source_maps = source.maps(forward)
+    except (AttributeError, RuntimeError) as error:
+        if quantized_layer(source.model) is None:
+            raise
+        raise RuntimeError(f"{source!r} cannot compute maps. {why_no_gradient(source.model)}") from error
     for layer in source_maps.layers:
         check_maps(layer, forward.images)
     layers = [
@@ -332,6 +345,18 @@ def _check_images(images: Tensor, model: nn.Module) -> None:
             f"input_tensor is on {images.device} but the model is on {weight.device}; move one of them:"
             " images.to(device) or model.to(device)"
         )
+
+
+def _check_signature(model: nn.Module, images: Tensor) -> None:
+    """Refuse a model that cannot be called with images alone."""
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(images)
+    except TypeError as error:
+        raise TypeError(
+            f"the model is called with the images alone, but its forward{signature} does not accept that"
+            f" ({error}); wrap it in a module whose forward takes the images and passes on the rest"
+        ) from error
 
 
 def _check_logits(scores: Scores, sources: Sequence[CAMSource]) -> None:
