@@ -1,5 +1,6 @@
 """Networks that users pass to the command, beyond the softmax classifier with one output for each class."""
 
+import html
 import json
 
 import numpy as np
@@ -21,6 +22,22 @@ def binary():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 1)
     ), transform
+
+
+def probabilities():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 10), nn.Softmax(1)
+    ), transform
+
+
+def random():
+    return nn.Sequential(FunctionalDropout(), *binary()[0]), transform
+
+
+class FunctionalDropout(nn.Module):
+    def forward(self, images):
+        return nn.functional.dropout(images, 0.3, training=True)
 
 
 def transform(picture):
@@ -61,6 +78,23 @@ def test_a_network_with_one_logit(folder, capsys):
     row = next(row for row in results["comparison"]["rows"] if row["method"] == "Grad-CAM")
     assert row["average_drop"]["value"] == pytest.approx(drops.mean().item(), rel=1e-4)
     assert "sigmoid(z) for class 1" in (folder / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("network", "note"),
+    [
+        (
+            "probabilities",
+            "The model's output is in [0, 1] for all of 6 images, as after a softmax or sigmoid",
+        ),
+        ("random", "The network is not deterministic: scored twice, the same images differ by up to"),
+    ],
+)
+def test_what_makes_the_values_doubtful_is_in_terminal_json_and_report(folder, capsys, network, note):
+    results = evaluated(network, "--methods", "grad_cam", "--measures", "average_drop")
+    assert note in capsys.readouterr().out
+    assert any(sentence.startswith(note) for sentence in results["comparison"]["notes"])
+    assert note in html.unescape((folder / "out" / "report.html").read_text())
 
 
 def average_drops(model: nn.Sequential, images):

@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 from torchmetrics_cam import AverageDrop, CAMComparison, DeletionAUC, IncreaseInConfidence
 from torchmetrics_cam.cams import GradCAM, UniformMap
 
-MESSAGE = r"the model's output is in \[0, 1\] for all of 4 images, as after a softmax or sigmoid"
+MESSAGE = r"The model's output is in \[0, 1\] for all of 4 images, as after a softmax or sigmoid"
 
 
 def ending_in(function, classes=1000):

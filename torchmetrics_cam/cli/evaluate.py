@@ -80,6 +80,7 @@ def run(arguments: Any) -> None:
                 num_classes=arguments.num_classes,
                 average=arguments.average,
                 batch_size=batch_size,
+                validate_args="determinism",
             )
         except ValueError as error:
             raise UsageError(str(error)) from error

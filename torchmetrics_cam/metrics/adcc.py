@@ -13,6 +13,7 @@ from torchmetrics_cam.metrics.base import SingleSourceMetric
 from torchmetrics_cam.metrics.mean import MeasureMetric
 from torchmetrics_cam.metrics.measures import MEASURES, Measure
 from torchmetrics_cam.model.scores import ClassIndex, Target
+from torchmetrics_cam.pipeline.pipeline import ValidateArgs
 from torchmetrics_cam.pipeline.sources import refuse_precomputed_maps
 from torchmetrics_cam.protocol import EvaluationProtocol
 
@@ -50,7 +51,8 @@ class Complexity(MeasureMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
@@ -120,7 +122,8 @@ class Coherency(MeasureMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
@@ -205,7 +208,8 @@ class ADCC(SingleSourceMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
@@ -250,7 +254,7 @@ class ADCC(SingleSourceMetric):
         batch_size: int | None = None,
         num_classes: int | None = None,
         average: Average = "micro",
-        validate_args: bool = True,
+        validate_args: ValidateArgs = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(

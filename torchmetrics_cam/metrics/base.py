@@ -19,7 +19,7 @@ from torchmetrics_cam.metrics.arguments import Average, check_averaging
 from torchmetrics_cam.metrics.compute_groups import identity, keep_own
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
 from torchmetrics_cam.pipeline.batch import Batch
-from torchmetrics_cam.pipeline.pipeline import Pipeline
+from torchmetrics_cam.pipeline.pipeline import Pipeline, ValidateArgs
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
 
@@ -208,21 +208,25 @@ class CAMMetric(Metric):
             self.device
         )
 
+    def _describe_outputs(self) -> str | None:
+        """Return a sentence if all outputs look like probabilities before the protocol's softmax."""
+        logits, probabilities = self.output_count.tolist()
+        if logits or not probabilities:
+            return None
+        return (
+            f"The model's output is in [0, 1] for all of {probabilities} images, as after a softmax or"
+            f" sigmoid, and the protocol {self.protocol.name!r} applies another one, after which the scores"
+            " differ little; remove it from the network, or pass logits_fn=torch.nn.Identity()."
+        )
+
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         """Warn if all outputs of the model look like probabilities before the protocol's softmax."""
 
         @functools.wraps(compute)
         def warned(*args: Any, **kwargs: Any) -> Any:
-            logits, probabilities = self.output_count.tolist()
-            if probabilities and not logits:
-                warnings.warn(
-                    f"the model's output is in [0, 1] for all of {probabilities} images, as after a softmax"
-                    f" or sigmoid, and the protocol {self.protocol.name!r} applies another one, after which"
-                    " the scores differ little; remove it from the network, or pass"
-                    " logits_fn=torch.nn.Identity()",
-                    UserWarning,
-                    stacklevel=4,
-                )
+            message = self._describe_outputs()
+            if message is not None:
+                warnings.warn(message, UserWarning, stacklevel=4)
             return compute(*args, **kwargs)
 
         return super()._wrap_compute(warned)
@@ -354,7 +358,7 @@ class SingleSourceMetric(CAMMetric):
         batch_size: int | None = None,
         num_classes: int | None = None,
         average: Average = "micro",
-        validate_args: bool = True,
+        validate_args: ValidateArgs = True,
         **kwargs: Any,
     ) -> None:
         pipeline = Pipeline(

@@ -130,7 +130,8 @@ class AverageDrop(ConfidenceMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
@@ -196,7 +197,8 @@ class IncreaseInConfidence(ConfidenceMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
@@ -270,7 +272,8 @@ class AverageGain(ConfidenceMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
@@ -344,7 +347,8 @@ class ClassificationMetric(ConfidenceMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
@@ -436,7 +440,8 @@ class DropInDeletion(MeasureMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:

@@ -199,7 +199,8 @@ class DeletionAUC(DeletionInsertionMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
@@ -280,7 +281,8 @@ class InsertionAUC(DeletionInsertionMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
@@ -364,7 +366,8 @@ class ROAD(CurveMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:

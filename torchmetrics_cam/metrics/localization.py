@@ -83,7 +83,8 @@ class EnergyPointingGame(LocalizationMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
@@ -153,7 +154,8 @@ class PointingGame(LocalizationMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
@@ -225,7 +227,8 @@ class MaskIoU(LocalizationMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:

@@ -1,9 +1,10 @@
 """The pipeline of a metric: from images by sources and model to maps and scores."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from torchmetrics_cam.protocol import EvaluationProtocol
 # half precision differs by more than this.
 SCORER_TOLERANCE = 1e-3
 
+ValidateArgs = bool | Literal["determinism"]
+
 
 class Pipeline:
     """The sources of one model, and all other settings that determine the value of a metric.
@@ -33,11 +36,16 @@ class Pipeline:
         score_function: from the model's output to scores.
         scorer: from images to the model's raw output, run on perturbed images in place of the model.
         batch_size: the largest number of perturbed images in one forward pass; None for that of the batch.
-        validate_args: False skips the checks that read values off the device.
+        validate_args: False skips the checks that read values off the device; ``"determinism"`` also checks
+            on the first batch that the network gives the same image the same score.
 
     Raises:
         TypeError: if ``logits_fn`` or ``scorer`` is not callable.
-        ValueError: if ``batch_size`` is not a positive integer.
+        ValueError: if ``batch_size`` is not a positive integer, or ``validate_args`` has another value.
+
+    Attributes:
+        nondeterminism: a sentence on how the network's scores differ for the same image; None if they do not,
+            or were not compared.
     """
 
     def __init__(
@@ -47,9 +55,11 @@ class Pipeline:
         *,
         scorer: Callable[[Tensor], Any] | None = None,
         batch_size: int | None = None,
-        validate_args: bool = True,
+        validate_args: ValidateArgs = True,
     ) -> None:
         check_scoring(score_function.logits_fn, scorer, batch_size)
+        if validate_args not in (True, False, "determinism"):
+            raise ValueError(f"validate_args is {validate_args!r}; it must be a bool or 'determinism'")
         self.sources = sources
         self.score_function = score_function
         self.scorer = scorer
@@ -69,8 +79,10 @@ class Pipeline:
         return self.score_function.protocol
 
     def reset(self) -> None:
-        """Start a new stream of random numbers, and compare scorer and model again on the next batch."""
+        """Start a new stream of random numbers, and repeat the checks of the first batch on the next one."""
         self.random_stream = RandomStream()
+        self.nondeterminism: str | None = None
+        self._is_determinism_checked = self.validate_args != "determinism"
         self._is_scorer_compared = self.scorer is None or not self.validate_args
 
     def key(self) -> tuple[Any, ...]:
@@ -116,7 +128,7 @@ class Pipeline:
             targets,
             cams or {},
             self.protocol,
-            read_values=self.validate_args,
+            read_values=bool(self.validate_args),
         )
         check_baselines(images, self.protocol)
         with self.active(images) as guard:
@@ -128,10 +140,12 @@ class Pipeline:
                 class_idx=class_idx,
                 targets=targets,
                 cams=cams,
-                read_values=self.validate_args,
+                read_values=bool(self.validate_args),
             )
             if not self._is_scorer_compared:
                 self._compare_scorer(explanations[0])
+            if not self._is_determinism_checked:
+                self._check_determinism(explanations[0])
         return explanations
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -152,7 +166,13 @@ class Pipeline:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def score(
-        self, perturbations: Sequence[Perturbation], clean_scores: Tensor, selector: ScoreSelector
+        self,
+        perturbations: Sequence[Perturbation],
+        clean_scores: Tensor,
+        selector: ScoreSelector,
+        *,
+        scorer: Callable[[Tensor], Any] | None = None,
+        batch_size: int | None = None,
     ) -> Tensor:
         """Return the scores on perturbed images.
 
@@ -165,20 +185,24 @@ class Pipeline:
                 unchanged keeps its score, which in a chunk of another size, or by a compiled scorer, would
                 differ by a rounding error.
             selector: which class or target of each image is scored.
+            scorer: what runs on the images; None for the pipeline's, or else the model.
+            batch_size: the largest number of images in a forward pass; None for the pipeline's.
 
         Returns:
             Scores ``(Q, N)``.
         """
         count, scores = len(clean_scores), []
+        batch_size = batch_size or self.batch_size or count
         score_function = self.score_function.explaining(selector.targets)
-        run = self.model if self.scorer is None else self.scorer
+        run = self.scorer if scorer is None else scorer
+        run = self.model if run is None else run
         with self.active(clean_scores) as guard, torch.no_grad(), ExitStack() as stack:
             guard.begin_pass()
-            if self.scorer is None:
+            if run is self.model:
                 stack.enter_context(eager())
             for source in self.sources:
                 stack.enter_context(source.muted())
-            for parts in _chunks(len(perturbations), count, self.batch_size or count):
+            for parts in _chunks(len(perturbations), count, batch_size):
                 images, unchanged = zip(
                     *(perturbations[index].perturb(chunk) for index, chunk in parts), strict=True
                 )
@@ -195,24 +219,51 @@ class Pipeline:
         Raises:
             ValueError: if their scores differ.
         """
-        valid = explanation.valid
-        (scores,) = self.score([NoPerturbation(explanation.images)], explanation.scores, explanation.selector)
-        scores, expected = scores[valid], explanation.scores[valid]
-        if not valid.any():
+        if not explanation.valid.any():
             return
-        scale = expected.abs()
-        if ((expected < 0) | (expected > 1)).any():
-            # A rounding error is large relative to a raw output near 0.
-            scale = scale.amax()
-        difference = (scores - expected).abs() / scale.clamp(min=1e-6)
-        if not (difference <= SCORER_TOLERANCE).all():
+        difference = self._score_difference(explanation)
+        if not difference <= SCORER_TOLERANCE:
             raise ValueError(
                 f"scorer and model disagree: on the same images their scores differ by up to"
-                f" {difference.max():.2g} of the model's, and {SCORER_TOLERANCE} is allowed; make the scorer"
+                f" {difference:.2g} of the model's, and {SCORER_TOLERANCE} is allowed; make the scorer"
                 " from the model as it is now, in evaluation mode and in the same precision. It must return"
                 " the model's raw output, without a softmax. validate_args=False skips this comparison"
             )
         self._is_scorer_compared = True
+
+    def _check_determinism(self, explanation: Explanation) -> None:
+        """Score the clean images of a batch again, whole and in halves, and warn if the scores differ."""
+        if not explanation.valid.any():
+            return
+        count = len(explanation.images)
+        repeated = self._score_difference(explanation, scorer=self.model, batch_size=count)
+        halved = self._score_difference(explanation, scorer=self.model, batch_size=max(count // 2, 1))
+        if not repeated <= SCORER_TOLERANCE:
+            self.nondeterminism = (
+                "The network is not deterministic: scored twice, the same images differ by up to"
+                f" {repeated:.2g} of the score, so that the values depend on chance. Look for dropout that"
+                " eval() does not turn off."
+            )
+        elif not halved <= SCORER_TOLERANCE:
+            self.nondeterminism = (
+                "The score of an image depends on the others in its batch: scored in half batches, the same"
+                f" images differ by up to {halved:.2g} of the score, so that the values depend on the batch"
+                " size. Look for batch normalization without running statistics."
+            )
+        if self.nondeterminism is not None:
+            warnings.warn(self.nondeterminism, UserWarning, stacklevel=2)
+        self._is_determinism_checked = True
+
+    def _score_difference(self, explanation: Explanation, **run: Any) -> float:
+        """Return the largest difference of a batch's scores when it is scored again, relative to them."""
+        images = [NoPerturbation(explanation.images)]
+        (scores,) = self.score(images, explanation.scores, explanation.selector, **run)
+        scores, expected = scores[explanation.valid], explanation.scores[explanation.valid]
+        scale = expected.abs()
+        if ((expected < 0) | (expected > 1)).any():
+            # A rounding error is large relative to a raw output near 0.
+            scale = scale.amax()
+        return float(((scores - expected).abs() / scale.clamp(min=1e-6)).max())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Pipeline":
         is_model_copied = id(self.model) in memo

@@ -31,7 +31,7 @@ from torchmetrics_cam.metrics.curves import curve_fractions, resampled_curves
 from torchmetrics_cam.metrics.measures import DEFAULT_MEASURES, MEASURES
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
 from torchmetrics_cam.pipeline.batch import Batch
-from torchmetrics_cam.pipeline.pipeline import Pipeline
+from torchmetrics_cam.pipeline.pipeline import Pipeline, ValidateArgs
 from torchmetrics_cam.pipeline.sources import index_of, maps_by_source
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
@@ -101,7 +101,8 @@ class CAMComparison(SampleMetric):
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
             the mean of each, ``"none"`` for one mean for each class, ``(num_classes,)``.
         validate_args: False skips the checks that read values off the device, and the comparison of scorer
-            and model.
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
@@ -154,7 +155,7 @@ class CAMComparison(SampleMetric):
         batch_size: int | None = None,
         num_classes: int | None = None,
         average: Average = "micro",
-        validate_args: bool = True,
+        validate_args: ValidateArgs = True,
         **kwargs: Any,
     ) -> None:
         check_measures(measures)
@@ -310,6 +311,7 @@ class CAMComparison(SampleMetric):
                 degenerate=self.degenerate_count,
                 model=type(self.model).__name__,
                 score_function=self._pipeline.score_function,
+                notes=[note for note in (self._pipeline.nondeterminism, self._describe_outputs()) if note],
             )
 
     def win_rate(self, measure: str | None = None) -> tuple[Tensor, Tensor]:

@@ -149,6 +149,7 @@ def comparison_table(
     degenerate: Tensor,
     model: str,
     score_function: ScoreFunction,
+    notes: Sequence[str],
 ) -> ComparisonTable:
     """Return the table of a comparison.
 
@@ -160,6 +161,7 @@ def comparison_table(
         degenerate: number of constant maps of each method, ``(*classes, K)``.
         model: the class name of the network.
         score_function: the protocol, and the ``logits_fn`` if there is one.
+        notes: limitations that come before those of the statistics.
     """
     methods = list(sources)
     counts, excluded_counts, degenerate_counts = (
@@ -201,7 +203,7 @@ def comparison_table(
         protocol=score_function.protocol,
         logits_fn=None if score_function.logits_fn is None else display_name(score_function.logits_fn),
         average=statistics.average,
-        notes=_notes(rows, counts, statistics),
+        notes=[*notes, *_notes(rows, counts, statistics)],
     )
 
 
