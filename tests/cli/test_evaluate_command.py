@@ -240,6 +240,11 @@ def test_report_shows_best_and_worst_images_and_the_broken_file(whole):
     assert "mine:factory" in page
 
 
+def test_transform_is_named_in_the_results_and_the_report(whole):
+    assert results(whole)["model"]["transform"] == "mine.transform"
+    assert "<dt>Transform</dt><dd>mine.transform</dd>" in (whole / "report.html").read_text()
+
+
 def test_yaml_file_equals_the_command_line(whole, inside, tmp_path):
     (tmp_path / "run.yaml").write_text(
         "model: mine:factory\ndata: photos\nlayer: '3'\nbatch_size: 4\naccelerator: cpu\ndevices: '1'\n"
@@ -310,6 +315,7 @@ def test_output_names_the_best_method_and_counts_unreadable_files(inside, tmp_pa
     printed = capsys.readouterr().out
     assert f"Not read: 2 more, 7 of {count}; see the report" in printed
     assert "has the best Average Drop" in printed
+    assert "\nTransform: mine.transform\nReport: " in printed
 
 
 def test_protocol_and_its_fields(inside, tmp_path):

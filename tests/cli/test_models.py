@@ -1,6 +1,7 @@
 """``--model`` and ``--checkpoint``."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,91 @@ def test_folder_of_transformers(tmp_path: Path) -> None:
     (tmp_path / "vit" / "config.json").write_text("{")
     with pytest.raises(UsageError, match=r"its config.json cannot be used"):
         load_model(f"hf:{tmp_path / 'vit'}")
+
+
+@pytest.fixture(scope="module")
+def small_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that ``save_pretrained`` of transformers has written, without a preprocessor."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    folder = tmp_path_factory.mktemp("vit")
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=8,
+        num_labels=3,
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"do_normalize": tr',
+        "[]",
+        '{"image_processor_type": "NoSuchImageProcessor"}',
+        '{"auto_map": {"AutoImageProcessor": "mine.MyProcessor"}, "image_processor_type": "MyProcessor"}',
+        '{"image_processor_type": "ViTImageProcessor", "size": "large"}',
+    ],
+    ids=["truncated", "list", "unknown", "custom code", "wrong size"],
+)
+def test_preprocessor_that_cannot_be_used_is_refused(
+    small_vit: Path, tmp_path: Path, content: str, file: str
+) -> None:
+    shutil.copytree(small_vit, tmp_path / "vit")
+    nested = content if file.startswith("pre") else f'{{"image_processor": {content}}}'
+    (tmp_path / "vit" / file).write_text(nested)
+    message = rf"its {file} cannot be used \(.*\); repair it, or delete it to use the ImageNet transform"
+    with pytest.raises(UsageError, match=message):
+        load_model(f"hf:{tmp_path / 'vit'}")
+
+
+def test_transform_is_named(small_vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import ViTImageProcessor
+
+    (tmp_path / "my_transforms.py").write_text(
+        "import torch\n"
+        "def build(): return torch.nn.Conv2d(3, 2, 1)\n"
+        "def halve(picture): return torch.zeros(3, 8, 8)\n"
+        "class Callable:\n    def __call__(self, picture): return halve(picture)\n"
+        "def function(): return build(), halve\n"
+        "def instance(): return build(), Callable()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    default = "ImageNet transform of torchvision at 48 px"
+    names = {
+        name: load_model(name, checkpoint, image_size=size).transform_name
+        for name, checkpoint, size in (
+            ("torchvision:resnet18", "random", 48),
+            ("timm:resnet10t", "random", 48),
+            (f"hf:{small_vit}", "random", 48),
+            ("my_transforms:build", None, 48),
+            ("my_transforms:function", None, None),
+            ("my_transforms:instance", None, None),
+        )
+    }
+    assert names.pop("torchvision:resnet18").startswith(
+        "ImageClassification( crop_size=[48] resize_size=[55]"
+    )
+    assert names.pop("timm:resnet10t").startswith("Compose( Resize(size=")
+    assert names == {
+        f"hf:{small_vit}": f"{default}, because hf:{small_vit} has no preprocessor_config.json",
+        "my_transforms:build": f"{default}, because 'my_transforms:build' returns no transform",
+        "my_transforms:function": "my_transforms.halve",
+        "my_transforms:instance": "<my_transforms.Callable object>",
+    }
+    shutil.copytree(small_vit, tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    assert (
+        load_model(f"hf:{tmp_path / 'vit'}").transform_name == f"ViTImageProcessor of hf:{tmp_path / 'vit'}"
+    )
+    larger = load_model(f"hf:{tmp_path / 'vit'}", image_size=48).transform_name
+    assert larger == f"ViTImageProcessor of hf:{tmp_path / 'vit'} with size={{'height': 48, 'width': 48}}"
 
 
 @pytest.mark.parametrize(

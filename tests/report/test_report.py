@@ -32,6 +32,7 @@ def results_of(comparison: CAMComparison, **changes) -> dict:
             "checkpoint": None,
             "layer": ["3"],
             "layer_reason": "given",
+            "transform": "mine.transform",
         },
         "data": {
             "name": f"photos/{EVIL}",

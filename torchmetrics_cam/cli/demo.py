@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchmetrics_cam.cams import CAMSource, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from torchmetrics_cam.cli.transforms import name_of
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.pipeline.batch import explain
 from torchmetrics_cam.protocol import EvaluationProtocol
@@ -241,6 +242,7 @@ def _about(model: torch.nn.Module, photos: Sequence[str], out: Path, seconds: fl
             "checkpoint": "ImageNet-1k",
             "layer": [TARGET_LAYER],
             "layer_reason": "the head of the network uses the whole output of the last block",
+            "transform": name_of(preprocess),
         },
         "data": {
             "name": "photos of scikit-image and scikit-learn",

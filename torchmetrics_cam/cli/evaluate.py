@@ -111,6 +111,7 @@ def run(arguments: Any) -> None:
             "checkpoint": arguments.checkpoint,
             "layer": list(layer.names),
             "layer_reason": layer.reason,
+            "transform": loaded.transform_name,
         },
         "data": {
             "name": str(arguments.data),
@@ -139,7 +140,8 @@ def run(arguments: Any) -> None:
     if len(unreadable) > _UNREADABLE_LISTED:
         more = len(unreadable) - _UNREADABLE_LISTED
         print(f"Not read: {more} more, {len(unreadable)} of {len(images)}; see the report")
-    print(f"Layer {', '.join(layer.names)}: {layer.reason}\nReport: {out / 'report.html'}")
+    print(f"Layer {', '.join(layer.names)}: {layer.reason}\nTransform: {loaded.transform_name}")
+    print(f"Report: {out / 'report.html'}")
 
 
 def _check(arguments: Any) -> None:

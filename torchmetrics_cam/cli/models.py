@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from torchmetrics_cam.cli.checkpoint import classes_in, load_state, read_state, without_prefix
-from torchmetrics_cam.cli.errors import UsageError, import_library, usage_error
+from torchmetrics_cam.cli.errors import UsageError, import_library, summary, usage_error
 from torchmetrics_cam.cli.names import call_factory, nearest
 from torchmetrics_cam.cli.transforms import (
     ProcessorTransform,
     ToColors,
     Transform,
     imagenet_transform,
+    name_of,
     normalization_of,
     processor_settings,
 )
@@ -31,6 +32,7 @@ class LoadedModel:
     Args:
         model: the network, in evaluation mode.
         transform: a function from an RGB image of PIL to a tensor ``(3, H, W)``.
+        transform_name: the transform in words, and where it comes from.
         to_colors: a function from inputs of the network ``(N, 3, H, W)`` to colors in [0, 1].
         class_names: the names of its classes; None if they are not known.
         image_size: height and width of its images in pixels; None if they are not known.
@@ -38,6 +40,7 @@ class LoadedModel:
 
     model: nn.Module
     transform: Transform
+    transform_name: str
     to_colors: Callable[[Tensor], Tensor]
     class_names: list[str] | None
     image_size: int | None
@@ -146,7 +149,8 @@ def _torchvision(name: str, weights: _Weights, size: int | None) -> LoadedModel:
         resized = round(size * transform.resize_size[0] / crop)
         transform = pretrained.transforms(crop_size=size, resize_size=resized)
     names = list(pretrained.meta["categories"]) if classes is None else None
-    return LoadedModel(model, transform, normalization_of(transform), names, size or crop)
+    colors = normalization_of(transform)
+    return LoadedModel(model, transform, name_of(transform), colors, names, size or crop)
 
 
 def _timm(name: str, weights: _Weights, size: int | None) -> LoadedModel:
@@ -175,7 +179,8 @@ def _timm(name: str, weights: _Weights, size: int | None) -> LoadedModel:
     names = list(timm.data.ImageNetInfo(subset).label_descriptions()) if subset else []
     class_names = names if len(names) == getattr(model, "num_classes", None) else None
     colors = ToColors(config["mean"], config["std"])
-    return LoadedModel(model, transform, colors, class_names, int(config["input_size"][-1]))
+    side = int(config["input_size"][-1])
+    return LoadedModel(model, transform, name_of(transform), colors, class_names, side)
 
 
 def _hugging_face(name: str, weights: _Weights, size: int | None) -> LoadedModel:
@@ -190,7 +195,8 @@ def _hugging_face(name: str, weights: _Weights, size: int | None) -> LoadedModel
     problem = "its config.json cannot be used" if is_folder else not_found
     what_to_do = "; give a folder that save_pretrained wrote, or a name on the Hub while it can be reached"
     with usage_error(f"--model hf:{name}: {problem}", what_to_do):
-        config = transformers.AutoConfig.from_pretrained(name)
+        # Code of the folder is not run, and transformers would ask on the terminal whether it may be.
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     if type(config) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise UsageError(
             f"--model hf:{name} is of type {config.model_type!r}, for which transformers has no image"
@@ -208,17 +214,61 @@ def _hugging_face(name: str, weights: _Weights, size: int | None) -> LoadedModel
     names = [str(label) for _, label in sorted(model.config.id2label.items())]
     own_size = getattr(config, "image_size", None)
     side = size or (own_size if isinstance(own_size, int) else None)
-    try:
-        processor = transformers.AutoImageProcessor.from_pretrained(name)
-    except Exception:  # Many folders have none; the type of the error differs between releases.
-        transform = imagenet_transform(side or 224)
-        return LoadedModel(model, transform, normalization_of(transform), names, side or 224)
+    processor = _image_processor(name)
+    if processor is None:
+        return _with_imagenet_transform(
+            model, names, side or 224, f"hf:{name} has no preprocessor_config.json"
+        )
     normalized = processor.do_normalize
     colors = (
         ToColors(processor.image_mean, processor.image_std) if normalized else ToColors((0,) * 3, (1,) * 3)
     )
     settings = processor_settings(processor, size) if size else {}
-    return LoadedModel(model, ProcessorTransform(processor, settings), colors, names, side)
+    replaced = " and ".join(f"{setting}={value}" for setting, value in settings.items())
+    transform_name = f"{type(processor).__name__} of hf:{name}{f' with {replaced}' if replaced else ''}"
+    return LoadedModel(model, ProcessorTransform(processor, settings), transform_name, colors, names, side)
+
+
+def _image_processor(name: str) -> Any:
+    """Return the image processor of a model of transformers; None if the model has no file of one.
+
+    Raises:
+        UsageError: if it has one that cannot be used.
+    """
+    transformers = import_library("transformers", f"--model hf:{name}", "transformers")
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        files = ("preprocessor_config.json", "processor_config.json")
+        with usage_error(f"--model hf:{name}: its preprocessor cannot be downloaded"):
+            present = [
+                file
+                for file in files
+                if transformers.utils.cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+            ]
+        if not present:
+            return None
+        raise UsageError(
+            f"--model hf:{name}: its {' and '.join(present)} cannot be used ({summary(error)}); repair it, or"
+            " delete it to use the ImageNet transform, or write a function that returns (model, transform)"
+            " and give that as --model package.module:factory"
+        ) from error
+
+
+def _with_imagenet_transform(
+    model: nn.Module, class_names: list[str] | None, side: int, reason: str
+) -> LoadedModel:
+    """Return a network that has no transform of its own, with the one that is used instead.
+
+    Args:
+        model: the network.
+        class_names: the names of its classes; None if they are not known.
+        side: height and width of its images in pixels.
+        reason: why the transform is used.
+    """
+    transform = imagenet_transform(side)
+    name = f"ImageNet transform of torchvision at {side} px, because {reason}"
+    return LoadedModel(model, transform, name, normalization_of(transform), class_names, side)
 
 
 def _factory(name: str, weights: _Weights, size: int | None) -> LoadedModel:
@@ -247,7 +297,7 @@ def _factory(name: str, weights: _Weights, size: int | None) -> LoadedModel:
         )
     if weights.state is not None:
         load_state(model, without_prefix(weights.state, model), str(weights.checkpoint))
-    side = size or 224 if transform is None else None
-    chosen = imagenet_transform(side) if side else transform
     class_names = None if names is None else [str(item) for item in names]
-    return LoadedModel(model, chosen, normalization_of(chosen), class_names, side)
+    if transform is None:
+        return _with_imagenet_transform(model, class_names, size or 224, f"{name!r} returns no transform")
+    return LoadedModel(model, transform, name_of(transform), normalization_of(transform), class_names, None)

@@ -1,5 +1,6 @@
 """Preprocessing: from an image to the input of a network, and back to colors."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,14 @@ def normalization_of(transform: Any) -> ToColors:
         if mean is not None and std is not None:
             return ToColors(_floats(mean), _floats(std))
     return ToColors(None, None)
+
+
+def name_of(transform: Any) -> str:
+    """Return a transform in words: the name of a function, or an object as it prints itself, on one line."""
+    if hasattr(transform, "__qualname__"):
+        return f"{transform.__module__}.{transform.__qualname__}"
+    # An address says nothing, and differs between two runs.
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(transform).split()))
 
 
 def _floats(values: Any) -> tuple[float, ...]:
