@@ -11,9 +11,15 @@ from torchmetrics_cam.cams import CallableSource, GradCAM
 INVALID = {
     "no tensor": (dict(input_tensor=[[1.0]]), TypeError, "input_tensor is a list; it must be a tensor"),
     "array": (
-        dict(input_tensor=np.zeros((2, 3, 8, 8))),
+        dict(input_tensor=np.zeros((2, 8, 8, 3))),
         TypeError,
-        "input_tensor is a ndarray; it must be a",
+        r"input_tensor is a ndarray; it must be a tensor .*, \(N, C, H, W\) for photos.*"
+        r"torch.from_numpy\(array\); if its channels come last, add .permute\(0, 3, 1, 2\)",
+    ),
+    "list of images": (
+        dict(input_tensor=[torch.rand(3, 8, 8)] * 2),
+        TypeError,
+        r"input_tensor is a list; it must be a tensor .*stack a list of images with torch.stack",
     ),
     "integers": (
         dict(input_tensor=torch.zeros(2, 3, 8, 8, dtype=torch.uint8)),

@@ -323,7 +323,9 @@ def _explanation(
 def _check_images(images: Tensor, model: nn.Module) -> None:
     if not isinstance(images, Tensor):
         raise TypeError(
-            f"input_tensor is a {type(images).__name__}; it must be a tensor (N, C, *spatial) of images"
+            f"input_tensor is a {type(images).__name__}; it must be a tensor of images (N, C, *spatial),"
+            " (N, C, H, W) for photos. Convert a NumPy array with torch.from_numpy(array); if its channels"
+            " come last, add .permute(0, 3, 1, 2); stack a list of images with torch.stack"
         )
     if not images.is_floating_point():
         raise TypeError(
