@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+import torchvision
 from PIL import Image
 from torch import Tensor
 
+from torchmetrics_cam.cli.classes import imagenet_ids
 from torchmetrics_cam.cli.data import collate, load_data
 from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.images import read_image
@@ -42,11 +45,11 @@ def test_first_level_folders_are_classes(tmp_path: Path) -> None:
     images = load_data(str(tmp_path), as_tensor)
     assert images.class_names == ["cat", "dog"]
     assert [images[i]["label"] for i in range(3)] == [0, 0, 1]
-    assert not images.labels_are_classes
-    named = load_data(str(tmp_path), as_tensor, class_names=["bird", "Dog", "cat"])
+    assert images.label_source is None
+    named = load_data(str(tmp_path), as_tensor, class_names=["bird", "Dog", "cat"], labeled=True)
     assert [named[i]["label"] for i in range(3)] == [2, 2, 1]
-    assert named.labels_are_classes
     assert named.class_names == ["bird", "Dog", "cat"]
+    assert named.label_source == "class names of the network"
 
 
 def test_required_labels_exist_and_match_the_classes_of_the_model(tmp_path: Path) -> None:
@@ -58,8 +61,112 @@ def test_required_labels_exist_and_match_the_classes_of_the_model(tmp_path: Path
     assert [labeled[i]["label"] for i in range(2)] == [2, 1]
     with pytest.raises(UsageError, match=r"flat/1\.png has no label; sort the images into subfolders"):
         load_data(str(tmp_path / "flat"), as_tensor, labeled=True)
-    with pytest.raises(UsageError, match="a label cannot be matched with an output of the model"):
+    with pytest.raises(
+        UsageError, match=r"such as 'cat', and the network has none.* class_names.*from the func"
+    ):
         load_data(str(tmp_path / "classes"), as_tensor, labeled=True)
+    message = "1 of the 2 classes of the data are not among .*: 'cat'; the nearest names.* are 'cats'"
+    with pytest.raises(UsageError, match=message):
+        load_data(str(tmp_path / "classes"), as_tensor, class_names=["dog", "cats", "owl"], labeled=True)
+
+
+def test_class_name_of_two_outputs_is_refused_where_the_data_has_it(tmp_path: Path) -> None:
+    save(tmp_path / "crane" / "1.png")
+    save(tmp_path / "tench" / "1.png")
+    names = list(timm.data.ImageNetInfo("imagenet-1k").label_descriptions())
+    with pytest.raises(UsageError, match=r"the class 'crane' .* the network's classes 134 and 517, so its"):
+        load_data(str(tmp_path), as_tensor, class_names=["tench", *names[1:]], labeled=True)
+    (tmp_path / "crane" / "1.png").unlink()
+    images = load_data(str(tmp_path), as_tensor, class_names=["tench", *names[1:]], labeled=True)
+    assert images[0]["label"] == 0
+
+
+def test_folders_named_by_wordnet_id(tmp_path: Path) -> None:
+    ids = list(timm.data.ImageNetInfo("imagenet-1k").label_names())
+    assert imagenet_ids() == ids
+    for name in ("n03126707", "n01440764", "n02123045"):
+        save(tmp_path / name / "1.png")
+    descriptions = list(timm.data.ImageNetInfo("imagenet-1k").label_descriptions())
+    large = timm.data.ImageNetInfo("imagenet-22k")
+    for names, wordnet_ids in (
+        (torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"], None),
+        (descriptions, None),
+        (ids, None),
+        (large.label_descriptions(), large.label_names()),
+        (None, None),
+    ):
+        options = {"class_names": names, "wordnet_ids": wordnet_ids, "labeled": True}
+        images = load_data(str(tmp_path), as_tensor, **options)
+        order = wordnet_ids or ids
+        labels = [images[i]["label"] for i in range(3)]
+        assert labels == [order.index(name) for name in ("n01440764", "n02123045", "n03126707")]
+        assert order is not ids or labels == [0, 281, 517]
+        assert images.needed_outputs == (None if names else 1000)
+        assert images.class_names == (names or ids)
+        assert "WordNet id" in images.label_source or names is ids
+    with pytest.raises(UsageError, match="3 of the 3 classes of the data are not among the class names of"):
+        load_data(str(tmp_path), as_tensor, class_names=descriptions[::-1], labeled=True)
+    save(tmp_path / "n00000001" / "1.png")
+    with pytest.raises(
+        UsageError, match=r"1 of the 4 classes .* the 1,000 WordNet ids of the net.*'n00000001'"
+    ):
+        load_data(str(tmp_path), as_tensor, class_names=descriptions, labeled=True)
+
+
+def test_thousand_folders_named_by_wordnet_id(tmp_path: Path) -> None:
+    for name in imagenet_ids():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"")
+    save(tmp_path / "n02123045" / "1.png")
+    names = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    images = load_data(str(tmp_path), as_tensor, class_names=names, labeled=True)
+    assert images[281]["label"] == 281
+    assert images.class_names[281] == "tabby"
+
+
+def test_labels_of_a_function_are_indices_of_the_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_labels.py").write_text(
+        "import numpy as np, torch\n"
+        "class Data(list): pass\n"
+        "def data(labels, **settings):\n"
+        "    images = Data((torch.ones(3, 8, 8), label) for label in labels)\n"
+        "    vars(images).update(settings)\n"
+        "    return images\n"
+        "def whole(): return data([1, 2.0, np.int64(0), np.float32(1), torch.tensor(2.0), torch.tensor(1), True])\n"
+        "def half(): return data([1, torch.tensor(2.7)])\n"
+        "def nan(): return data([float('nan')])\n"
+        "def words(): return data(['cat'])\n"
+        "def one_hot(): return data([torch.tensor([0.0, 1.0])])\n"
+        "def large(): return data([3])\n"
+        "def named(): return data([0, 1], classes=['owl', 'dog'])\n"
+        "def tuples(): return data([1, 0], classes=[('dog', 'hound'), ('owl',)], wnids=['n02084071', 'n01503061'])\n"
+        "def beyond(): return data([2], classes=['owl', 'dog'])\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = ["dog", "cat", "owl"]
+
+    def labels(function: str, **settings: object) -> list[int]:
+        images = load_data(f"my_labels:{function}", as_tensor, labeled=True, **settings)
+        return [images[i]["label"] for i in range(len(images))]
+
+    assert labels("whole", class_names=names) == labels("whole") == [1, 2, 0, 1, 2, 1, 1]
+    assert labels("named", class_names=names) == [2, 0]
+    ids = ["n02084071", "n02121808", "n01503061"]
+    assert labels("tuples", class_names=names, wordnet_ids=ids) == [2, 0]
+    for function, message in {
+        "half": r"my_labels:half\[1\] has the label tensor\(2.7000\), which is not a whole number",
+        "nan": r"my_labels:nan\[0\] has the label nan, which is not a whole number",
+        "words": r"my_labels:words\[0\] has the label 'cat', which is not a whole number",
+        "one_hot": r"has the label tensor\(\[0., 1.\]\), which is not a whole number",
+        "large": r"my_labels:large\[0\] has the label 3, and the network has 3 classes",
+        "beyond": r"my_labels:beyond\[0\] has the label 2, and the dataset has 2 classes",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            labels(function, class_names=names)
+    unlabeled = load_data("my_labels:half", as_tensor)
+    assert [unlabeled[i]["label"] for i in range(2)] == [1, -1]
 
 
 def test_limit_always_selects_the_same_sample(tmp_path: Path) -> None:

@@ -138,6 +138,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         of_class.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * 15.9).astype(np.uint8)).save(of_class / f"{number:03}.png")
     (folder / "photos" / "digit 3" / "broken.png").write_bytes(b"no picture")
+    (folder / "imagenet" / "n02123045").mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(folder / "imagenet" / "n02123045" / "1.png")
     return folder
 
 
@@ -200,7 +202,7 @@ def test_values_equal_those_of_the_metric(whole, inside):
     assert row["n"] == 30
 
 
-def test_explain_label_explains_the_labels(inside, tmp_path):
+def test_explain_label_explains_the_labels(inside, tmp_path, capsys):
     import mine
 
     options = ["--data", "mine:labeled", "--explain", "label", "--num-workers", "1"]
@@ -212,6 +214,8 @@ def test_explain_label_explains_the_labels(inside, tmp_path):
     row = next(row for row in stored["comparison"]["rows"] if row["method"] == "Grad-CAM")
     assert row["average_drop"]["value"] == pytest.approx(float(metric.compute()), abs=1e-6)
     assert stored["data"]["explained"] == "label"
+    assert stored["data"]["labels"] == "indices of the network's outputs"
+    assert "Labels: indices of the network's outputs" in capsys.readouterr().out
     metric.reset()
     metric.update(torch.stack(images))
     assert row["average_drop"]["value"] != pytest.approx(float(metric.compute()), abs=1e-3)
@@ -293,11 +297,15 @@ def test_half_precision_weights_run_in_the_given_precision(inside, tmp_path, who
             "torchmetrics-cam: images of one batch have shapes (3, 16, 16) and (3, 16, 17); resize all images",
         ),
         (
+            ["--data", "imagenet", "--explain", "label"],
+            "the network returns a tensor (1, 10), not (N, 1000); return (model, transform, class_names) from",
+        ),
+        (
             ["--data", "mine:half_labeled", "--explain", "label"],
             "--explain label needs a label for every image, and mine:half_labeled[6] has no label; sort the images",
         ),
     ],
-    ids=["TorchScript", "image size", "no class scores", "in a worker", "unlabeled"],
+    ids=["TorchScript", "image size", "no class scores", "in a worker", "outputs", "unlabeled"],
 )
 def test_unusable_input_is_reported_with_what_to_do(inside, tmp_path, capsys, more, sentence):
     assert main(arguments(tmp_path / "out", *more)) == 2

@@ -40,6 +40,7 @@ def results_of(comparison: CAMComparison, **changes) -> dict:
             "unreadable": [{"file": "a<b>.jpg", "reason": "not an image"}],
             "class_names": None,
             "explained": "top class",
+            "labels": None,
         },
         "comparison": json.loads(comparison.table().to_json()),
         "protocol_text": str(comparison.protocol),

@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from torchmetrics_cam.cli.classes import ClassMatch, imagenet_ids, match_classes
 from torchmetrics_cam.cli.errors import UsageError, summary
 from torchmetrics_cam.cli.images import Origin, UnreadableError, find_origin
 
@@ -24,9 +26,13 @@ class Images(Dataset[Item | None]):
         origin: where the images come from.
         transform: a function from an RGB image of PIL to a tensor.
         limit: the number of images; None for all. They are a random sample with a fixed seed.
-        class_names: the names of the model's classes. If all class names of the data are among them, labels
-            become class indices of the model.
-        labeled: whether an image without a label is an error.
+        class_names: the names of the model's classes.
+        wordnet_ids: the WordNet ids of the model's classes; see `match_classes`.
+        labeled: whether every image needs a label that is a class index of the model. Class names of the data
+            are then matched with those of the model.
+
+    Raises:
+        UsageError: if a class of the data belongs to no class of the model, or to several.
     """
 
     def __init__(
@@ -36,6 +42,7 @@ class Images(Dataset[Item | None]):
         *,
         limit: int | None = None,
         class_names: Sequence[str] | None = None,
+        wordnet_ids: Sequence[str] | None = None,
         labeled: bool = False,
     ) -> None:
         self._origin = origin
@@ -46,18 +53,24 @@ class Images(Dataset[Item | None]):
             random.Random(0).shuffle(self._order)
             self._order = self._order[:limit]
         own_names = origin.class_names
-        self.class_names = class_names if own_names is None else own_names
-        self._class_indices: list[int] | None = None
-        if own_names is not None and class_names is not None:
-            index_of = {_normalized(name): index for index, name in enumerate(class_names)}
-            if all(_normalized(name) in index_of for name in own_names):
-                self._class_indices = [index_of[_normalized(name)] for name in own_names]
-                self.class_names = class_names
+        self._match: ClassMatch | None = None
+        if labeled and own_names is not None:
+            self._match = match_classes(own_names, class_names, wordnet_ids)
+        self.class_names = class_names if labeled or own_names is None else own_names
+        if self.needed_outputs is not None:
+            self.class_names = imagenet_ids()
 
     @property
-    def labels_are_classes(self) -> bool:
-        """Whether the labels were matched by name with the model's classes."""
-        return self._class_indices is not None
+    def label_source(self) -> str | None:
+        """How labels became class indices of the model; None if the labels are not used."""
+        if not self._labeled:
+            return None
+        return "indices of the network's outputs" if self._match is None else self._match.reason
+
+    @property
+    def needed_outputs(self) -> int | None:
+        """The number of outputs that the labels assume the model to have; None if its classes are known."""
+        return None if self._match is None else self._match.outputs
 
     def __len__(self) -> int:
         """Return the number of images, readable or not."""
@@ -67,20 +80,15 @@ class Images(Dataset[Item | None]):
         """Return an image, or None if it cannot be read.
 
         Raises:
-            UsageError: if it needs a label and has none. The check is here because labels are integers here:
-                to read them from a batch on a GPU would wait for the GPU.
+            UsageError: if it needs a label and has none that is a class index. The check is here because
+                labels are numbers here: to read them from a batch on a GPU would wait for the GPU.
         """
         try:
             image, label = self._read(index)
         except UnreadableError:
             return None
-        if self._labeled and label < 0:
-            raise UsageError(
-                f"--explain label needs a label for every image, and {self.file(index)} has no label; sort"
-                " the images into subfolders named after the classes, remove this one, or explain the top"
-                " class with --explain top"
-            )
-        return {"image": image, "index": index, "label": label}
+        class_idx = self._class_index(label, index) if self._labeled else _whole_number(label)
+        return {"image": image, "index": index, "label": -1 if class_idx is None else class_idx}
 
     def fingerprint(self) -> str:
         """Return a checksum that changes with the images, as far as this is visible without decoding them."""
@@ -98,10 +106,30 @@ class Images(Dataset[Item | None]):
             return str(error)
         return None
 
-    def _read(self, index: int) -> tuple[Tensor, int]:
+    def _class_index(self, label: Any, index: int) -> int:
+        number = _whole_number(label)
+        if label is None or (number is not None and number < 0):
+            raise UsageError(
+                f"--explain label needs a label for every image, and {self.file(index)} has no label; sort"
+                " the images into subfolders named after the classes, remove this one, or explain the top"
+                " class with --explain top"
+            )
+        if number is None:
+            raise UsageError(
+                f"--explain label: {self.file(index)} has the label {label!r}, which is not a whole number;"
+                " return the index of a class, or explain the top class with --explain top"
+            )
+        classes = self.class_names if self._match is None else self._match.indices
+        if classes is not None and number >= len(classes):
+            has = "network" if self._match is None else "dataset"
+            raise UsageError(
+                f"--explain label: {self.file(index)} has the label {number}, and the {has} has"
+                f" {len(classes)} classes; labels are 0 to {len(classes) - 1}"
+            )
+        return number if self._match is None else self._match.indices[number]
+
+    def _read(self, index: int) -> tuple[Tensor, Any]:
         image, label = self._origin.read(self._order[index])
-        if self._class_indices is not None and 0 <= label < len(self._class_indices):
-            label = self._class_indices[label]
         if isinstance(image, Tensor):
             return image, label
         try:
@@ -119,6 +147,7 @@ def load_data(
     *,
     limit: int | None = None,
     class_names: Sequence[str] | None = None,
+    wordnet_ids: Sequence[str] | None = None,
     labeled: bool = False,
 ) -> Images:
     """Load the images of ``--data``.
@@ -130,28 +159,30 @@ def load_data(
         transform: a function from an RGB image of PIL to a tensor.
         limit: the number of images; see `Images`.
         class_names: the names of the model's classes; see `Images`.
+        wordnet_ids: the WordNet ids of the model's classes; see `Images`.
         labeled: whether every image needs a label that is a class index of the model.
 
     Raises:
         UsageError: if there is no such folder or function, no image can be read, or labels are needed and
-            missing.
+            missing or no class indices of the model.
         ModuleNotFoundError: if a library is not installed; the message contains the pip command.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} leaves no image; give at least 1, or omit it to use all images")
-    images = Images(find_origin(name), transform, limit=limit, class_names=class_names, labeled=labeled)
+    images = Images(
+        find_origin(name),
+        transform,
+        limit=limit,
+        class_names=class_names,
+        wordnet_ids=wordnet_ids,
+        labeled=labeled,
+    )
     if len(images) == 0:
         raise UsageError(f"--data {name} contains no image")
     if all(images[index] is None for index in range(len(images))):
         raise UsageError(
             f"--data {name}: none of {len(images)} images can be read; the first is {images.file(0)}:"
             f" {images.reason(0)}"
-        )
-    if labeled and images.class_names is not None and not images.labels_are_classes:
-        raise UsageError(
-            "--explain label: the class names of the data are not those of the model, so a label cannot be"
-            " matched with an output of the model; use a dataset of your own (package.module:factory) whose"
-            " labels are class indices, or --explain top"
         )
     return images
 
@@ -178,5 +209,7 @@ def collate(items: Sequence[Item | None]) -> dict[str, Tensor] | None:
     }
 
 
-def _normalized(class_name: str) -> str:
-    return class_name.strip().lower().replace("_", " ")
+def _whole_number(label: Any) -> int | None:
+    """Return a label as an integer; None if it is not one number without a fraction."""
+    value = label.item() if getattr(label, "ndim", None) == 0 else label
+    return int(float(value)) if isinstance(value, Real) and float(value).is_integer() else None

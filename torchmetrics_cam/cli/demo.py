@@ -250,6 +250,7 @@ def _about(model: torch.nn.Module, photos: Sequence[str], out: Path, seconds: fl
             "unreadable": [],
             "class_names": class_names(),
             "explained": "top class",
+            "labels": None,
         },
         "seed": 0,
         "settings": {"out": str(out)},

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from torchmetrics_cam.cli.arguments import MEASURE_NAMES, Names, names_in, protocol_of
@@ -34,6 +34,7 @@ from torchmetrics_cam.cli.results import (
 from torchmetrics_cam.lightning import evaluate
 from torchmetrics_cam.lightning.resume import weights_checksum
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
+from torchmetrics_cam.model.scores import logits_of
 from torchmetrics_cam.report.gallery import gallery
 from torchmetrics_cam.report.text import summarize_comparison
 
@@ -63,9 +64,12 @@ def run(arguments: Any) -> None:
         loaded.transform,
         limit=arguments.limit,
         class_names=loaded.class_names,
+        wordnet_ids=loaded.wordnet_ids,
         labeled=explain_labels,
     )
     first = next(item for item in (images[index] for index in range(len(images))) if item is not None)
+    if images.needed_outputs is not None:
+        _check_outputs(loaded.model, first["image"], images.needed_outputs)
     layer = _layer(arguments.layer, loaded, first["image"])
     methods = names_in(arguments.methods, "--methods")
     sources = make_sources(methods, loaded.model, layer.names, reshape_transform=layer.reshape_transform)
@@ -119,6 +123,7 @@ def run(arguments: Any) -> None:
             "unreadable": unreadable,
             "class_names": None if names is None else list(names),
             "explained": "label" if explain_labels else "top class",
+            "labels": images.label_source,
         },
         "seed": arguments.seed,
         "settings": settings_of(arguments),
@@ -140,6 +145,8 @@ def run(arguments: Any) -> None:
     if len(unreadable) > _UNREADABLE_LISTED:
         more = len(unreadable) - _UNREADABLE_LISTED
         print(f"Not read: {more} more, {len(unreadable)} of {len(images)}; see the report")
+    if images.label_source is not None:
+        print(f"Labels: {images.label_source}")
     print(f"Layer {', '.join(layer.names)}: {layer.reason}\nTransform: {loaded.transform_name}")
     print(f"Report: {out / 'report.html'}")
 
@@ -151,6 +158,18 @@ def _check(arguments: Any) -> None:
             raise UsageError(f"--{name} is missing; see torchmetrics-cam evaluate --help")
     if arguments.average == "macro" and arguments.num_classes is None:
         raise UsageError("--average macro needs --num-classes, the number of the model's classes")
+
+
+def _check_outputs(model: nn.Module, image: Tensor, needed: int) -> None:
+    with torch.no_grad():
+        output = logits_of(model(image.unsqueeze(0)))
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != needed:
+        given = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise UsageError(
+            "--explain label: the classes of the data are WordNet ids of ImageNet-1k, and the network"
+            f" returns {given}, not (N, {needed}); return (model, transform, class_names) from the function"
+            " of --model, with the WordNet ids or names of its classes, or use --explain top"
+        )
 
 
 def _measures(value: Names) -> list[str]:

@@ -63,7 +63,7 @@ class _Folder:
                 f"--data {folder} contains no image; images are files with suffixes such as .jpg, .png,"
                 " .webp, .tif, .bmp and .gif"
             )
-        self._labels = [-1] * len(self._files)
+        self._labels: list[int | None] = [None] * len(self._files)
         parents = [file.relative_to(folder).parts[:-1] for file in self._files]
         # An image beside the subfolders has no class, so then the subfolders are not classes.
         if all(parents):
@@ -88,7 +88,7 @@ class _Folder:
             checksum = zlib.crc32(os.fsencode(file) + state.encode(), checksum)
         return f"{checksum:08x}"
 
-    def read(self, position: int) -> tuple[Any, int]:
+    def read(self, position: int) -> tuple[Any, int | None]:
         return read_image(self._files[position]), self._labels[position]
 
 
@@ -158,14 +158,13 @@ class _SavedDataset(_Rows):
     def fingerprint(self) -> str:
         return str(self._data._fingerprint)
 
-    def read(self, position: int) -> tuple[Any, int]:
+    def read(self, position: int) -> tuple[Any, int | None]:
         row = self._data[position]
         stored = row[self._image] or {}
         content = stored.get("bytes") or stored.get("path")
         if not content:
             raise UnreadableError("this row has no image")
-        label = row[self._label] if self._label else None
-        return read_image(content), -1 if label is None else int(label)
+        return read_image(content), row[self._label] if self._label else None
 
 
 class _FactoryDataset(_Rows):
@@ -178,7 +177,8 @@ class _FactoryDataset(_Rows):
                 f"--data {name!r} returned a {type(self._data).__name__}; it must return a dataset with"
                 " __len__ and __getitem__"
             )
-        classes = getattr(self._data, "classes", None)
+        # torchvision's ImageNet has the WordNet ids beside its classes, which are tuples of synonyms.
+        classes = getattr(self._data, "wnids", getattr(self._data, "classes", None))
         self.class_names: list[str] | None = None
         if isinstance(classes, Sequence) and not isinstance(classes, str):
             self.class_names = [str(item) for item in classes]
@@ -186,7 +186,7 @@ class _FactoryDataset(_Rows):
     def fingerprint(self) -> str:
         return str(len(self))
 
-    def read(self, position: int) -> tuple[Any, int]:
+    def read(self, position: int) -> tuple[Any, Any]:
         try:
             return _image_and_label(self._data[position])
         except UnreadableError:
@@ -195,8 +195,8 @@ class _FactoryDataset(_Rows):
             raise UnreadableError(summary(error)) from error
 
 
-def _image_and_label(item: Any) -> tuple[Any, int]:
-    """Return the tensor or RGB image of an item of the user's dataset, and its label; -1 if it has none."""
+def _image_and_label(item: Any) -> tuple[Any, Any]:
+    """Return the tensor or RGB image of an item of the user's dataset, and its label; None if it has none."""
     image: Any = item
     label: Any = None
     if isinstance(item, dict):
@@ -211,7 +211,7 @@ def _image_and_label(item: Any) -> tuple[Any, int]:
             f"the item is a {type(image).__name__}; it must be a tensor, an image of PIL, (image, label) or a"
             " dict with 'image'"
         )
-    return image, int(label) if isinstance(label, int) or getattr(label, "ndim", None) == 0 else -1
+    return image, label
 
 
 Origin = _Folder | _SavedDataset | _FactoryDataset

@@ -36,6 +36,7 @@ class LoadedModel:
         to_colors: a function from inputs of the network ``(N, 3, H, W)`` to colors in [0, 1].
         class_names: the names of its classes; None if they are not known.
         image_size: height and width of its images in pixels; None if they are not known.
+        wordnet_ids: the WordNet ids of its classes, if its library tells them.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class LoadedModel:
     to_colors: Callable[[Tensor], Tensor]
     class_names: list[str] | None
     image_size: int | None
+    wordnet_ids: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -176,11 +178,13 @@ def _timm(name: str, weights: _Weights, size: int | None) -> LoadedModel:
         config["input_size"] = (config["input_size"][0], size, size)
     transform = timm.data.create_transform(**config, is_training=False)
     subset = timm.data.infer_imagenet_subset(model)
-    names = list(timm.data.ImageNetInfo(subset).label_descriptions()) if subset else []
-    class_names = names if len(names) == getattr(model, "num_classes", None) else None
+    class_names = wordnet_ids = None
+    info = timm.data.ImageNetInfo(subset) if subset else None
+    if info is not None and info.num_classes() == getattr(model, "num_classes", None):
+        class_names, wordnet_ids = list(info.label_descriptions()), list(info.label_names())
     colors = ToColors(config["mean"], config["std"])
     side = int(config["input_size"][-1])
-    return LoadedModel(model, transform, name_of(transform), colors, class_names, side)
+    return LoadedModel(model, transform, name_of(transform), colors, class_names, side, wordnet_ids)
 
 
 def _hugging_face(name: str, weights: _Weights, size: int | None) -> LoadedModel:

@@ -1,0 +1,112 @@
+"""The classes of a dataset and the outputs of a network: by name, or by WordNet id."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from torchmetrics_cam.cli.errors import UsageError, import_library
+from torchmetrics_cam.cli.names import nearest
+
+# Libraries shorten or change the names of a few classes. In another order hardly any name would be equal.
+_EQUAL_NAMES_OF_IMAGENET = 900
+_LISTED = 3
+
+
+@dataclass(frozen=True)
+class ClassMatch:
+    """The output of the network that belongs to each class of a dataset.
+
+    Args:
+        indices: the index of the output for each class of the dataset.
+        reason: how they were matched.
+        outputs: the number of outputs that the network must have, where its classes are not known.
+    """
+
+    indices: list[int]
+    reason: str
+    outputs: int | None = None
+
+
+@cache
+def imagenet_ids() -> list[str]:
+    """Return the WordNet ids of the classes of ImageNet-1k (ILSVRC 2012), in the order of its labels."""
+    return files(__package__).joinpath("imagenet_ids.txt").read_text("utf-8").split()
+
+
+def match_classes(
+    data: Sequence[str], model: Sequence[str] | None, wordnet_ids: Sequence[str] | None = None
+) -> ClassMatch:
+    """Find the output of the network for each class of a dataset.
+
+    Upper case, underscores and spaces around a name do not count. Names that are WordNet ids, such as
+    ``n02123045``, are matched with the ids of the network's classes; a network without class names must have
+    the 1,000 outputs of ImageNet-1k.
+
+    Args:
+        data: the names of the classes of the dataset.
+        model: the names of the network's classes; None if they are not known.
+        wordnet_ids: the WordNet ids of the network's classes; None stands for those of ImageNet-1k, if the
+            network has its classes.
+
+    Raises:
+        UsageError: if a class of the dataset belongs to no output of the network, or to several.
+    """
+    by_id = all(re.fullmatch(r"n\d{8}", name) for name in data)
+    known_ids = wordnet_ids or (imagenet_ids() if model is None or _is_imagenet(model) else None)
+    if by_id and known_ids and not (model and set(data) <= set(model)):
+        where = f"the {len(known_ids):,} WordNet ids of the network's classes"
+        reason = f"WordNet ids, matched with those of the network's {len(known_ids):,} classes"
+        if model is None:
+            where = "the 1,000 WordNet ids of ImageNet-1k"
+            reason = "WordNet ids, if the network's outputs are the 1,000 classes of ImageNet-1k in their order"
+        indices = _indices(data, known_ids, where)
+        return ClassMatch(indices, reason, len(known_ids) if model is None else None)
+    if model is None:
+        raise UsageError(
+            f"--explain label: the data has class names, such as {data[0]!r}, and the network has none, so a"
+            " label cannot be matched with one of its outputs; return (model, transform, class_names) from"
+            " the function of --model, or use --explain top"
+        )
+    return ClassMatch(_indices(data, model, "the class names of the network"), "class names of the network")
+
+
+def _indices(wanted: Sequence[str], available: Sequence[str], where: str) -> list[int]:
+    positions: dict[str, list[int]] = {}
+    for position, name in enumerate(available):
+        positions.setdefault(_normalized(name), []).append(position)
+    missing = [name for name in wanted if _normalized(name) not in positions]
+    if missing:
+        listed = ", ".join(map(repr, missing[:_LISTED]))
+        more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+        raise UsageError(
+            f"--explain label: {len(missing)} of the {len(wanted)} classes of the data are not among {where}:"
+            f" {listed}{more}; the nearest names to the first are {nearest(missing[0], available)}. Rename"
+            " them, use a dataset of your own (package.module:factory) whose labels are indices of the"
+            " network's outputs, or use --explain top"
+        )
+    for name in wanted:
+        if len(found := positions[_normalized(name)]) > 1:
+            raise UsageError(
+                f"--explain label: the class {name!r} of the data is the name of the network's classes"
+                f" {' and '.join(map(str, found))}, so its images cannot be told apart; name the folders of"
+                " ImageNet by WordNet id, such as n02012849, or use a dataset of your own"
+                " (package.module:factory) whose labels are indices of the network's outputs"
+            )
+    return [positions[_normalized(name)][0] for name in wanted]
+
+
+def _is_imagenet(class_names: Sequence[str]) -> bool:
+    """Return whether names are those of ImageNet-1k in its order; of synonyms the first one counts."""
+    if len(class_names) != len(imagenet_ids()):
+        return False
+    torchvision = import_library("torchvision", "--explain label", "torchmetrics-cam[cli]")
+    names = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    pairs = zip(class_names, names, strict=True)
+    equal = sum(_normalized(ours.partition(",")[0]) == _normalized(theirs) for ours, theirs in pairs)
+    return equal >= _EQUAL_NAMES_OF_IMAGENET
+
+
+def _normalized(class_name: str) -> str:
+    return class_name.strip().lower().replace("_", " ")
