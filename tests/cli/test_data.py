@@ -1,6 +1,10 @@
 """``--data``: folders, saved datasets and functions, with broken and unusual images."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -246,7 +250,8 @@ def test_unreadable_images_are_none_with_a_reason(tmp_path: Path, monkeypatch: p
     images = load_data(str(tmp_path), as_tensor)
     assert [item is None for item in (images[i] for i in range(6))] == [False, True, True, True, True, True]
     assert "truncated" in images.reason(1)
-    assert images.reason(2) == images.reason(3) == "it is not an image in a format that PIL reads"
+    assert images.reason(2) == images.reason(3)
+    assert images.reason(2).startswith("it is not an image in a format that PIL reads")
     assert "more than the 2,000 pixels" in images.reason(4)
     assert "more than the 2,000 pixels" in images.reason(5)
     batch = collate([images[i] for i in range(6)])
@@ -264,7 +269,12 @@ def test_images_of_different_shapes_cannot_be_batched() -> None:
 
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="contains no image"):
+    with pytest.raises(UsageError, match="contains no image; images are files"):
+        load_data(str(tmp_path / "empty"), as_tensor)
+    (tmp_path / "empty" / "labels.csv").write_text("1")
+    with pytest.raises(
+        UsageError, match=r"no image but 1 other file, such as .*labels\.csv \(PIL does not read '.csv'"
+    ):
         load_data(str(tmp_path / "empty"), as_tensor)
     with pytest.raises(UsageError, match="does not exist"):
         load_data(str(tmp_path / "missing"), as_tensor)
@@ -280,7 +290,84 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
 def test_circular_links_are_followed_once(tmp_path: Path) -> None:
     save(tmp_path / "a" / "1.png")
     (tmp_path / "a" / "again").symlink_to(tmp_path, target_is_directory=True)
-    assert len(load_data(str(tmp_path), as_tensor)) == 1
+    images = load_data(str(tmp_path), as_tensor)
+    assert len(images) == 1
+    assert images.unused == [
+        {"reason": "its files are listed under another path", "files": [f"{tmp_path}/a/again"]}
+    ]
+
+
+def test_images_of_a_class_are_not_found_first_through_a_link_in_another_class(tmp_path: Path) -> None:
+    for name in ("data/b/1.png", "data/.store/2.png", "elsewhere/3.png"):
+        save(tmp_path / name)
+    (tmp_path / "data" / "a").mkdir()
+    for link, target in {"a/to b": "data/b", "c": "data/.store", "d": "elsewhere"}.items():
+        (tmp_path / "data" / link).symlink_to(tmp_path / target, target_is_directory=True)
+    images = load_data(str(tmp_path / "data"), as_tensor)
+    files = [Path(images.file(i)).relative_to(tmp_path / "data") for i in range(len(images))]
+    assert list(map(str, files)) == ["b/1.png", "c/2.png", "d/3.png"]
+    assert images.class_names == ["b", "c", "d"]
+
+
+def test_every_file_that_is_not_an_image_is_named_with_a_reason(tmp_path: Path) -> None:
+    save(tmp_path / "a.jpg")
+    for name in ("b.heic", "c.JXL", "notes.txt", "more.txt", "README", ".hidden.png", "film.mpg"):
+        (tmp_path / name).write_text("?")
+    (tmp_path / ".cache" / "thumbnails").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "lost.png").symlink_to(tmp_path / "moved.png")
+    images = load_data(str(tmp_path), as_tensor)
+    reasons = {Path(images.file(i)).name: images.reason(i) for i in range(len(images))}
+    special = "it is not a regular file but a pipe, a socket or a device"
+    assert reasons.pop("lost.png").startswith("FileNotFoundError")
+    assert reasons == {
+        "a.jpg": None,
+        "device.png": special,
+        "pipe.png": special,
+    }
+    assert {one["reason"]: [Path(file).name for file in one["files"]] for one in images.unused} == {
+        "its name starts with a dot": [".cache", ".hidden.png"],
+        "its name has no suffix": ["README"],
+        "PIL does not read '.JXL' files": ["c.JXL"],
+        "PIL does not read '.heic' files": ["b.heic"],
+        "PIL does not read '.mpg' files": ["film.mpg"],
+        "PIL does not read '.txt' files": ["more.txt", "notes.txt"],
+    }
+
+
+def test_files_and_folders_without_permission_are_named() -> None:
+    Image.init()
+    # The folders above tmp_path belong to another user than the one that the test becomes.
+    with without_privileges(), TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in ("a/1.png", "b/2.png", "c/3.png", "d/4.png"):
+            save(folder / file)
+        for path, mode in {"b/2.png": 0, "c": 0o111, "d": 0o444}.items():
+            (folder / path).chmod(mode)
+        images = load_data(str(folder), as_tensor)
+        files = [str(Path(images.file(i)).relative_to(folder)) for i in range(len(images))]
+        reasons = [images.reason(i) for i in range(len(images))]
+        for path in ("c", "d"):
+            (folder / path).chmod(0o700)
+    assert files == ["a/1.png", "b/2.png", "d/4.png"]
+    assert reasons[0] is None
+    assert all(reason.startswith("PermissionError") for reason in reasons[1:])
+    assert images.unused == [
+        {"reason": "the folder cannot be read: Permission denied", "files": [f"{folder}/c"]}
+    ]
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Act as a user whom permissions apply to, also where the tests run as root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def test_saved_dataset_and_its_splits(tmp_path: Path) -> None:

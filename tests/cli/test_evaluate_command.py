@@ -228,6 +228,25 @@ def test_unreadable_images_are_named_and_counted(whole):
     assert results(whole)["data"]["images"] == 31
 
 
+def test_files_that_are_not_used_are_named_and_counted(inside, tmp_path, capsys):
+    shutil.copytree(inside / "photos" / "digit 1", tmp_path / "photos")
+    for name in ("a.heic", "b.heic", "c.jxl"):
+        (tmp_path / "photos" / name).write_bytes(b"no picture")
+    assert main([*arguments(tmp_path / "out"), "--data", str(tmp_path / "photos")]) == 0
+    assert results(tmp_path / "out")["data"]["unused"] == [
+        {
+            "reason": "PIL does not read '.heic' files",
+            "files": [str(tmp_path / "photos" / name) for name in ("a.heic", "b.heic")],
+        },
+        {"reason": "PIL does not read '.jxl' files", "files": [str(tmp_path / "photos" / "c.jxl")]},
+    ]
+    assert (
+        "Not used: 2 in the folder, because PIL does not read '.heic' files; see the report\n"
+        "Not used: 1 in the folder, because PIL does not read '.jxl' files; see the report\n"
+    ) in capsys.readouterr().out
+    assert "b.heic" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_mean_of_the_samples_is_the_value(whole):
     with (whole / "samples.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

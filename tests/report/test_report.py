@@ -38,6 +38,7 @@ def results_of(comparison: CAMComparison, **changes) -> dict:
             "name": f"photos/{EVIL}",
             "images": 40,
             "unreadable": [{"file": "a<b>.jpg", "reason": "not an image"}],
+            "unused": [{"reason": "no suffix", "files": [f"<{number}>" for number in range(25)]}],
             "class_names": None,
             "explained": "top class",
             "labels": None,
@@ -142,7 +143,15 @@ def test_values_and_environment_are_shown(page, full):
     text = page.read_text()
     for row in full["comparison"]["rows"]:
         assert f"{row['average_drop']['value']:.3f}" in text
-    for words in ("0.95 → 0.61", "a&lt;b&gt;.jpg: not an image", "version = {9.8.7}", "arXiv:1710.11063"):
+    unused = "25, because no suffix: &lt;0&gt;, &lt;1&gt;, "
+    assert "&lt;19&gt;, and 5 more, which results.json names" in text
+    for words in (
+        "0.95 → 0.61",
+        "a&lt;b&gt;.jpg: not an image",
+        unused,
+        "version = {9.8.7}",
+        "arXiv:1710.11063",
+    ):
         assert words in text
 
 

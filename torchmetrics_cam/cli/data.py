@@ -61,6 +61,14 @@ class Images(Dataset[Item | None]):
             self.class_names = imagenet_ids()
 
     @property
+    def unused(self) -> list[dict[str, Any]]:
+        """The files of the folder that are not used, for JSON: ``{"reason": str, "files": list}`` each."""
+        files: dict[str, list[str]] = {}
+        for file, reason in self._origin.unused:
+            files.setdefault(reason, []).append(str(file))
+        return [{"reason": reason, "files": files[reason]} for reason in sorted(files)]
+
+    @property
     def label_source(self) -> str | None:
         """How labels became class indices of the model; None if the labels are not used."""
         if not self._labeled:

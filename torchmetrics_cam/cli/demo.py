@@ -248,6 +248,7 @@ def _about(model: torch.nn.Module, photos: Sequence[str], out: Path, seconds: fl
             "name": "photos of scikit-image and scikit-learn",
             "images": len(photos),
             "unreadable": [],
+            "unused": [],
             "class_names": class_names(),
             "explained": "top class",
             "labels": None,

@@ -121,6 +121,7 @@ def run(arguments: Any) -> None:
             "name": str(arguments.data),
             "images": len(images),
             "unreadable": unreadable,
+            "unused": images.unused,
             "class_names": None if names is None else list(names),
             "explained": "label" if explain_labels else "top class",
             "labels": images.label_source,
@@ -145,6 +146,8 @@ def run(arguments: Any) -> None:
     if len(unreadable) > _UNREADABLE_LISTED:
         more = len(unreadable) - _UNREADABLE_LISTED
         print(f"Not read: {more} more, {len(unreadable)} of {len(images)}; see the report")
+    for group in images.unused:
+        print(f"Not used: {len(group['files'])} in the folder, because {group['reason']}; see the report")
     if images.label_source is not None:
         print(f"Labels: {images.label_source}")
     print(f"Layer {', '.join(layer.names)}: {layer.reason}\nTransform: {loaded.transform_name}")

@@ -1,6 +1,7 @@
 """Where images come from (a folder, a saved dataset or a function), and how they are decoded."""
 
 import os
+import stat
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from torchmetrics_cam.cli.errors import UsageError, import_library, summary, usage_error
+from torchmetrics_cam.cli.listing import list_folder
 from torchmetrics_cam.cli.names import call_factory
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "input", "inputs", "x")
@@ -57,11 +59,17 @@ class _Folder:
     class_names: list[str] | None = None
 
     def __init__(self, folder: Path) -> None:
-        self._files = _image_files(folder)
+        content = list_folder(folder)
+        self._files, self.unused = content.images, content.unused
         if not self._files:
+            others = ""
+            if self.unused:
+                number = f"{len(self.unused)} other file{'s' if len(self.unused) > 1 else ''}"
+                file, reason = self.unused[0]
+                others = f" but {number}, such as {file} ({reason})"
             raise UsageError(
-                f"--data {folder} contains no image; images are files with suffixes such as .jpg, .png,"
-                " .webp, .tif, .bmp and .gif"
+                f"--data {folder} contains no image{others}; images are files with suffixes such as .jpg,"
+                " .png, .webp, .tif, .bmp and .gif"
             )
         self._labels: list[int | None] = [None] * len(self._files)
         parents = [file.relative_to(folder).parts[:-1] for file in self._files]
@@ -92,24 +100,6 @@ class _Folder:
         return read_image(self._files[position]), self._labels[position]
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """Return the sorted images in a folder and its subfolders; links are followed, each folder once."""
-    suffixes, visited, files = _image_suffixes(), set(), []
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        real_path = os.path.realpath(parent)
-        if real_path in visited:
-            subfolders.clear()
-            continue
-        visited.add(real_path)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        files += [
-            Path(parent, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-        ]
-    return sorted(files, key=lambda file: file.parts)
-
-
 class _Rows:
     """A dataset whose images are named by their position.
 
@@ -117,6 +107,8 @@ class _Rows:
         name: the name of the dataset.
         data: the dataset.
     """
+
+    unused: Sequence[tuple[Path, str]] = ()
 
     def __init__(self, name: str, data: Any) -> None:
         self._name = name
@@ -226,14 +218,6 @@ def _pillow() -> Any:
     return import_library("PIL.Image", "reading images", "torchmetrics-cam[cli]")
 
 
-def _image_suffixes() -> frozenset[str]:
-    """Return the suffixes, in lower case, of the image formats that PIL reads."""
-    image = _pillow()
-    readable = {suffix for suffix, kind in image.registered_extensions().items() if kind in image.OPEN}
-    # Documents and films, for which PIL needs programs that are seldom installed.
-    return frozenset(readable - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"})
-
-
 def read_image(source: str | Path | bytes) -> Any:
     """Read an image as RGB with its EXIF orientation applied; of an animation the first frame.
 
@@ -248,6 +232,9 @@ def read_image(source: str | Path | bytes) -> Any:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", image.DecompressionBombWarning)
         try:
+            if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):
+                # To open a pipe would wait for somebody who writes to it.
+                raise UnreadableError("it is not a regular file but a pipe, a socket or a device")
             with image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
                 opened.load()
                 return _to_rgb(opened)
@@ -256,7 +243,11 @@ def read_image(source: str | Path | bytes) -> Any:
                 f"it has more than the {image.MAX_IMAGE_PIXELS:,} pixels that PIL accepts; resize it"
             ) from error
         except image.UnidentifiedImageError as error:
-            raise UnreadableError("it is not an image in a format that PIL reads") from error
+            raise UnreadableError(
+                "it is not an image in a format that PIL reads; convert it, for example to PNG"
+            ) from error
+        except UnreadableError:
+            raise
         # A damaged file raises different errors, depending on which byte is wrong.
         except Exception as error:
             raise UnreadableError(summary(error)) from error
