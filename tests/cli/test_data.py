@@ -1,6 +1,7 @@
 """``--data``: folders, saved datasets and functions, with broken and unusual images."""
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,12 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from torchmetrics_cam.cli.classes import imagenet_ids
 from torchmetrics_cam.cli.data import collate, load_data
-from torchmetrics_cam.cli.errors import UsageError
+from torchmetrics_cam.cli.errors import UnreadableError, UsageError
 from torchmetrics_cam.cli.images import read_image
 
 
@@ -210,6 +212,168 @@ def test_every_image_mode_is_converted_to_rgb(
     picture = read_image(tmp_path / f"x{suffix}")
     assert picture.mode == "RGB"
     assert picture.getpixel((0, 0)) == pytest.approx(seen, abs=1)
+
+
+TWELVE_BITS = np.array([[0, 4095, 2056, 273]])
+
+
+def tiff(path: Path, values: np.ndarray, bits: int, tags: dict[int, tuple[str, float]]) -> None:
+    """Write a gray TIFF, little-endian, whose tags are the given ones and those that every file has."""
+    content = values.tobytes()
+    if bits == 12:
+        even, odd = values.ravel()[::2], values.ravel()[1::2]
+        packed = np.stack([even >> 4, (even & 15) << 4 | odd >> 8, odd & 255], 1)
+        content = packed.astype(np.uint8).tobytes()
+    height, width = values.shape
+    fixed = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 277: 1, 278: height}
+    all_tags = {**{tag: ("HH", value) for tag, value in fixed.items()}, **tags}
+    start = 8 + 2 + 12 * (len(all_tags) + 2) + 4
+    all_tags |= {273: ("I", start), 279: ("I", len(content))}
+    types = {"HH": 3, "I": 4, "i": 9, "f": 11}
+    entries = b"".join(
+        struct.pack(f"<HHI{form}", tag, types[form], 1, value, *(0 for _ in form[1:]))
+        for tag, (form, value) in sorted(all_tags.items())
+    )
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(all_tags)) + entries + bytes(4) + content)
+
+
+def grays(path: Path) -> list[int]:
+    return np.asarray(read_image(path))[..., 0].ravel().tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "bits", "tags", "seen"),
+    [
+        (TWELVE_BITS, 12, {}, [0, 255, 128, 17]),
+        (TWELVE_BITS.astype("<u2"), 16, {281: ("HH", 4095)}, [0, 255, 128, 17]),
+        (TWELVE_BITS.astype("<u2") + 100, 16, {280: ("HH", 100), 281: ("HH", 4195)}, [0, 255, 128, 17]),
+        (TWELVE_BITS.astype("<u2"), 16, {281: ("HH", 4095), 262: ("HH", 0)}, [255, 0, 127, 238]),
+        (TWELVE_BITS.astype("<u2") * 16, 16, {262: ("HH", 0)}, [255, 0, 127, 238]),
+        (
+            TWELVE_BITS.astype("<f4") - 1024,
+            32,
+            {339: ("HH", 3), 340: ("f", -1024.0), 341: ("f", 3071.0)},
+            [0, 255, 128, 17],
+        ),
+        (
+            TWELVE_BITS.astype("<i2") - 1024,
+            16,
+            {339: ("HH", 2), 340: ("i", -1024), 341: ("i", 3071)},
+            [0, 255, 128, 17],
+        ),
+        (np.float32([[0, np.nan, 0.5, 1]]), 32, {339: ("HH", 3)}, [0, 0, 128, 255]),
+        (np.float32([[0, 255, 128, 17]]), 32, {339: ("HH", 3)}, [0, 255, 128, 17]),
+        (np.zeros((1, 4), "<u2"), 16, {}, [0] * 4),
+    ],
+    ids=[
+        "12 bits",
+        "MaxSampleValue",
+        "MinSampleValue",
+        "white is zero",
+        "white is zero, 16 bits",
+        "SMaxSampleValue",
+        "signed",
+        "not a number",
+        "float of 8 bits",
+        "black",
+    ],
+)
+def test_gray_values_are_scaled_from_the_range_of_the_file(
+    tmp_path: Path, values: np.ndarray, bits: int, tags: dict, seen: list[int]
+) -> None:
+    tiff(tmp_path / "x.tif", values, bits, tags)
+    assert grays(tmp_path / "x.tif") == pytest.approx(seen, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "tags", "message"),
+    [
+        (TWELVE_BITS.astype("<u2"), {}, "its pixel values are 0 to 4095, and the file does not state which"),
+        (np.float32([[-1000, 400, 30, 0]]), {339: ("HH", 3)}, "its pixel values are -1000 to 400, and the"),
+        (np.float32([[0, 1.02, 0.5, 0]]), {339: ("HH", 3)}, "its pixel values are 0 to 1.02, and the file"),
+        (np.float32([[0, 4095, 9, 0]]), {339: ("HH", 3)}, "its pixel values are 0 to 4095, and the file"),
+        (np.float32([[np.nan] * 4]), {339: ("HH", 3)}, "none of its pixel values is finite"),
+        (TWELVE_BITS.astype("<i2") - 9, {339: ("HH", 2)}, "its pixel values are -9 to 4086, and the file"),
+        (TWELVE_BITS.astype("<u2"), {281: ("HH", 255)}, "states pixel values of 0 to 255, and they are 0 to"),
+    ],
+)
+def test_gray_values_of_an_unknown_range_are_refused(
+    tmp_path: Path, values: np.ndarray, tags: dict, message: str
+) -> None:
+    tiff(tmp_path / "x.tif", values, values.itemsize * 8, tags)
+    with pytest.raises(UnreadableError, match=message):
+        read_image(tmp_path / "x.tif")
+
+
+def test_significant_bits_of_a_png_file(tmp_path: Path) -> None:
+    chunk = PngInfo()
+    chunk.add(b"sBIT", bytes([12]))
+    # As they are; scaled as the specification says; scaled and dark.
+    for values, seen in (
+        (TWELVE_BITS, [0, 255, 128, 17]),
+        (TWELVE_BITS * 16, [0, 255, 128, 17]),
+        (np.array([[0, 255, 128, 17]]) * 16, [0, 16, 8, 1]),
+    ):
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / "x.png", pnginfo=chunk)
+        assert grays(tmp_path / "x.png") == pytest.approx(seen, abs=1)
+    Image.fromarray(TWELVE_BITS.astype(np.uint16)).save(tmp_path / "x.png")
+    with pytest.raises(UnreadableError, match="its pixel values are 0 to 4095, and the file does not state"):
+        read_image(tmp_path / "x.png")
+
+
+def test_formats_that_scale_to_16_bits_themselves(tmp_path: Path) -> None:
+    (tmp_path / "x.pgm").write_bytes(b"P5 4 1 4095\n" + TWELVE_BITS.astype(">u2").tobytes())
+    assert grays(tmp_path / "x.pgm") == pytest.approx([0, 255, 128, 17], abs=1)
+    (tmp_path / "dark.pgm").write_bytes(b"P5 4 1 65535\n" + TWELVE_BITS.astype(">u2").tobytes())
+    assert grays(tmp_path / "dark.pgm") == pytest.approx([0, 16, 8, 1], abs=1)
+
+
+def test_16_bit_colors_that_hardly_use_their_range_are_refused(tmp_path: Path) -> None:
+    import tifffile
+
+    for compression in (None, "zlib"):
+        for scale, is_refused in ((1, True), (16, False), (0, False)):
+            values = np.random.default_rng(0).integers(0, 4096, (8, 8, 3)) * scale
+            tifffile.imwrite(
+                tmp_path / "x.tif", values.astype(np.uint16), photometric="rgb", compression=compression
+            )
+            if is_refused:
+                with pytest.raises(
+                    UnreadableError, match="its 16-bit colors use less than 1/16 of the range"
+                ):
+                    read_image(tmp_path / "x.tif")
+            else:
+                red = values[0, 0, 0] >> 8
+                assert read_image(tmp_path / "x.tif").getpixel((0, 0))[0] == red
+
+
+def test_ranges_of_deep_images_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a.png")
+    save(tmp_path / "b.png", "I;16", 40_000)
+    save(tmp_path / "c.tif", "F", 0.5)
+    save(tmp_path / "d.tif", "I;16", 40_000)
+    save(tmp_path / "dark.png", "I;16", 900)
+    tiff(tmp_path / "e.tif", TWELVE_BITS.astype("<u2"), 16, {281: ("HH", 4095)})
+    images = load_data(str(tmp_path), as_tensor)
+    assert images.reason(4).startswith("its pixel values are 900 to 900, and the file does not state")
+    sixteen = "assumed to be 0 to 65535, because the file states no range"
+    assert images.pixel_ranges([0, 1, 2, 3, 5]) == [
+        {"range": sixteen, "images": 2},
+        {
+            "range": "assumed to be 0 to 1, 255 or 65535 (the first that contains them), because the file"
+            " states no range",
+            "images": 1,
+        },
+        {"range": "0 to 4095, as the file states", "images": 1},
+    ]
+    (tmp_path / "my_deep.py").write_text(
+        "from PIL import Image\n"
+        "def data(): return [Image.new('I;16', (4, 4), 40_000), Image.new('I;16', (4, 4), 900), Image.new('L', (4, 4))]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = load_data("my_deep:data", as_tensor)
+    assert [own[i] is None for i in range(3)] == [False, True, False]
+    assert own.pixel_ranges([0, 2]) == [{"range": sixteen, "images": 1}]
 
 
 def test_palette_with_transparency(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def results_of(comparison: CAMComparison, **changes) -> dict:
             "images": 40,
             "unreadable": [{"file": "a<b>.jpg", "reason": "not an image"}],
             "unused": [{"reason": "no suffix", "files": [f"<{number}>" for number in range(25)]}],
+            "pixel_ranges": [{"range": "0 to 4095, as the file states", "images": 7}],
             "class_names": None,
             "explained": "top class",
             "labels": None,
@@ -144,6 +145,7 @@ def test_values_and_environment_are_shown(page, full):
     for row in full["comparison"]["rows"]:
         assert f"{row['average_drop']['value']:.3f}" in text
     unused = "25, because no suffix: &lt;0&gt;, &lt;1&gt;, "
+    assert "<dd>7 of 40 images: 0 to 4095, as the file states</dd>" in text
     assert "&lt;19&gt;, and 5 more, which results.json names" in text
     for words in (
         "0.95 → 0.61",

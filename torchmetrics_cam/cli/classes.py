@@ -60,7 +60,9 @@ def match_classes(
         reason = f"WordNet ids, matched with those of the network's {len(known_ids):,} classes"
         if model is None:
             where = "the 1,000 WordNet ids of ImageNet-1k"
-            reason = "WordNet ids, if the network's outputs are the 1,000 classes of ImageNet-1k in their order"
+            reason = (
+                "WordNet ids, if the network's outputs are the 1,000 classes of ImageNet-1k in their order"
+            )
         indices = _indices(data, known_ids, where)
         return ClassMatch(indices, reason, len(known_ids) if model is None else None)
     if model is None:

@@ -1,7 +1,8 @@
 """``--data``: the dataset of a run."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from torchmetrics_cam.cli.classes import ClassMatch, imagenet_ids, match_classes
-from torchmetrics_cam.cli.errors import UsageError, summary
-from torchmetrics_cam.cli.images import Origin, UnreadableError, find_origin
+from torchmetrics_cam.cli.errors import UnreadableError, UsageError, summary
+from torchmetrics_cam.cli.images import Origin, find_origin
 
 Item = dict[str, Any]
 
@@ -59,6 +60,15 @@ class Images(Dataset[Item | None]):
         self.class_names = class_names if labeled or own_names is None else own_names
         if self.needed_outputs is not None:
             self.class_names = imagenet_ids()
+
+    def pixel_ranges(self, indices: Iterable[int]) -> list[dict[str, Any]]:
+        """Return the ranges of pixel values of more than 8 bits, for JSON: ``{"range": str, "images": int}``.
+
+        Args:
+            indices: the images that count.
+        """
+        found = Counter(self._origin.pixel_range(self._order[index]) for index in indices)
+        return [{"range": text, "images": images} for text, images in found.most_common() if text is not None]
 
     @property
     def unused(self) -> list[dict[str, Any]]:

@@ -249,6 +249,7 @@ def _about(model: torch.nn.Module, photos: Sequence[str], out: Path, seconds: fl
             "images": len(photos),
             "unreadable": [],
             "unused": [],
+            "pixel_ranges": [],
             "class_names": class_names(),
             "explained": "top class",
             "labels": None,

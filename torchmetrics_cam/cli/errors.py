@@ -12,6 +12,10 @@ class UsageError(Exception):
     """Arguments or data that cannot be used; the message says what was given, what is needed, what to do."""
 
 
+class UnreadableError(Exception):
+    """An image that cannot be read; the message gives the reason."""
+
+
 @contextmanager
 def usage_error(message: str, what_to_do: str = "") -> Iterator[None]:
     """Report an error of other code as a `UsageError`: the message, the error and what to do.

@@ -104,7 +104,9 @@ def run(arguments: Any) -> None:
             " a score or a map that is not finite, and the others cannot be read"
         )
     names = images.class_names if explain_labels else loaded.class_names
-    unreadable = _unreadable(comparison, images)
+    evaluated = comparison.samples()["index"].tolist()
+    unreadable = _unreadable(evaluated, images)
+    pixel_ranges = images.pixel_ranges(evaluated)
     results = results_of(comparison, names)
     results |= environment(processes=len(list(partial.glob("rank-*.pt"))))
     results |= {
@@ -122,6 +124,7 @@ def run(arguments: Any) -> None:
             "images": len(images),
             "unreadable": unreadable,
             "unused": images.unused,
+            "pixel_ranges": pixel_ranges,
             "class_names": None if names is None else list(names),
             "explained": "label" if explain_labels else "top class",
             "labels": images.label_source,
@@ -146,6 +149,8 @@ def run(arguments: Any) -> None:
     if len(unreadable) > _UNREADABLE_LISTED:
         more = len(unreadable) - _UNREADABLE_LISTED
         print(f"Not read: {more} more, {len(unreadable)} of {len(images)}; see the report")
+    for row in pixel_ranges:
+        print(f"Pixel values of {row['images']} of {len(images)} images: {row['range']}")
     for group in images.unused:
         print(f"Not used: {len(group['files'])} in the folder, because {group['reason']}; see the report")
     if images.label_source is not None:
@@ -267,11 +272,9 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     )
 
 
-def _unreadable(comparison: CAMComparison, images: Images) -> list[dict[str, str]]:
+def _unreadable(evaluated: list[int], images: Images) -> list[dict[str, str]]:
     """Return the file of every image that was not evaluated, and the reason."""
-    evaluated = set(comparison.samples()["index"].tolist())
     return [
         {"file": images.file(index), "reason": images.reason(index) or "it was unreadable during the run"}
-        for index in range(len(images))
-        if index not in evaluated
+        for index in sorted(set(range(len(images))).difference(evaluated))
     ]

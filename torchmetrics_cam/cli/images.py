@@ -4,7 +4,8 @@ import os
 import stat
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from torchmetrics_cam.cli.errors import UsageError, import_library, summary, usage_error
+from torchmetrics_cam.cli.errors import UnreadableError, UsageError, import_library, summary, usage_error
 from torchmetrics_cam.cli.listing import list_folder
 from torchmetrics_cam.cli.names import call_factory
+from torchmetrics_cam.cli.pixels import check_colors, pixel_range, to_8_bits
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "input", "inputs", "x")
 _LABEL_KEYS = ("label", "labels", "target", "class", "y")
-
-
-class UnreadableError(Exception):
-    """An image that cannot be read; the message gives the reason."""
 
 
 def find_origin(name: str) -> "Origin":
@@ -99,6 +97,9 @@ class _Folder:
     def read(self, position: int) -> tuple[Any, int | None]:
         return read_image(self._files[position]), self._labels[position]
 
+    def pixel_range(self, position: int) -> str | None:
+        return _range_of(self._files[position])
+
 
 class _Rows:
     """A dataset whose images are named by their position.
@@ -152,11 +153,18 @@ class _SavedDataset(_Rows):
 
     def read(self, position: int) -> tuple[Any, int | None]:
         row = self._data[position]
-        stored = row[self._image] or {}
-        content = stored.get("bytes") or stored.get("path")
+        content = self._content(row)
         if not content:
             raise UnreadableError("this row has no image")
         return read_image(content), row[self._label] if self._label else None
+
+    def pixel_range(self, position: int) -> str | None:
+        content = self._content(self._data[position])
+        return _range_of(content) if content else None
+
+    def _content(self, row: dict[str, Any]) -> bytes | str | None:
+        stored = row[self._image] or {}
+        return stored.get("bytes") or stored.get("path")
 
 
 class _FactoryDataset(_Rows):
@@ -164,6 +172,7 @@ class _FactoryDataset(_Rows):
 
     def __init__(self, name: str) -> None:
         super().__init__(name, call_factory(name, "--data"))
+        self._ranges: dict[int, str | None] = {}
         if not hasattr(self._data, "__len__") or not hasattr(self._data, "__getitem__"):
             raise UsageError(
                 f"--data {name!r} returned a {type(self._data).__name__}; it must return a dataset with"
@@ -180,15 +189,24 @@ class _FactoryDataset(_Rows):
 
     def read(self, position: int) -> tuple[Any, Any]:
         try:
-            return _image_and_label(self._data[position])
+            image, label = _image_and_label(self._data[position])
+            if not isinstance(image, Tensor):
+                stated = pixel_range(image)
+                self._ranges[position] = None if stated is None else stated.text
+                image = _to_rgb(image)
+            return image, label
         except UnreadableError:
             raise
         except Exception as error:
             raise UnreadableError(summary(error)) from error
 
+    def pixel_range(self, position: int) -> str | None:
+        """Return the range of an image that was read in this process; to read it again may be expensive."""
+        return self._ranges.get(position)
+
 
 def _image_and_label(item: Any) -> tuple[Any, Any]:
-    """Return the tensor or RGB image of an item of the user's dataset, and its label; None if it has none."""
+    """Return the tensor or image of PIL of an item of the user's dataset, and its label or None."""
     image: Any = item
     label: Any = None
     if isinstance(item, dict):
@@ -196,9 +214,7 @@ def _image_and_label(item: Any) -> tuple[Any, Any]:
         label = next((item[key] for key in _LABEL_KEYS if key in item), None)
     elif isinstance(item, tuple | list) and item:
         image, label = item[0], item[1] if len(item) > 1 else None
-    if isinstance(image, _pillow().Image):
-        image = _to_rgb(image)
-    elif not isinstance(image, Tensor):
+    if not isinstance(image, Tensor | _pillow().Image):
         raise UnreadableError(
             f"the item is a {type(image).__name__}; it must be a tensor, an image of PIL, (image, label) or a"
             " dict with 'image'"
@@ -227,6 +243,23 @@ def read_image(source: str | Path | bytes) -> Any:
     Raises:
         UnreadableError: if it cannot be read.
     """
+    with _opened(source) as image:
+        return _to_rgb(image)
+
+
+def _range_of(source: str | Path | bytes) -> str | None:
+    """Return the range of the pixel values of a file in words; None if it has 8 bits or is no image."""
+    try:
+        with _opened(source) as image:
+            found = pixel_range(image)
+    except UnreadableError:
+        return None
+    return None if found is None else found.text
+
+
+@contextmanager
+def _opened(source: str | Path | bytes) -> Iterator[Any]:
+    """Open an image of PIL; errors, also those during the context, become an `UnreadableError`."""
     image = _pillow()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -236,8 +269,7 @@ def read_image(source: str | Path | bytes) -> Any:
                 # To open a pipe would wait for somebody who writes to it.
                 raise UnreadableError("it is not a regular file but a pipe, a socket or a device")
             with image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
-                opened.load()
-                return _to_rgb(opened)
+                yield opened
         except (image.DecompressionBombWarning, image.DecompressionBombError) as error:
             raise UnreadableError(
                 f"it has more than the {image.MAX_IMAGE_PIXELS:,} pixels that PIL accepts; resize it"
@@ -257,25 +289,23 @@ def _to_rgb(opened: Any) -> Any:
     """Convert an image of PIL of any mode to RGB, as viewers show it.
 
     Transparent pixels are composed with white. Gray values of more than 8 bits are scaled to 8 bits.
+
+    Raises:
+        UnreadableError: if the range of such values is not known.
     """
     from PIL import ImageOps
 
     image = _pillow()
+    # Before the image is loaded, because PIL then forgets how the file stores it.
+    stated = pixel_range(opened)
+    opened.load()
     oriented = ImageOps.exif_transpose(opened)
-    if oriented.mode.startswith("I;16") or oriented.mode in ("I", "F"):
-        return image.fromarray(_to_8_bits(np.asarray(oriented), oriented.mode)).convert("RGB")
+    if stated is not None and stated.colors:
+        check_colors(oriented)
+    elif stated is not None:
+        return image.fromarray(to_8_bits(np.asarray(oriented), oriented.mode, stated)).convert("RGB")
     if oriented.has_transparency_data or oriented.mode in ("La", "RGBa"):
         transparent = oriented.convert("RGBA")
         white = image.new("RGBA", transparent.size, (255, 255, 255, 255))
         return image.alpha_composite(white, transparent).convert("RGB")
     return oriented.convert("RGB")
-
-
-def _to_8_bits(values: Any, mode: str) -> Any:
-    values = np.nan_to_num(values.astype(np.float64))
-    if mode == "F" and values.max() <= 1:
-        scale = 255.0
-    else:
-        # PIL reads some 16-bit files, and some 8-bit files, as 32-bit integers.
-        scale = 1 / 257 if mode.startswith("I;16") or values.max() > 255 else 1.0
-    return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
