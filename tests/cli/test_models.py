@@ -198,6 +198,25 @@ def small_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_folder_of_transformers_with_a_network_of_timm(tmp_path: Path) -> None:
+    import transformers
+
+    settings = {"input_size": [3, 48, 48], "mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 1.0}
+    config = transformers.TimmWrapperConfig.from_dict(
+        {"architecture": "resnet10t", "num_classes": 3, "pretrained_cfg": settings}
+    )
+    transformers.TimmWrapperForImageClassification(config).save_pretrained(tmp_path)
+    loaded = load_model(f"hf:{tmp_path}")
+    image = loaded.transform(PICTURE)
+    assert image.shape == (3, 48, 48)
+    assert loaded.to_colors(image[None])[0, :, 24, 24].tolist() == pytest.approx([1, 128 / 255, 0], abs=0.01)
+    assert loaded.transform_name.startswith("Compose( Resize(size=48")
+    with pytest.raises(
+        UsageError, match=r"--image-size has no effect on hf:.*; omit it, or give the network as"
+    ):
+        load_model(f"hf:{tmp_path}", image_size=64)
+
+
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
 @pytest.mark.parametrize(
     "content",

@@ -223,6 +223,15 @@ def _hugging_face(name: str, weights: _Weights, size: int | None) -> LoadedModel
         return _with_imagenet_transform(
             model, names, side or 224, f"hf:{name} has no preprocessor_config.json"
         )
+    if hasattr(processor, "val_transforms"):
+        # Of timm, with a transform that is no image processor.
+        if size:
+            raise UsageError(
+                f"--image-size has no effect on hf:{name}, whose transform is one of timm; omit it, or give"
+                " the network as timm:NAME"
+            )
+        transform = processor.val_transforms
+        return LoadedModel(model, transform, name_of(transform), normalization_of(transform), names, side)
     normalized = processor.do_normalize
     colors = (
         ToColors(processor.image_mean, processor.image_std) if normalized else ToColors((0,) * 3, (1,) * 3)
