@@ -214,7 +214,15 @@ def test_a_layer_that_returns_a_tuple(images):
     ("transform", "message"),
     [
         (None, r"cam has shape \(2, 16\) but input_tensor has 2 spatial dimensions.*reshape_transform"),
-        (vit_grid, r"13 tokens without 1 prefix tokens are 12 patches, which do not fill a grid of \(3, 3\)"),
+        (
+            partial(vit_grid, prefix_tokens=2),
+            "11 patches of images of 16 x 12 pixels do not fill a grid of square patches; the layer's output has"
+            " 13 tokens, 2 of them before the patches: set prefix_tokens and grid",
+        ),
+        (
+            partial(vit_grid, grid=(3, 3)),
+            r"12 patches do not fill a grid of \(3, 3\); the layer's output has 13",
+        ),
     ],
 )
 def test_tokens_that_do_not_fill_the_grid_raise(transform, message):

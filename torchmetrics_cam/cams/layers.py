@@ -1,7 +1,9 @@
 """Target layers: lookup by name or module, their activations as sources use them, and token grids."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from math import isqrt, prod
 
@@ -13,6 +15,9 @@ from torchmetrics_cam.functional.maps import rectify
 from torchmetrics_cam.model.guard import unwrapped
 
 TargetLayer = nn.Module | str | Sequence[nn.Module | str]
+
+# A reshape_transform receives only the output of the layer, but a grid of tokens depends on the images.
+_IMAGE_SIZE: ContextVar[tuple[int, ...] | None] = ContextVar("image_size", default=None)
 
 
 class LayerSource(CAMSource):
@@ -180,6 +185,56 @@ def _layer_name(model: nn.Module, layer: nn.Module | str) -> str:
     return layer
 
 
+@contextmanager
+def image_size_known(images: Tensor) -> Iterator[None]:
+    """Let `vit_grid` derive the grid of the tokens from the size of these images inside the context."""
+    token = _IMAGE_SIZE.set(tuple(images.shape[2:]))
+    try:
+        yield
+    finally:
+        _IMAGE_SIZE.reset(token)
+
+
+def patch_grid(patches: int, image_size: Sequence[int] | None, what_to_do: str) -> tuple[int, ...]:
+    """Return the grid of patches: of square patches of the images, or square where these do not fit.
+
+    A network that makes its images square first has a square grid whatever their size.
+
+    Args:
+        patches: the number of patches.
+        image_size: the size of the images, without batch and channels; None if it is not known.
+        what_to_do: the end of a message: how to set the grid.
+
+    Raises:
+        ValueError: if no such grid has this number of patches, or two different ones have.
+    """
+    side = isqrt(max(patches, 0))
+    grids = dict.fromkeys((_square_patches(patches, image_size), (side, side)))
+    fitting = [grid for grid in grids if grid and prod(grid) == patches]
+    if len(fitting) == 1 or (fitting and len(fitting[0]) != 2):
+        return fitting[0]
+    images = "" if image_size is None else f" of images of {_by(image_size)} pixels"
+    if not fitting:
+        raise ValueError(f"{patches} patches{images} do not fill a grid of square patches; {what_to_do}")
+    raise ValueError(
+        f"{patches} patches{images} are a grid of {fitting[0]}, or of {fitting[1]} if the network makes the"
+        f" images square; {what_to_do}"
+    )
+
+
+def _square_patches(patches: int, image_size: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the grid of this number of square patches of the images; empty if there is none."""
+    if not image_size or patches < 1:
+        return ()
+    side = (prod(image_size) / patches) ** (1 / len(image_size))
+    grid = tuple(round(length / side) for length in image_size)
+    return grid if prod(grid) == patches else ()
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
 def vit_grid(tokens: Tensor, prefix_tokens: int = 1, grid: tuple[int, ...] | None = None) -> Tensor:
     """Reshape the tokens of a vision transformer to a grid of patches, channels first.
 
@@ -190,13 +245,16 @@ def vit_grid(tokens: Tensor, prefix_tokens: int = 1, grid: tuple[int, ...] | Non
         tokens: the output of a layer, ``(N, T, D)``: first the prefix tokens, then one token per patch in
             row-major order.
         prefix_tokens: the number of tokens before the patches (class token, registers); they are dropped.
-        grid: the number of patches along each axis; None for a square grid.
+        grid: the number of patches along each axis; None for the grid of square patches that fits the images,
+            or a square grid if none fits or no metric calls the function.
 
     Returns:
         A tensor of shape ``(N, D, *grid)``.
 
     Raises:
-        ValueError: if ``tokens`` is not three-dimensional, or the number of patches does not match the grid.
+        ValueError: if ``tokens`` is not three-dimensional; if the number of patches does not match the grid;
+            if ``grid`` is None, the images are not square and the patches fit them and a square alike; or if
+            ``grid`` fits only the transposed images.
 
     Example:
         ViT-B/16 divides an image of 224 x 224 pixels into 14 x 14 patches.
@@ -218,12 +276,19 @@ def vit_grid(tokens: Tensor, prefix_tokens: int = 1, grid: tuple[int, ...] | Non
             " a layer whose output is tokens, or another reshape_transform"
         )
     patches = tokens.shape[1] - prefix_tokens
+    image_size = _IMAGE_SIZE.get()
+    what_to_do = (
+        f"the layer's output has {tokens.shape[1]} tokens, {prefix_tokens} of them before the patches: set"
+        " prefix_tokens and grid with functools.partial(vit_grid, ...)"
+    )
     if grid is None:
-        grid = (isqrt(max(patches, 0)),) * 2
-    if prod(grid) != patches or patches < 1:
+        grid = patch_grid(patches, image_size, what_to_do)
+    elif prod(grid) != patches or patches < 1:
+        raise ValueError(f"{patches} patches do not fill a grid of {grid}; {what_to_do}")
+    elif image_size and tuple(grid) != tuple(grid)[::-1] == _square_patches(patches, image_size):
         raise ValueError(
-            f"{tokens.shape[1]} tokens without {prefix_tokens} prefix tokens are {patches} patches, which do"
-            f" not fill a grid of {grid}; set prefix_tokens and grid with functools.partial(vit_grid, ...)"
+            f"grid is {grid}, but images of {_by(image_size)} pixels have a grid of {tuple(grid)[::-1]}; give"
+            " all images one shape"
         )
     return tokens[:, prefix_tokens:].transpose(1, 2).reshape(len(tokens), -1, *grid)
 

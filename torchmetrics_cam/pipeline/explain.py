@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchmetrics_cam.cams.layers import image_size_known
 from torchmetrics_cam.cams.source import CAMSource, ForwardPass, check_maps
 from torchmetrics_cam.functional.maps import fuse_maps, rectify
 from torchmetrics_cam.model.graph import (
@@ -156,7 +157,7 @@ def explain_all(
     first: ForwardPass | None = None
     for group in _groups(sources):
         guard.begin_pass()
-        with gradients_on(), eager(), ExitStack() as stack:
+        with gradients_on(), eager(), image_size_known(images), ExitStack() as stack:
             for source in group:
                 stack.callback(source.release)
             for source in dict.fromkeys([*sources, *other_sources]):

@@ -4,6 +4,8 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,6 +116,10 @@ class PytorchGradCAMSource(CAMSource):
             RuntimeError: if a target layer was not executed in the forward pass.
         """
         images = forward.images.clone().requires_grad_(self._needs_image_gradient)
+        for hooks in self._hooks:
+            if hooks.reshape_transform is not None:
+                # Autograd runs the hooks of gradients on a GPU in threads of its own, without the context.
+                hooks.reshape_transform = partial(copy_context().run, hooks.reshape_transform)
         with ExitStack() as stack:
             if self._uses_forward_pass:
                 for base in self.base_cams:

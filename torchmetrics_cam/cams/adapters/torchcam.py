@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torchmetrics_cam.cams.layers import patch_grid
 from torchmetrics_cam.cams.source import CAMSource, ForwardPass, Graph, SourceMaps
 from torchmetrics_cam.functional.maps import min_max, rectify
 from torchmetrics_cam.model.guard import unwrapped
@@ -179,14 +180,24 @@ class TorchcamSource(CAMSource):
 
         The class is passed as an int or a list, as torchcam's own metric does; it accepts no tensor.
         """
-        if forward.selector.targets is not None:
-            targets = list(forward.selector.targets)
-            return self.extractor(scores=forward.explained_output, targets=targets, **normalized)  # type: ignore[no-any-return]
-        class_idx = forward.class_idx
-        if not isinstance(class_idx, int | list):
-            assert forward.selector.class_idx is not None
-            class_idx = forward.selector.class_idx.tolist()
-        return self.extractor(class_idx, forward.explained_output, **normalized)  # type: ignore[no-any-return]
+        with _attributes_set(self._base, self._grid_shape(forward.images)):
+            if forward.selector.targets is not None:
+                targets = list(forward.selector.targets)
+                return self.extractor(scores=forward.explained_output, targets=targets, **normalized)  # type: ignore[no-any-return]
+            class_idx = forward.class_idx
+            if not isinstance(class_idx, int | list):
+                assert forward.selector.class_idx is not None
+                class_idx = forward.selector.class_idx.tolist()
+            return self.extractor(class_idx, forward.explained_output, **normalized)  # type: ignore[no-any-return]
+
+    def _grid_shape(self, images: Tensor) -> dict[str, Any]:
+        """Return the grid of the tokens for LeGrad, which assumes a square one if it was given none."""
+        attention = next(iter(getattr(self._base, "hook_attn", ())), None)
+        if attention is None or self._base.grid_shape is not None:
+            return {}
+        patches = attention.shape[-1] - self._base.prefix_tokens
+        what_to_do = "set prefix_tokens and grid_shape of LeGrad"
+        return {"grid_shape": patch_grid(patches, images.shape[2:], what_to_do)}
 
     def __repr__(self) -> str:
         return f"{self.extractor!r}"
