@@ -10,6 +10,7 @@ from pytorch_grad_cam import GradCAM as PeerGradCAM
 from pytorch_grad_cam import LayerCAM as PeerLayerCAM
 from torch import nn
 from torch.nn.functional import interpolate
+from torchcam.methods import GradCAM as TorchcamGradCAM
 from torchcam.methods import LeGrad
 from torchvision.models.vision_transformer import EncoderBlock
 
@@ -63,6 +64,9 @@ SOURCES = {
     "captum": attributed,
     "callable": lambda model, grid: CallableSource(
         model, lambda model, images, _: vit_grid(model.patch(images).flatten(2).mT, 0, grid).sum(1)
+    ),
+    "torchcam": lambda model, grid: TorchcamGradCAM(
+        model, "norm", reshape_transform=partial(vit_grid, grid=grid)
     ),
     "LeGrad": le_grad,
 }

@@ -1,24 +1,14 @@
 """``--layer``: the target layer, checked or chosen by running the network once."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from math import log
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from torchmetrics_cam.cams import swin_grid, vit_grid
 from torchmetrics_cam.cams.layers import layer_names
-from torchmetrics_cam.cli.errors import UsageError, usage_error
+from torchmetrics_cam.cli.errors import UsageError
+from torchmetrics_cam.cli.layer_outputs import LayerOutput, NetworkRun, Reshape, run_network
 
-Reshape = Callable[[Tensor], Tensor]
-
-_LAYERS_LISTED = 12
-# A class token, a distillation token and registers; no network has more tokens before its grid.
-_MAX_PREFIX_TOKENS = 16
 # The size of their output is an argument, so a grid there does not show that the layer has spatial positions.
 _RESIZING_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -39,108 +29,75 @@ class LayerChoice:
     reshape_transform: Reshape | None
 
 
-@dataclass(frozen=True)
-class _Output:
-    """The output of a module.
-
-    Args:
-        earlier: the number of outputs that existed when its call began.
-        shape: the shape of its first tensor; empty if it returned none.
-        grid: height and width of the spatial grid, if it has one.
-        reshape: a function from the output to a channels-first grid; None if the output is one.
-    """
-
-    name: str
-    module: nn.Module
-    earlier: int
-    shape: tuple[int, ...]
-    grid: tuple[int, int] | None
-    reshape: Reshape | None
-
-
-@dataclass
-class _Run:
-    """The outputs of all modules in one run of the model, in the order in which they returned.
-
-    Args:
-        image_size: height and width of the image.
-        names: the names of the modules; the model itself has none.
-    """
-
-    image_size: tuple[int, int]
-    names: dict[nn.Module, str]
-    outputs: list[_Output] = field(default_factory=list)
-    _earlier: dict[nn.Module, list[int]] = field(default_factory=dict)
-
-    def before(self, module: nn.Module, arguments: Any) -> None:
-        """Record the number of outputs before the call of a module."""
-        self._earlier.setdefault(module, []).append(len(self.outputs))
-
-    def after(self, module: nn.Module, arguments: Any, result: Any) -> None:
-        """Record the output of a module."""
-        earlier = self._earlier[module].pop()
-        if module in self.names:
-            first = result[0] if isinstance(result, tuple | list) and result else result
-            shape = tuple(first.shape) if isinstance(first, Tensor) else ()
-            grid, reshape = _layout(shape, self)
-            self.outputs.append(_Output(self.names[module], module, earlier, shape, grid, reshape))
-
-    def last(self, name: str) -> _Output | None:
-        """Return the last output of a module."""
-        return next((output for output in reversed(self.outputs) if output.name == name), None)
-
-    def layers_with_grid(self) -> str:
-        """Return the end of a message: the last layers that have a spatial grid."""
-        shapes = {output.name: output.shape for output in self.outputs if output.grid}
-        if not shapes:
-            return "No layer of the model has a spatial grid."
-        listed = [f"{name} {shape}" for name, shape in shapes.items()][-_LAYERS_LISTED:]
-        return f"The last layers with a spatial grid are {', '.join(listed)}"
-
-
 def choose_layer(model: nn.Module, images: Tensor) -> LayerChoice:
     """Return the layer for ``--layer auto``.
 
-    In a convolutional network, this is the last layer with a spatial grid: only pooling and the classifier
-    follow. In a transformer with a class token, it is the normalization layer before the last attention:
-    after that attention, only the class token reaches the classifier, and the other tokens have no gradient.
+    This is the last layer with a spatial grid whose positions the score depends on: in a convolutional
+    network, only pooling and the classifier follow. In a transformer with a class token, it is the layer
+    before the last attention, after which only the class token reaches the classifier. Layers inside an
+    attention module and linear layers of tokens are chosen only if there is no other, and layers that run
+    several times are not chosen.
 
     Args:
         model: the network, which is not changed.
         images: shape ``(N, C, H, W)``; the first is used.
 
     Raises:
-        UsageError: if the network does not accept the images, or no layer has a spatial grid.
+        UsageError: if the network does not accept the images, there is no such layer, or the class token is
+            not the first token.
     """
-    run = _run(model, images)
-    grids = [
-        output
-        for output in run.outputs
-        if output.grid and len(output.shape) == 4 and not isinstance(output.module, _RESIZING_MODULES)
-    ]
-    attention = [output for output in run.outputs if _is_attention(output)]
-    if attention and (not grids or run.outputs.index(grids[-1]) < run.outputs.index(attention[-1])):
-        norms = [
-            output
-            for output in run.outputs[: max(output.earlier for output in attention)]
-            if output.grid and len(output.shape) == 3 and _is_norm(output.module)
-        ]
-        if norms:
-            norm = norms[-1]
-            reason = (
-                f"{norm.name} is the norm before the last attention, after which only the class token is"
-                f" used; it outputs tokens {norm.shape}, a grid of {_size(norm)}"
-            )
-            return LayerChoice((norm.name,), reason, norm.reshape)
-    if not grids:
+    try:
+        run = run_network(model, images, traced=True)
+    except UsageError:
+        # Without autograd, as for quantized networks: every grid may contribute to the score.
+        run = run_network(model, images)
+    with_grid = _with_grid(run.outputs)
+    once = [output for output in with_grid if run.calls[output.name] == 1]
+    if not once:
+        problem = "only layers with a spatial grid that run several times" if with_grid else "no such layer"
         raise UsageError(
-            f"--layer auto found no layer of this {type(model).__name__} with a spatial grid; name one with"
-            f" --layer. {run.layers_with_grid()}"
+            f"--layer auto chooses the last layer with a spatial grid, but this {type(model).__name__} has"
+            f" {problem}; name one with --layer. {run.layers_with_grid()}"
         )
-    last = grids[-1]
-    order = ", channels last" if last.reshape is not None else ""
-    reason = f"{last.name} is the last layer with a spatial grid, {_size(last)} (shape {last.shape}{order})"
-    return LayerChoice((last.name,), reason, last.reshape)
+    # Methods without gradients need no layer that autograd reaches.
+    used = [output for output in once if output.used] or once
+    layer = next((output for output in reversed(used) if not output.in_branch), used[-1])
+    if any(output.shape[:2] == layer.shape[:2] and output.used_token_in_grid for output in once):
+        raise UsageError(
+            f"--layer auto: the class token of this {type(model).__name__} is not the first of its tokens"
+            f" {layer.shape}, and the command expects the patches last; put it first, or use the Python API"
+            " with a reshape_transform of your own"
+        )
+    return LayerChoice((layer.name,), _reason(run, layer), layer.reshape)
+
+
+def _with_grid(outputs: Sequence[LayerOutput]) -> list[LayerOutput]:
+    return [output for output in outputs if output.grid and not isinstance(output.module, _RESIZING_MODULES)]
+
+
+def _reason(run: NetworkRun, layer: LayerOutput) -> str:
+    """Return why a layer was chosen, and not one of the later layers with a spatial grid."""
+    later = _with_grid(run.outputs[run.outputs.index(layer) + 1 :])
+    once = [output for output in later if run.calls[output.name] == 1]
+    height, width = layer.grid or (0, 0)
+    order = ", channels last" if len(layer.shape) == 4 and layer.reshape is not None else ""
+    kind = "tokens" if len(layer.shape) == 3 else "shape"
+    reason = f"{layer.name} is the last layer with a spatial grid"
+    if len(once) < len(later):
+        reason += " that runs once"
+    if any(output.used for output in once):
+        reason += " outside attention and linear layers"
+    unused = [output for output in once if not output.used and not output.in_branch]
+    if unused:
+        reason += " that the score depends on"
+    reason += f", {height} x {width} ({kind} {layer.shape}{order})"
+    prefix_tokens = max((output.prefix_tokens for output in unused if output.prefix_used), default=0)
+    if prefix_tokens:
+        only = "the class token is" if prefix_tokens == 1 else "those before the grid are"
+        reason += f"; of the tokens after it, only {only} used"
+    if not layer.used:
+        reason += "; no gradient of the score reaches it"
+    return reason
 
 
 def check_layer(model: nn.Module, images: Tensor, names: Sequence[str]) -> Reshape | None:
@@ -158,7 +115,7 @@ def check_layer(model: nn.Module, images: Tensor, names: Sequence[str]) -> Resha
         UsageError: if a layer is not in the network, does not run, or has no spatial grid, if layers need to
             be reshaped differently, or if the network does not accept the images.
     """
-    run = _run(model, images)
+    run = run_network(model, images)
     try:
         existing_names = layer_names(model, list(names))
     except (TypeError, ValueError) as error:
@@ -188,79 +145,6 @@ def check_layer(model: nn.Module, images: Tensor, names: Sequence[str]) -> Resha
     return outputs[0].reshape
 
 
-def _size(output: _Output) -> str:
-    height, width = output.grid or (0, 0)
-    return f"{height} x {width}"
-
-
-def _output_format(output: _Output) -> tuple[int, bool, tuple[int, int] | None]:
-    dimensions = len(output.shape)
-    return dimensions, output.reshape is None, output.grid if dimensions == 3 else None
-
-
-def _is_attention(output: _Output) -> bool:
-    name = type(output.module).__name__.lower()
-    return len(output.shape) == 3 and ("attention" in name or "attn" in name)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
-
-
-def _run(model: nn.Module, images: Tensor) -> _Run:
-    """Run the network on the first image in evaluation mode."""
-    names = {module: name for name, module in model.named_modules() if name}
-    run = _Run((int(images.shape[-2]), int(images.shape[-1])), names)
-    message = f"the model does not accept images of shape {tuple(images.shape[1:])}"
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        with (
-            usage_error(message, "; try another --image-size, such as the one it was trained with"),
-            register_module_forward_pre_hook(run.before),
-            register_module_forward_hook(run.after),
-            torch.no_grad(),
-        ):
-            model(images[:1])
-    finally:
-        for module in training:
-            module.training = True
-    return run
-
-
-def _layout(shape: tuple[int, ...], run: _Run) -> tuple[tuple[int, int] | None, Reshape | None]:
-    """Return the grid of an output, and the function that brings it to channels first."""
-    if len(shape) == 3 and shape[0] == 1:
-        return _token_grid(shape[1], run)
-    if len(shape) != 4 or shape[0] != 1 or min(shape) < 1:
-        return None, None
-    first, last = (shape[1], shape[2]), (shape[2], shape[3])
-    # Of the two interpretations, that with the aspect ratio closer to the image's; if equal, channels first.
-    channels_last = _distortion(*first, run) < _distortion(*last, run)
-    grid = first if channels_last else last
-    return (grid, swin_grid if channels_last else None) if grid != (1, 1) else (None, None)
-
-
-def _distortion(height: int, width: int, run: _Run) -> float:
-    return abs(log(height / width) - log(run.image_size[0] / run.image_size[1]))
-
-
-def _token_grid(tokens: int, run: _Run) -> tuple[tuple[int, int] | None, Reshape | None]:
-    """Return the grid of tokens: that of an earlier convolution, else one with the image's aspect ratio."""
-    patch_grids = [output.grid for output in run.outputs if len(output.shape) == 4 and output.grid]
-    for height, width in reversed(patch_grids):
-        prefix = tokens - height * width
-        if 0 <= prefix <= _MAX_PREFIX_TOKENS:
-            return (height, width), _vit_grid(prefix, (height, width))
-    for prefix in range(min(_MAX_PREFIX_TOKENS, tokens - 2) + 1):
-        for height in range(1, tokens - prefix + 1):
-            width, rest = divmod(tokens - prefix, height)
-            if not rest and height * run.image_size[1] == width * run.image_size[0]:
-                return (height, width), _vit_grid(prefix, (height, width))
-    return None, None
-
-
-def _vit_grid(prefix: int, grid: tuple[int, int]) -> Reshape:
-    if grid[0] == grid[1]:
-        return vit_grid if prefix == 1 else partial(vit_grid, prefix_tokens=prefix)
-    return partial(vit_grid, prefix_tokens=prefix, grid=grid)
+def _output_format(output: LayerOutput) -> tuple[object, ...]:
+    tokens = len(output.shape) == 3
+    return tokens, output.reshape is None, (output.grid, output.shape[:2]) if tokens else None
