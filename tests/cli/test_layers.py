@@ -253,12 +253,15 @@ def test_a_backbone_without_autograd_has_a_layer(mode: str, note: str) -> None:
 
 
 def test_layers_that_run_several_times_are_refused() -> None:
+    model, images = Backbone("twice"), torch.rand(1, 3, 64, 64)
     with pytest.raises(
-        UsageError,
-        match="but this Backbone has only layers with a spatial grid that run several times; name one",
-    ) as error:
-        choose_layer(Backbone("twice"), torch.rand(1, 3, 64, 64))
-    assert "backbone.layer4 (1, 512, 2, 2)" in str(error.value)
+        UsageError, match="in this Backbone every layer with a spatial grid runs several times"
+    ):
+        choose_layer(model, images)
+    with pytest.raises(
+        UsageError, match=r"runs 2 times when.*No layer of the model has a spatial grid and runs"
+    ):
+        check_layer(model, images, ["backbone.layer4"])
 
 
 def test_choosing_a_layer_does_not_change_the_model() -> None:

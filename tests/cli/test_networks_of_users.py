@@ -40,6 +40,19 @@ class FunctionalDropout(nn.Module):
         return nn.functional.dropout(images, 0.3, training=True)
 
 
+def augmented():
+    return MeanOfFlips(), transform
+
+
+class MeanOfFlips(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = binary()[0]
+
+    def forward(self, images):
+        return self.net(images) + self.net(images.flip(-1))
+
+
 def transform(picture):
     return torch.tensor(np.array(picture), dtype=torch.float32).permute(2, 0, 1) / 255
 """
@@ -95,6 +108,21 @@ def test_what_makes_the_values_doubtful_is_in_terminal_json_and_report(folder, c
     assert note in capsys.readouterr().out
     assert any(sentence.startswith(note) for sentence in results["comparison"]["notes"])
     assert note in html.unescape((folder / "out" / "report.html").read_text())
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("net.1", "--layer 'net.1' runs 2 times when the model classifies an image"),
+        ("auto", "in this MeanOfFlips every layer with a spatial grid runs several times"),
+    ],
+)
+def test_a_layer_that_runs_twice(folder, capsys, layer, message):
+    arguments = ["evaluate", "--model", "users_networks:augmented", "--data", "photos", "--layer", layer]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "give the network inside as --model package.module:factory" in error
 
 
 def average_drops(model: nn.Sequential, images):

@@ -144,10 +144,11 @@ class NetworkRun:
         return next((output for output in reversed(self.outputs) if output.name == name), None)
 
     def layers_with_grid(self) -> str:
-        """Return the end of a message: the last layers that have a spatial grid."""
-        shapes = {output.name: output.shape for output in self.outputs if output.grid}
+        """Return the end of a message: the last layers that have a spatial grid and run once."""
+        once = [output for output in self.outputs if output.grid and self.calls[output.name] == 1]
+        shapes = {output.name: output.shape for output in once}
         if not shapes:
-            return "No layer of the model has a spatial grid."
+            return "No layer of the model has a spatial grid and runs once."
         listed = [f"{name} {shape}" for name, shape in shapes.items()][-_LAYERS_LISTED:]
         return f"The last layers with a spatial grid are {', '.join(listed)}"
 

@@ -12,6 +12,11 @@ from torchmetrics_cam.cli.layer_outputs import LayerOutput, NetworkRun, Reshape,
 # The size of their output is an argument, so a grid there does not show that the layer has spatial positions.
 _RESIZING_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
+_OF_A_NETWORK_THAT_REPEATS = (
+    "Name a layer that runs once; if the whole network runs several times, as in test-time augmentation,"
+    " give the network inside as --model package.module:factory."
+)
+
 
 @dataclass(frozen=True)
 class LayerChoice:
@@ -53,11 +58,15 @@ def choose_layer(model: nn.Module, images: Tensor) -> LayerChoice:
         run = run_network(model, images)
     with_grid = _with_grid(run.outputs)
     once = [output for output in with_grid if run.calls[output.name] == 1]
-    if not once:
-        problem = "only layers with a spatial grid that run several times" if with_grid else "no such layer"
+    if not with_grid:
         raise UsageError(
-            f"--layer auto chooses the last layer with a spatial grid, but this {type(model).__name__} has"
-            f" {problem}; name one with --layer. {run.layers_with_grid()}"
+            f"--layer auto chooses the last layer with a spatial grid, but this {type(model).__name__} has no"
+            f" such layer; name one with --layer. {run.layers_with_grid()}"
+        )
+    if not once:
+        raise UsageError(
+            f"--layer auto: in this {type(model).__name__} every layer with a spatial grid runs several"
+            f" times, and a map is computed from one run. {_OF_A_NETWORK_THAT_REPEATS}"
         )
     # Methods without gradients need no layer that autograd reaches.
     used = [output for output in once if output.used] or once
@@ -129,6 +138,11 @@ def check_layer(model: nn.Module, images: Tensor, names: Sequence[str]) -> Resha
             raise UsageError(
                 f"--layer {name!r} {problem} when the model classifies an image; name another layer."
                 f" {run.layers_with_grid()}"
+            )
+        if run.calls[name] > 1:
+            raise UsageError(
+                f"--layer {name!r} runs {run.calls[name]} times when the model classifies an image, and a map"
+                f" is computed from one run. {_OF_A_NETWORK_THAT_REPEATS} {run.layers_with_grid()}"
             )
         if output.grid is None:
             raise UsageError(
