@@ -180,12 +180,19 @@ def test_output_folder_that_cannot_be_created_is_reported_before_the_run(
 
 
 @pytest.mark.usefixtures("instant")
-def test_picture_that_cannot_be_written_is_reported(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_demo_replaces_only_its_own_picture(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "explanations.png").mkdir()
-    assert main(["demo", "--out", str(tmp_path)]) == 2
-    assert f"--out {tmp_path} cannot be written: Is a directory; choose" in capsys.readouterr().err
+    out, own = tmp_path / "out", tmp_path / "own"
+    out.mkdir()
+    Figure().savefig(out / "explanations.png")
+    before = (out / "explanations.png").read_bytes()
+    assert main(["demo", "--out", str(own)]) == 0
+    assert main(["demo", "--out", str(own)]) == 0
+    monkeypatch.setattr(demo, "load_model", lambda: pytest.fail("the network was loaded"))
+    assert main(["demo", "--out", str(out)]) == 2
+    assert f"--out {out} contains explanations.png, which no earlier run" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {"explanations.png": before}
 
 
 @pytest.mark.usefixtures("instant")

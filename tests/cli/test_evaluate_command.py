@@ -413,7 +413,8 @@ def test_run_interrupted_three_times_gives_the_same_values(place, tmp_path, whol
 def test_partial_result_of_another_command_is_refused(inside, tmp_path, capsys):
     partial = tmp_path / "out" / "partial"
     partial.mkdir(parents=True)
-    (partial / "settings.json").write_text(json.dumps({"model": "torchvision:resnet18"}))
+    settings = {"written_by": "torchmetrics-cam evaluate", "model": "torchvision:resnet18"}
+    (partial / "settings.json").write_text(json.dumps(settings))
     assert main(arguments(tmp_path / "out")) == 2
     stderr = capsys.readouterr().err
     assert "holds the partial result of another command: model," in stderr
@@ -576,13 +577,6 @@ def test_interrupt_reports_how_to_resume(inside, tmp_path, capsys, monkeypatch):
     ):
         assert main(line) == 130
         assert capsys.readouterr().err.strip().endswith(sentence)
-
-
-def test_partial_result_of_an_unknown_run_is_discarded(inside, tmp_path, whole):
-    (tmp_path / "out" / "partial").mkdir(parents=True)
-    (tmp_path / "out" / "partial" / "rank-0.pt").write_bytes(b"of whom?")
-    assert main(arguments(tmp_path / "out")) == 0
-    assert numbers(tmp_path / "out") == numbers(whole)
 
 
 def test_torchrun_distributes_the_images(place, tmp_path, whole):

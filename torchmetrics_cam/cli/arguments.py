@@ -126,7 +126,7 @@ def _evaluate() -> "ArgumentParser":
     add("--pictures", type=NonNegativeInt, default=4, help=pictures)
     add("--save_every", type=PositiveInt, default=20, help="batches between two saves of the partial result")
     add("--fresh", action="store_true", help="discard the partial result of an interrupted run")
-    add("--out", type=Path, default=Path("torchmetrics-cam-results"), help="the output folder")
+    add("--out", type=str, default="torchmetrics-cam-results", help="the output folder")
     presets = f"preset: {', '.join(PRESETS)}; the options below replace its fields"
     add("--protocol", type=str, default="paper", help=presets)
     subcommand.add_class_arguments(EvaluationProtocol, skip={"name", *BASELINES})
@@ -153,8 +153,8 @@ def _demo() -> "ArgumentParser":
     subcommand = _subcommand(
         "Compare five CAM methods and three controls on a real network and eleven photos."
     )
-    out = Path("torchmetrics-cam-demo")
-    subcommand.add_argument("--out", type=Path, default=out, help="the output folder")
+    out = "torchmetrics-cam-demo"
+    subcommand.add_argument("--out", type=str, default=out, help="the output folder")
     return subcommand
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchmetrics_cam.__about__ import __version__
 from torchmetrics_cam.cams import CAMSource, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from torchmetrics_cam.cli.transforms import name_of
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.pipeline.batch import explain
 from torchmetrics_cam.protocol import EvaluationProtocol
 from torchmetrics_cam.report.gallery import explained_images, explanation_figure, gallery
+from torchmetrics_cam.report.write import GENERATOR
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -177,17 +180,11 @@ def run(arguments: Any) -> None:
     from rich.progress import Progress
 
     # Imported here, so that the network and the photos can be loaded without Lightning.
-    from torchmetrics_cam.cli.results import (
-        environment,
-        prepare_folder,
-        results_of,
-        write_errors,
-        write_files,
-    )
+    from torchmetrics_cam.cli.folder import DEMO_FIGURE, RESULT_FILES, prepare_folder
+    from torchmetrics_cam.cli.results import environment, results_of, write_files
 
-    out: Path = arguments.out
     started = time.perf_counter()
-    prepare_folder(out)
+    out = prepare_folder(arguments.out, (*RESULT_FILES, DEMO_FIGURE))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         steps = progress.add_task("loading", total=4)
         model = load_model()
@@ -199,8 +196,8 @@ def run(arguments: Any) -> None:
         progress.update(steps, description="picture", advance=1)
         sources = {**methods(model), "Random map\n(control)": evaluated.sources["random map"]}
         figure = picture(sources, torch.stack([photos[name] for name in PICTURED]))
-        with write_errors(out):
-            figure.savefig(out / "explanations.png")
+        png = BytesIO()
+        figure.savefig(png, metadata={"Software": f"{GENERATOR} {__version__}"})
         progress.update(steps, description="report", advance=1)
         names = list(photos)
         results = results_of(evaluated, class_names())
@@ -214,7 +211,8 @@ def run(arguments: Any) -> None:
             to_colors=colors,
             count=_PICTURES,
         )
-        write_files(evaluated, results, pictures, out, lambda index: names[index])
+        figures = {DEMO_FIGURE: png.getvalue()}
+        write_files(evaluated, results, pictures, out, lambda index: names[index], figures=figures)
 
     protocol = PROTOCOL.caption(measure.name for measure in evaluated.measures)
     console = Console(highlight=False, markup=False)
@@ -230,7 +228,7 @@ def run(arguments: Any) -> None:
     ):
         console.print(f"{paragraph}\n")
     # Not wrapped, so that the paths can be copied.
-    console.print(f"Picture: {out / 'explanations.png'}\nReport: {out / 'report.html'}", soft_wrap=True)
+    console.print(f"Picture: {out / DEMO_FIGURE}\nReport: {out / 'report.html'}", soft_wrap=True)
 
 
 def _about(model: torch.nn.Module, photos: Sequence[str], out: Path, seconds: float) -> dict[str, Any]:

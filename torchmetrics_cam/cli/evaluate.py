@@ -2,9 +2,9 @@
 
 import logging
 import random
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torchmetrics_cam.cli.arguments import MEASURE_NAMES, Names, names_in, protocol_of
 from torchmetrics_cam.cli.data import Images, collate, load_data
 from torchmetrics_cam.cli.errors import UsageError, summary
+from torchmetrics_cam.cli.folder import check_partial, prepare_folder, remove_partial_files, write_errors
 from torchmetrics_cam.cli.layers import LayerChoice, check_layer, choose_layer
 from torchmetrics_cam.cli.methods import make_sources
 from torchmetrics_cam.cli.models import LoadedModel, load_model
@@ -24,11 +25,9 @@ from torchmetrics_cam.cli.names import nearest
 from torchmetrics_cam.cli.results import (
     environment,
     how_to_resume,
-    prepare_folder,
     results_of,
     settings_of,
     start_or_resume,
-    write_errors,
     write_files,
 )
 from torchmetrics_cam.lightning import evaluate
@@ -53,8 +52,9 @@ def run(arguments: Any) -> None:
     started = time.perf_counter()
     _check(arguments)
     protocol, measures = protocol_of(arguments), _measures(arguments.measures)
-    out: Path = arguments.out
-    prepare_folder(out)
+    out = prepare_folder(arguments.out)
+    partial = out / PARTIAL
+    check_partial(partial)
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(arguments.seed)
     loaded = load_model(arguments.model, arguments.checkpoint, image_size=arguments.image_size)
@@ -89,7 +89,6 @@ def run(arguments: Any) -> None:
         except ValueError as error:
             raise UsageError(str(error)) from error
 
-    partial = out / PARTIAL
     # The same names may refer to something else later: a network after more training, other photos.
     fingerprints = {"weights": weights_checksum(loaded.model), "images": images.fingerprint()}
     with write_errors(out, only_certain=True):
@@ -141,7 +140,10 @@ def run(arguments: Any) -> None:
         count=arguments.pictures,
     )
     write_files(comparison, results, pictures, out, images.file)
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_partial_files(partial)
+    # It is not empty if the user has put other files there.
+    with suppress(OSError):
+        partial.rmdir()
     print(comparison.table())
     print(*summarize_comparison(results["comparison"]))
     for row in unreadable[:_UNREADABLE_LISTED]:

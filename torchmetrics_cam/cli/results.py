@@ -1,17 +1,14 @@
-"""The output folder of a run: its result files, and the partial result of an interrupted run."""
+"""The results of a run and the files with them, and the partial result of an interrupted run."""
 
 import csv
-import errno
 import json
 import platform
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,6 +16,13 @@ from torch import Tensor
 
 from torchmetrics_cam.__about__ import __version__
 from torchmetrics_cam.cli.errors import UsageError
+from torchmetrics_cam.cli.folder import (
+    SAMPLE_COLUMNS,
+    check_files,
+    check_partial,
+    remove_partial_files,
+    write_errors,
+)
 from torchmetrics_cam.lightning.resume import write_atomically
 from torchmetrics_cam.metrics.comparison.metric import CURVES, CAMComparison
 
@@ -33,8 +37,6 @@ _LIBRARIES = (
     "torchcam",
     "grad-cam",
 )
-# Errors that only writing causes; other system errors may have any cause.
-_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # Options that may differ between an interrupted run and the run that resumes it. The batch size may, because
 # the first one may have been too large for the memory.
 _CHANGEABLE = ("fresh", "out", "pictures", "save_every", "num_workers", "batch_size", "halve_on_oom")
@@ -49,6 +51,7 @@ def results_of(comparison: CAMComparison, class_names: Sequence[str] | None) -> 
     """
     table = comparison.table()
     return {
+        "written_by": f"torchmetrics-cam {__version__}",
         "format": FORMAT,
         "methods": list(comparison.methods),
         "comparison": json.loads(table.to_json()),
@@ -78,23 +81,14 @@ def environment(*, processes: int) -> dict[str, Any]:
     }
 
 
-def prepare_folder(out: Path) -> None:
-    """Create the output folder and check that files can be written there, before the evaluation starts.
-
-    Raises:
-        UsageError: if nothing can be written there.
-    """
-    with write_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=out).close()
-
-
 def write_files(
     comparison: CAMComparison,
     results: dict[str, Any],
     pictures: Any,
     out: Path,
     file_of: Callable[[int], str],
+    *,
+    figures: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write ``results.json``, ``results.csv``, ``samples.csv`` and ``report.html``.
 
@@ -106,9 +100,10 @@ def write_files(
         pictures: the explained images of the report, as `write_report` takes them.
         out: the output folder.
         file_of: the function from the index of an image to the name of its file.
+        figures: PNG files to write with them, by name.
 
     Raises:
-        UsageError: if a file cannot be written.
+        UsageError: if a file cannot be written, or would replace one that no run has written.
     """
     from torchmetrics_cam.report import write_csv, write_report
 
@@ -118,31 +113,13 @@ def write_files(
         write_csv(results, unfinished / "results.csv")
         _write_samples(comparison, file_of, unfinished / "samples.csv")
         write_report(results, unfinished / "report.html", gallery=pictures)
-        for file in list(unfinished.iterdir()):
+        for name, content in (figures or {}).items():
+            (unfinished / name).write_bytes(content)
+        files = list(unfinished.iterdir())
+        # Again, because the evaluation may have taken hours.
+        check_files(out, [file.name for file in files])
+        for file in files:
             file.replace(out / file.name)
-
-
-@contextmanager
-def write_errors(out: Path, *, only_certain: bool = False) -> Iterator[None]:
-    """Report system errors during writing as errors of ``--out``.
-
-    Args:
-        out: the output folder.
-        only_certain: whether to report only errors that nothing but writing causes, such as a full disk.
-
-    Raises:
-        UsageError: if the folder cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        if only_certain and error.errno not in _WRITE_ERRORS:
-            raise
-        disk_is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        free_space = "free some space and run the same command to resume, or " if disk_is_full else ""
-        raise UsageError(
-            f"--out {out} cannot be written: {error.strerror}; {free_space}choose another directory"
-        ) from error
 
 
 def settings_of(arguments: Any) -> dict[str, Any]:
@@ -166,15 +143,16 @@ def start_or_resume(partial: Path, arguments: Any, fingerprints: Mapping[str, st
         fingerprints: checksums by the name of what must not change, such as ``"weights"``.
 
     Raises:
-        UsageError: if the folder holds the partial result of another run.
+        UsageError: if the folder holds the partial result of another run, or files of the user.
     """
+    check_partial(partial)
     settings = {name: value for name, value in settings_of(arguments).items() if name not in _CHANGEABLE}
     settings |= {f"state of the {name}": fingerprint for name, fingerprint in fingerprints.items()}
     # In the form in which they are read from the file: tuples become lists.
-    settings = json.loads(json.dumps(settings, default=str))
+    settings = json.loads(json.dumps({"written_by": "torchmetrics-cam evaluate", **settings}, default=str))
     file = partial / "settings.json"
     if arguments.fresh:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_partial_files(partial)
     if file.exists():
         try:
             stored = json.loads(file.read_text("utf-8"))
@@ -190,9 +168,6 @@ def start_or_resume(partial: Path, arguments: Any, fingerprints: Mapping[str, st
             )
         return
     partial.mkdir(exist_ok=True)
-    # Without settings.json, it is not known to which run these files belong.
-    for rank_file in partial.glob("rank-*.pt"):
-        rank_file.unlink()
     _write_json(settings, file)
 
 
@@ -212,7 +187,7 @@ def _write_samples(comparison: CAMComparison, file_of: Callable[[int], str], fil
     indices, classes, scores = (samples[name].tolist() for name in ("index", "class_idx", "score"))
     with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as opened:
         writer = csv.writer(opened)
-        writer.writerow(["index", "file", "class_idx", "score", *header])
+        writer.writerow([*SAMPLE_COLUMNS, *header])
         for row in order:
             writer.writerow([indices[row], file_of(indices[row]), classes[row], scores[row], *values[row]])
 

@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torchmetrics_cam.__about__ import __version__
 from torchmetrics_cam.protocol import reads
 from torchmetrics_cam.report import figures
 from torchmetrics_cam.report.citations import bibtex
 from torchmetrics_cam.report.gallery import ExplainedImage
 from torchmetrics_cam.report.text import describe_protocol, summarize_comparison
 
-_COLUMNS = ("method", "control", "measure", "value", "lower", "upper", "rank", "n", "excluded", "degenerate")
+# The name under which the files state which program has written them.
+GENERATOR = "torchmetrics-cam"
+_COUNTS = ("n", "excluded", "degenerate")
+CSV_COLUMNS = ("method", "control", "measure", "value", "lower", "upper", "rank", *_COUNTS)
 
 
 def write_report(
@@ -64,7 +68,7 @@ def write_csv(results: Mapping[str, Any], path: str | Path) -> None:
     """
     comparison = results["comparison"]
     with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
+        writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore")
         writer.writeheader()
         for measure in comparison["measures"]:
             for row in comparison["rows"]:
@@ -97,6 +101,7 @@ def _content(results: Mapping[str, Any], gallery: Mapping[str, Sequence[Explaine
         "classes": results.get("per_class") or [],
         "gallery": {kind: images for kind, images in gallery.items() if images},
         "protocol": describe_protocol(protocol),
+        "generator": f"{GENERATOR} {__version__}",
         "bibtex": bibtex(list(titles), (results.get("versions") or {}).get("torchmetrics-cam")),
     }
 
