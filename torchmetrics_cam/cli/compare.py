@@ -1,19 +1,62 @@
 """``torchmetrics-cam compare``: the results of two runs, with paired differences on the images of both."""
 
 import csv
+import io
 import json
 import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from torchmetrics_cam.cli.digests import text_digest
 from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.results import FORMAT
 from torchmetrics_cam.functional.statistics import estimate
+from torchmetrics_cam.protocol import reads
 
-# The rows of samples.csv by the file of the image.
-Samples = dict[str, dict[str, str]]
+# The digest of an image, and how many images before it in the run have the same digest.
+ImageKey = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image of a run.
+
+    Args:
+        file: the name of its file.
+        class_idx: the class that is explained.
+        values: the value of each measure by method and name of the measure, for the methods for which the
+            image is valid.
+    """
+
+    file: str
+    class_idx: int
+    values: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What two runs are compared by.
+
+    Args:
+        description: the model, the layer and the data.
+        settings: the settings by name that must be equal for values to be comparable.
+        titles: the title of each measure by its name.
+        values: the value of each measure by method and name of the measure; None if it is not known.
+        over_classes: whether values are averages over classes.
+        samples: the images.
+    """
+
+    description: str
+    settings: dict[str, Any]
+    titles: dict[str, str]
+    values: dict[str, dict[str, float | None]]
+    over_classes: bool
+    samples: dict[ImageKey, Sample]
 
 
 def run(arguments: Any) -> None:
@@ -22,78 +65,152 @@ def run(arguments: Any) -> None:
     Raises:
         UsageError: if a file was not written by a run, or the runs have no method or measure in common.
     """
-    first, second = _read_results(arguments.first), _read_results(arguments.second)
-    first_samples, second_samples = _read_samples(arguments.first), _read_samples(arguments.second)
-    shared_images = [name for name in first_samples if name in second_samples]
-    first_rows, second_rows = (
-        {row["method"]: row for row in results["comparison"]["rows"]} for results in (first, second)
-    )
-    titles = {measure["name"]: measure["title"] for measure in first["comparison"]["measures"]}
-    measures = [m["name"] for m in second["comparison"]["measures"] if m["name"] in titles]
-    methods = [method for method in first_rows if method in second_rows]
+    first, second = _read_run(arguments.first), _read_run(arguments.second)
+    measures = [name for name in second.titles if name in first.titles]
+    methods = [method for method in first.values if method in second.values]
     if not methods or not measures:
         raise UsageError("the two runs have no method or no measure in common and cannot be compared")
-    for letter, results, file in (("A", first, arguments.first), ("B", second, arguments.second)):
-        model = results["model"]
-        print(
-            f"{letter}: {file}: {model['name']}, checkpoint {model['checkpoint']}, layer"
-            f" {', '.join(model['layer'])}, {results['data']['images']} images of {results['data']['name']}"
-        )
-    print(f"{len(shared_images)} images are in both runs.\n")
-    if first["comparison"]["protocol"] != second["comparison"]["protocol"]:
-        print("The protocols differ, so the values of the two runs are not comparable.\n")
+    shared = [key for key in first.samples if key in second.samples]
+    print(f"A: {arguments.first}: {first.description}\nB: {arguments.second}: {second.description}")
+    for sentence in _describe_images(first, second, shared):
+        print(sentence)
+    print()
+    different = []
+    for name in {**first.settings, **second.settings}:
+        settings = [run.settings.get(name) for run in (first, second)]
+        if settings[0] != settings[1] and reads(measures, name):
+            different.append(f"{name} ({settings[0]} and {settings[1]})")
+    if different:
+        print(f"Warning: the values of A and B are not comparable: {', '.join(different)} differ.\n")
     print("| method | measure | A | B | A - B on the same images (95 % interval) |")
     print("| --- | --- | ---: | ---: | ---: |")
     for measure in measures:
         for method in methods:
-            values = " | ".join(_value(rows[method][measure]) for rows in (first_rows, second_rows))
-            difference = _difference(first_samples, second_samples, shared_images, method, measure)
-            print(f"| {method} | {titles[measure]} | {values} | {difference} |")
+            values = " | ".join(_format_value(run.values[method][measure]) for run in (first, second))
+            difference = _difference(first, second, shared, method, measure)
+            print(f"| {method} | {first.titles[measure]} | {values} | {difference} |")
 
 
-def _read_results(file: Path) -> dict[str, Any]:
+def _describe_images(first: Run, second: Run, shared: Sequence[ImageKey]) -> list[str]:
+    """Return sentences on the images of both runs, and on what may surprise about their pairs."""
+    sentences = [f"{len(shared)} images are in both runs."]
+    others = [
+        {sample.file for key, sample in samples.items() if key not in other}
+        for samples, other in ((first.samples, second.samples), (second.samples, first.samples))
+    ]
+    if changed := len(others[0] & others[1]):
+        sentences.append(
+            f"Warning: {changed} of the other images have the same name in both runs, but different content."
+        )
+    reclassified = sum(first.samples[key].class_idx != second.samples[key].class_idx for key in shared)
+    if reclassified:
+        sentences.append(f"{reclassified} of them are explained for another class in B than in A.")
+        if first.over_classes and second.over_classes:
+            sentences.append("Their differences are averaged over the classes in A.")
+    return sentences
+
+
+def _read_run(file: Path) -> Run:
     try:
         results = json.loads(file.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file} is not JSON ({error}); give the results.json of a run") from error
-    if not isinstance(results, dict) or results.get("format") != FORMAT or "comparison" not in results:
+    if not isinstance(results, dict) or "format" not in results or "comparison" not in results:
         message = f"{file} was not written by torchmetrics-cam evaluate; give the results.json of a run"
         raise UsageError(message)
-    return results
+    if results["format"] != FORMAT:
+        raise UsageError(
+            f"{file} has format {results['format']!r}, and this version reads format {FORMAT}; evaluate again"
+            " with this version"
+        )
+    rows = _read_samples(file, results.get("samples_sha256"))
+    try:
+        return _run_of(results, rows)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UsageError(f"{file} is damaged ({reason}); evaluate again") from error
 
 
-def _read_samples(results: Path) -> Samples:
+def _run_of(results: dict[str, Any], rows: Sequence[dict[str, str]]) -> Run:
+    model, data, comparison = results["model"], results["data"], results["comparison"]
+    titles = {str(measure["name"]): str(measure["title"]) for measure in comparison["measures"]}
+    explained = {"--explain": data["explained"], "--average": comparison["average"]}
+    protocol = {name: value for name, value in comparison["protocol"].items() if name != "name"}
+    values = {
+        str(row["method"]): {
+            name: None if row[name]["value"] is None else float(row[name]["value"]) for name in titles
+        }
+        for row in comparison["rows"]
+    }
+    samples, seen = {}, Counter[str]()
+    for row in rows:
+        sha256 = row["sha256"]
+        # The content of an image that could not be read again is not known.
+        if sha256:
+            samples[sha256, seen[sha256]] = _sample(row, list(values), list(titles))
+            seen[sha256] += 1
+    return Run(
+        description=f"{model['name']}, checkpoint {model['checkpoint']}, layer {', '.join(model['layer'])},"
+        f" {data['images']} images of {data['name']}",
+        settings={**explained, "logits_fn": comparison["logits_fn"], **protocol},
+        titles=titles,
+        values=values,
+        over_classes=comparison["average"] == "macro",
+        samples=samples,
+    )
+
+
+def _sample(row: dict[str, str], methods: Sequence[str], measures: Sequence[str]) -> Sample:
+    values = {
+        method: {name: float(row[f"{method}/{name}"]) for name in measures}
+        for method in methods
+        if float(row[f"{method}/valid"])
+    }
+    return Sample(row["file"], int(row["class_idx"]), values)
+
+
+def _read_samples(results: Path, digest: Any) -> list[dict[str, str]]:
+    """Return the rows of the ``samples.csv`` beside a ``results.json``.
+
+    Args:
+        results: the file of the results.
+        digest: the digest of ``samples.csv`` that the results contain.
+    """
     file = results.with_name("samples.csv")
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            return {row["file"]: row for row in csv.DictReader(lines)}
+        text = file.read_text("utf-8")
     except OSError as error:
         message = f"{file} cannot be read: {error.strerror}; a run writes it beside {results.name}"
         raise UsageError(message) from error
-    except (KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{file} was not written by torchmetrics-cam evaluate with {results}") from error
+    except UnicodeDecodeError:
+        text = ""
+    if text_digest(text) != digest:
+        raise UsageError(
+            f"{file} is not the file that the run of {results} has written: it was changed, damaged or"
+            " replaced by that of another run; put both files of one run into one folder, or evaluate again"
+        )
+    return list(csv.DictReader(io.StringIO(text)))
 
 
-def _difference(first: Samples, second: Samples, images: list[str], method: str, measure: str) -> str:
+def _difference(first: Run, second: Run, shared: Sequence[ImageKey], method: str, measure: str) -> str:
     """Return the mean difference over the images that are valid in both runs, with its interval."""
-    try:
-        differences = [
-            float(first[image][f"{method}/{measure}"]) - float(second[image][f"{method}/{measure}"])
-            for image in images
-            if all(float(samples[image][f"{method}/valid"]) for samples in (first, second))
-        ]
-    except (KeyError, ValueError, TypeError) as error:
-        raise UsageError(f"a samples.csv has no values of {method}/{measure}") from error
-    if not differences:
+    pairs = [(first.samples[key], second.samples[key]) for key in shared]
+    pairs = [(a, b) for a, b in pairs if method in a.values and method in b.values]
+    if not pairs:
         return "-"
+    differences = [a.values[method][measure] - b.values[method][measure] for a, b in pairs]
+    over_classes = first.over_classes and second.over_classes
+    classes = torch.tensor([a.class_idx if over_classes else 0 for a, _ in pairs])
+    _, group, count = torch.unique(classes, return_inverse=True, return_counts=True)
     values = torch.tensor(differences, dtype=torch.float64)
-    count = torch.tensor(len(differences))
-    lower, upper = (float(end) for end in estimate(count, values.sum(), values.square().sum()).interval())
+    total, squares = (values.new_zeros(len(count)).index_add(0, group, one) for one in (values, values**2))
+    difference = estimate(count, total, squares, over_groups=True)
+    lower, upper = (float(end) for end in difference.interval())
     interval = "" if math.isnan(lower) else f" ({lower:+.3f} to {upper:+.3f})"
-    return f"{float(values.mean()):+.3f}{interval}"
+    return f"{float(difference.mean):+.3f}{interval}"
 
 
-def _value(cell: dict[str, Any]) -> str:
-    return "-" if cell["value"] is None else f"{cell['value']:.3f}"
+def _format_value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -116,6 +116,10 @@ class Images(Dataset[Item | None]):
         """Return the file of an image, or the name of the dataset and its position there."""
         return self._origin.name(self._order[index])
 
+    def digest(self, index: int) -> str:
+        """Return the SHA-256 of an image's file or, without one, of its pixels; empty if it is not known."""
+        return self._origin.digest(self._order[index])
+
     def reason(self, index: int) -> str | None:
         """Read an image again, and return why that fails; None if it succeeds."""
         try:

@@ -180,6 +180,7 @@ def run(arguments: Any) -> None:
     from rich.progress import Progress
 
     # Imported here, so that the network and the photos can be loaded without Lightning.
+    from torchmetrics_cam.cli.digests import pixel_digest
     from torchmetrics_cam.cli.folder import DEMO_FIGURE, RESULT_FILES, prepare_folder
     from torchmetrics_cam.cli.results import environment, results_of, write_files
 
@@ -212,7 +213,8 @@ def run(arguments: Any) -> None:
             count=_PICTURES,
         )
         figures = {DEMO_FIGURE: png.getvalue()}
-        write_files(evaluated, results, pictures, out, lambda index: names[index], figures=figures)
+        digests = {index: pixel_digest(image) for index, image in enumerate(images)}
+        write_files(evaluated, results, pictures, out, lambda index: names[index], digests, figures=figures)
 
     protocol = PROTOCOL.caption(measure.name for measure in evaluated.measures)
     console = Console(highlight=False, markup=False)

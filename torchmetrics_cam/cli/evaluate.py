@@ -139,7 +139,8 @@ def run(arguments: Any) -> None:
         to_colors=loaded.to_colors,
         count=arguments.pictures,
     )
-    write_files(comparison, results, pictures, out, images.file)
+    digests = _digests(comparison, images, arguments.num_workers)
+    write_files(comparison, results, pictures, out, images.file, digests)
     remove_partial_files(partial)
     # It is not empty if the user has put other files there.
     with suppress(OSError):
@@ -191,6 +192,14 @@ def _measures(value: Names) -> list[str]:
                 f" {nearest(name, MEASURE_NAMES, count=1)}?"
             )
     return names
+
+
+def _digests(comparison: CAMComparison, images: Images, num_workers: int) -> dict[int, str]:
+    """Return the digest of every image that was evaluated, by its index."""
+    indices: Any = comparison.samples()["index"].tolist()
+    digest: Any = images.digest
+    digests = DataLoader(indices, batch_size=None, num_workers=num_workers, collate_fn=digest)
+    return dict(zip(indices, digests, strict=True))
 
 
 def _layer(value: Names, loaded: LoadedModel, image: Tensor) -> LayerChoice:

@@ -11,7 +11,7 @@ from tempfile import TemporaryFile
 from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.report.write import CSV_COLUMNS, GENERATOR
 
-SAMPLE_COLUMNS = ("index", "file", "class_idx", "score")
+SAMPLE_COLUMNS = ("index", "file", "sha256", "class_idx", "score")
 RESULT_FILES = ("results.csv", "samples.csv", "report.html", "results.json")
 DEMO_FIGURE = "explanations.png"
 # Text at the start of each file, by which a command recognizes a file that it has written.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from torchmetrics_cam.cli.digests import content_digest, pixel_digest
 from torchmetrics_cam.cli.errors import UnreadableError, UsageError, import_library, summary, usage_error
 from torchmetrics_cam.cli.listing import list_folder
 from torchmetrics_cam.cli.names import call_factory
@@ -83,6 +84,9 @@ class _Folder:
     def name(self, position: int) -> str:
         return str(self._files[position])
 
+    def digest(self, position: int) -> str:
+        return content_digest(self._files[position])
+
     def fingerprint(self) -> str:
         checksum = 0
         for file in self._files:
@@ -148,6 +152,10 @@ class _SavedDataset(_Rows):
         # Decoded by `read_image`, which reports why an image is broken and converts every mode.
         super().__init__(str(folder), data.cast_column(self._image, datasets.Image(decode=False)))
 
+    def digest(self, position: int) -> str:
+        stored = self._data[position][self._image] or {}
+        return content_digest(stored.get("bytes") or stored.get("path") or b"")
+
     def fingerprint(self) -> str:
         return str(self._data._fingerprint)
 
@@ -173,6 +181,7 @@ class _FactoryDataset(_Rows):
     def __init__(self, name: str) -> None:
         super().__init__(name, call_factory(name, "--data"))
         self._ranges: dict[int, str | None] = {}
+        self._digests: dict[int, str] = {}
         if not hasattr(self._data, "__len__") or not hasattr(self._data, "__getitem__"):
             raise UsageError(
                 f"--data {name!r} returned a {type(self._data).__name__}; it must return a dataset with"
@@ -184,12 +193,22 @@ class _FactoryDataset(_Rows):
         if isinstance(classes, Sequence) and not isinstance(classes, str):
             self.class_names = [str(item) for item in classes]
 
+    def digest(self, position: int) -> str:
+        if position not in self._digests:
+            try:
+                self.read(position)
+            except UnreadableError:
+                return ""
+        return self._digests[position]
+
     def fingerprint(self) -> str:
         return str(len(self))
 
     def read(self, position: int) -> tuple[Any, Any]:
         try:
             image, label = _image_and_label(self._data[position])
+            # Kept, because the data may be slow to read, or random. A worker's are lost with it.
+            self._digests[position] = pixel_digest(image)
             if not isinstance(image, Tensor):
                 stated = pixel_range(image)
                 self._ranges[position] = None if stated is None else stated.text

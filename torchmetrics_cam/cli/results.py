@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torchmetrics_cam.__about__ import __version__
+from torchmetrics_cam.cli.digests import text_digest
 from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.folder import (
     SAMPLE_COLUMNS,
@@ -87,6 +88,7 @@ def write_files(
     pictures: Any,
     out: Path,
     file_of: Callable[[int], str],
+    digests: Mapping[int, str],
     *,
     figures: Mapping[str, bytes] | None = None,
 ) -> None:
@@ -100,6 +102,7 @@ def write_files(
         pictures: the explained images of the report, as `write_report` takes them.
         out: the output folder.
         file_of: the function from the index of an image to the name of its file.
+        digests: the SHA-256 of each image by its index.
         figures: PNG files to write with them, by name.
 
     Raises:
@@ -109,9 +112,12 @@ def write_files(
 
     with write_errors(out), TemporaryDirectory(prefix="unfinished-", dir=out) as folder:
         unfinished = Path(folder)
+        _write_samples(comparison, file_of, digests, unfinished / "samples.csv")
+        # As it is read: where git or an editor has changed how lines end, the digest is the same.
+        samples = (unfinished / "samples.csv").read_text("utf-8")
+        results = {**results, "samples_sha256": text_digest(samples)}
         _write_json(results, unfinished / "results.json")
         write_csv(results, unfinished / "results.csv")
-        _write_samples(comparison, file_of, unfinished / "samples.csv")
         write_report(results, unfinished / "report.html", gallery=pictures)
         for name, content in (figures or {}).items():
             (unfinished / name).write_bytes(content)
@@ -177,8 +183,10 @@ def _write_json(results: dict[str, Any], file: Path) -> None:
     write_atomically(file, text.encode("utf-8", errors="backslashreplace"))
 
 
-def _write_samples(comparison: CAMComparison, file_of: Callable[[int], str], file: Path) -> None:
-    """Write a row per image: its class and score, and the values of every method."""
+def _write_samples(
+    comparison: CAMComparison, file_of: Callable[[int], str], digests: Mapping[int, str], file: Path
+) -> None:
+    """Write a row per image: its digest, class and score, and the values of every method."""
     samples = comparison.samples()
     columns = ["masked_score", "valid", *(measure.name for measure in comparison.measures)]
     header = [f"{method}/{column}" for method in comparison.methods for column in columns]
@@ -189,7 +197,8 @@ def _write_samples(comparison: CAMComparison, file_of: Callable[[int], str], fil
         writer = csv.writer(opened)
         writer.writerow([*SAMPLE_COLUMNS, *header])
         for row in order:
-            writer.writerow([indices[row], file_of(indices[row]), classes[row], scores[row], *values[row]])
+            index = indices[row]
+            writer.writerow([index, file_of(index), digests[index], classes[row], scores[row], *values[row]])
 
 
 def _curves(comparison: CAMComparison) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+"""Digests of images, by which the images of two runs are paired."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def content_digest(source: str | Path | bytes) -> str:
+    """Return the SHA-256 of an image file, or of its content; an empty string if it cannot be read."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    try:
+        with Path(source).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def text_digest(text: str) -> str:
+    """Return the SHA-256 of a text in UTF-8."""
+    return content_digest(text.encode())
+
+
+def pixel_digest(image: Any) -> str:
+    """Return the SHA-256 of the pixels of a tensor or an image of PIL, with their type and shape."""
+    if isinstance(image, Tensor):
+        pixels = image.detach().cpu().contiguous()
+        kind, content = f"{pixels.dtype} {tuple(pixels.shape)}", pixels.reshape(-1).view(torch.uint8).numpy()
+    else:
+        kind, content = f"{image.mode} {image.size}", image.tobytes()
+    return hashlib.sha256(kind.encode() + bytes(content)).hexdigest()
