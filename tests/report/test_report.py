@@ -298,6 +298,32 @@ def test_csv_leaves_unknown_values_empty(full, tmp_path):
         assert next(csv.DictReader(file))["lower"] == ""
 
 
+def test_csv_has_no_formulas_and_its_numbers_stay_numbers(full, tmp_path):
+    copy = json.loads(json.dumps(full))
+    rows = copy["comparison"]["rows"]
+    for row, name in zip(rows, ("=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\t=1", "a\nb"), strict=False):
+        row["method"] = name
+        row["average_drop"]["lower"] = -0.25
+    write_csv(copy, tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    expected = ["'=HYPERLINK(1)", "'+1", "'-1", "'@SUM(1)", r"\t=1", r"a\nb"]
+    assert [row["method"] for row in written[: len(rows)]] == expected[: len(rows)]
+    assert len(rows) == 6
+    assert {row["lower"] for row in written[:6]} == {"-0.25"}
+
+
+def test_control_characters_are_escaped_in_the_page(full, tmp_path):
+    copy = json.loads(json.dumps(full))
+    copy["data"]["unreadable"] = [{"file": "a\x1b[1m\u202egnp.\x00", "reason": "not an image"}]
+    write_report(copy, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert r"a\x1b[1m\u202egnp.\x00: not an image" in page
+    assert not set(page) & {"\x00", "\x1b", "\u202e"}
+    assert "@software" in page
+    assert page.count("\n") > 100
+
+
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
 def test_a_missing_package_is_named_with_its_pip_line(package, full, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)

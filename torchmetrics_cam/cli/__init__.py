@@ -7,6 +7,7 @@ from io import TextIOWrapper
 
 from torchmetrics_cam.cli.arguments import PROG, parse
 from torchmetrics_cam.cli.errors import UsageError, message_of, summary
+from torchmetrics_cam.report.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--traceback" in command_line:
             raise
         message, code = f"{summary(error)} (--traceback shows where it was raised)", 1
-    print(f"{PROG}: {message}", file=sys.stderr)
+    print(f"{PROG}: {printable(message)}", file=sys.stderr)
     return code
 
 

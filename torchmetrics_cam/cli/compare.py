@@ -17,6 +17,8 @@ from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.results import FORMAT
 from torchmetrics_cam.functional.statistics import estimate
 from torchmetrics_cam.protocol import reads
+from torchmetrics_cam.report.text import printable
+from torchmetrics_cam.report.write import cell_text
 
 # The digest of an image, and how many images before it in the run have the same digest.
 ImageKey = tuple[str, int]
@@ -71,24 +73,23 @@ def run(arguments: Any) -> None:
     if not methods or not measures:
         raise UsageError("the two runs have no method or no measure in common and cannot be compared")
     shared = [key for key in first.samples if key in second.samples]
-    print(f"A: {arguments.first}: {first.description}\nB: {arguments.second}: {second.description}")
-    for sentence in _describe_images(first, second, shared):
-        print(sentence)
-    print()
+    lines = [f"A: {arguments.first}: {first.description}", f"B: {arguments.second}: {second.description}"]
+    lines += [*_describe_images(first, second, shared), ""]
     different = []
     for name in {**first.settings, **second.settings}:
         settings = [run.settings.get(name) for run in (first, second)]
         if settings[0] != settings[1] and reads(measures, name):
             different.append(f"{name} ({settings[0]} and {settings[1]})")
     if different:
-        print(f"Warning: the values of A and B are not comparable: {', '.join(different)} differ.\n")
-    print("| method | measure | A | B | A - B on the same images (95 % interval) |")
-    print("| --- | --- | ---: | ---: | ---: |")
+        lines += [f"Warning: the values of A and B are not comparable: {', '.join(different)} differ.", ""]
+    lines.append("| method | measure | A | B | A - B on the same images (95 % interval) |")
+    lines.append("| --- | --- | ---: | ---: | ---: |")
     for measure in measures:
         for method in methods:
             values = " | ".join(_format_value(run.values[method][measure]) for run in (first, second))
             difference = _difference(first, second, shared, method, measure)
-            print(f"| {method} | {first.titles[measure]} | {values} | {difference} |")
+            lines.append(f"| {method} | {first.titles[measure]} | {values} | {difference} |")
+    print(*map(printable, lines), sep="\n")
 
 
 def _describe_images(first: Run, second: Run, shared: Sequence[ImageKey]) -> list[str]:
@@ -164,9 +165,9 @@ def _run_of(results: dict[str, Any], rows: Sequence[dict[str, str]]) -> Run:
 
 def _sample(row: dict[str, str], methods: Sequence[str], measures: Sequence[str]) -> Sample:
     values = {
-        method: {name: float(row[f"{method}/{name}"]) for name in measures}
+        method: {name: float(row[cell_text(f"{method}/{name}")]) for name in measures}
         for method in methods
-        if float(row[f"{method}/valid"])
+        if float(row[cell_text(f"{method}/valid")])
     }
     return Sample(row["file"], int(row["class_idx"]), values)
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torchmetrics_cam.cli.classes import ClassMatch, imagenet_ids, match_classes
 from torchmetrics_cam.cli.errors import UnreadableError, UsageError, summary
 from torchmetrics_cam.cli.images import Origin, find_origin
+from torchmetrics_cam.report.text import printable
 
 Item = dict[str, Any]
 
@@ -113,8 +114,8 @@ class Images(Dataset[Item | None]):
         return self._origin.fingerprint()
 
     def file(self, index: int) -> str:
-        """Return the file of an image, or the name of the dataset and its position there."""
-        return self._origin.name(self._order[index])
+        """Return the printable name of an image: its file, or its dataset and the position there."""
+        return printable(self._origin.name(self._order[index]))
 
     def digest(self, index: int) -> str:
         """Return the SHA-256 of an image's file or, without one, of its pixels; empty if it is not known."""

@@ -19,6 +19,7 @@ from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.pipeline.batch import explain
 from torchmetrics_cam.protocol import EvaluationProtocol
 from torchmetrics_cam.report.gallery import explained_images, explanation_figure, gallery
+from torchmetrics_cam.report.text import printable
 from torchmetrics_cam.report.write import GENERATOR
 
 if TYPE_CHECKING:
@@ -230,7 +231,8 @@ def run(arguments: Any) -> None:
     ):
         console.print(f"{paragraph}\n")
     # Not wrapped, so that the paths can be copied.
-    console.print(f"Picture: {out / DEMO_FIGURE}\nReport: {out / 'report.html'}", soft_wrap=True)
+    for name, file in (("Picture", DEMO_FIGURE), ("Report", "report.html")):
+        console.print(printable(f"{name}: {out / file}"), soft_wrap=True)
 
 
 def _about(model: torch.nn.Module, photos: Sequence[str], out: Path, seconds: float) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from torchmetrics_cam.report.text import printable
+
 
 class UsageError(Exception):
     """Arguments or data that cannot be used; the message says what was given, what is needed, what to do."""
@@ -32,9 +34,9 @@ def usage_error(message: str, what_to_do: str = "") -> Iterator[None]:
 
 
 def summary(error: BaseException, *, limit: int = 200) -> str:
-    """Return the type and the first line of an error, cut at `limit` characters."""
+    """Return the type and the first line of an error, printable and cut at `limit` characters."""
     lines = message_of(error).splitlines()
-    text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    text = printable(f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

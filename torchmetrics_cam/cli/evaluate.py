@@ -35,7 +35,7 @@ from torchmetrics_cam.lightning.resume import weights_checksum
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.model.scores import logits_of
 from torchmetrics_cam.report.gallery import gallery
-from torchmetrics_cam.report.text import summarize_comparison
+from torchmetrics_cam.report.text import printable, summarize_comparison
 
 PARTIAL = "partial"
 # Number of unreadable files that are listed on the terminal.
@@ -159,7 +159,7 @@ def run(arguments: Any) -> None:
     if images.label_source is not None:
         print(f"Labels: {images.label_source}")
     print(f"Layer {', '.join(layer.names)}: {layer.reason}\nTransform: {loaded.transform_name}")
-    print(f"Report: {out / 'report.html'}")
+    print(printable(f"Report: {out / 'report.html'}"))
 
 
 def _check(arguments: Any) -> None:

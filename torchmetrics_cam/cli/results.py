@@ -26,6 +26,7 @@ from torchmetrics_cam.cli.folder import (
 )
 from torchmetrics_cam.lightning.resume import write_atomically
 from torchmetrics_cam.metrics.comparison.metric import CURVES, CAMComparison
+from torchmetrics_cam.report.write import cell_text, write_csv, write_report
 
 FORMAT = 1
 _LIBRARIES = (
@@ -108,8 +109,6 @@ def write_files(
     Raises:
         UsageError: if a file cannot be written, or would replace one that no run has written.
     """
-    from torchmetrics_cam.report import write_csv, write_report
-
     with write_errors(out), TemporaryDirectory(prefix="unfinished-", dir=out) as folder:
         unfinished = Path(folder)
         _write_samples(comparison, file_of, digests, unfinished / "samples.csv")
@@ -189,7 +188,7 @@ def _write_samples(
     """Write a row per image: its digest, class and score, and the values of every method."""
     samples = comparison.samples()
     columns = ["masked_score", "valid", *(measure.name for measure in comparison.measures)]
-    header = [f"{method}/{column}" for method in comparison.methods for column in columns]
+    header = [cell_text(f"{method}/{column}") for method in comparison.methods for column in columns]
     order = samples["index"].argsort().tolist()
     values = torch.stack([samples[column].double() for column in columns], 2).flatten(1).tolist()
     indices, classes, scores = (samples[name].tolist() for name in ("index", "class_idx", "score"))
@@ -198,7 +197,8 @@ def _write_samples(
         writer.writerow([*SAMPLE_COLUMNS, *header])
         for row in order:
             index = indices[row]
-            writer.writerow([index, file_of(index), digests[index], classes[row], scores[row], *values[row]])
+            name = cell_text(file_of(index))
+            writer.writerow([index, name, digests[index], classes[row], scores[row], *values[row]])
 
 
 def _curves(comparison: CAMComparison) -> dict[str, Any]:

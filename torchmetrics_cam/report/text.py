@@ -1,5 +1,6 @@
 """Text of the report: a summary of a comparison, and a description of its protocol."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,15 @@ _CLASS_SELECTION = {
     "argmax": "The target class is the given class or, without one, the predicted class.",
     "given": "The target class must be given.",
 }
+
+
+# Control characters, separators of lines, and marks that reverse the direction of the text after them.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""Return a text with escapes such as ``\n`` for characters that would change how a terminal shows it."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def summarize_comparison(comparison: Mapping[str, Any]) -> list[str]:

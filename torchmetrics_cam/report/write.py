@@ -11,7 +11,7 @@ from torchmetrics_cam.protocol import reads
 from torchmetrics_cam.report import figures
 from torchmetrics_cam.report.citations import bibtex
 from torchmetrics_cam.report.gallery import ExplainedImage
-from torchmetrics_cam.report.text import describe_protocol, summarize_comparison
+from torchmetrics_cam.report.text import describe_protocol, printable, summarize_comparison
 
 # The name under which the files state which program has written them.
 GENERATOR = "torchmetrics-cam"
@@ -48,6 +48,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_without_control_characters,
     )
     environment.filters |= {
         "number": _number,
@@ -72,7 +73,14 @@ def write_csv(results: Mapping[str, Any], path: str | Path) -> None:
         writer.writeheader()
         for measure in comparison["measures"]:
             for row in comparison["rows"]:
-                writer.writerow({**row, **row[measure["name"]], "measure": measure["name"]})
+                cells = {**row, **row[measure["name"]], "measure": measure["name"]}
+                writer.writerow({**cells, "method": cell_text(row["method"])})
+
+
+def cell_text(text: str) -> str:
+    """Return a text for a cell of a CSV table: printable, and not a formula of a spreadsheet."""
+    text = printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _content(results: Mapping[str, Any], gallery: Mapping[str, Sequence[ExplainedImage]]) -> dict[str, Any]:
@@ -104,6 +112,11 @@ def _content(results: Mapping[str, Any], gallery: Mapping[str, Sequence[Explaine
         "generator": f"{GENERATOR} {__version__}",
         "bibtex": bibtex(list(titles), (results.get("versions") or {}).get("torchmetrics-cam")),
     }
+
+
+def _without_control_characters(value: Any) -> Any:
+    """Return a value of the page with control characters escaped; the lines of a text stay lines."""
+    return "\n".join(map(printable, value.split("\n"))) if type(value) is str else value
 
 
 def _ordered(rows: Sequence[Mapping[str, Any]], measure: str) -> list[Mapping[str, Any]]:
