@@ -12,6 +12,7 @@ from PIL import Image
 from test_evaluate_command import NETWORK
 
 from torchmetrics_cam.cli import main
+from torchmetrics_cam.cli.arguments import parser
 
 BROKEN_NETWORKS = """
 def no_model():
@@ -295,3 +296,46 @@ def test_300_bad_invocations_end_with_a_message(place, capsys):
             break
     assert len(failed) == 300
     assert all(MAY_BE_RIGHT in arguments for arguments in succeeded), succeeded
+
+
+def bomb(levels: int) -> str:
+    """YAML whose last value has ten to the power of `levels` entries, through aliases."""
+    lines = ["l0: &l0 x"]
+    for level in range(1, levels + 1):
+        lines.append(f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 10)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"{bomb(9)}\nlayer: *l9\n",
+        f"{bomb(9)}\nmeasures: [*l9]\n",
+        bomb(5),
+        "layer: &cycle [*cycle]\n",
+        "a: &a {<<: *a, b: 1}\n",
+    ],
+    ids=["option", "list", "no option", "cycle", "merged cycle"],
+)
+def test_a_value_that_grows_through_aliases_is_refused(place, capsys, content):
+    file = place / "bomb.yaml"
+    file.write_text(content)
+    assert main(["evaluate", "--config", str(file), "--model", "mine:factory", "--data", "photos"]) == 2
+    stderr = capsys.readouterr().err
+    assert len(stderr) < 5_000
+    if "<<" not in content:
+        assert stderr.endswith(
+            "the YAML has more than 10,000 values after its aliases are replaced; write the options without"
+            " aliases\n"
+        )
+
+
+def test_an_alias_of_a_value_is_accepted(place):
+    (place / "alias.yaml").write_text("measures: &names [average_drop]\nmethods: [grad_cam]\nlayer: *names\n")
+    parsed = parser().parse_args(["evaluate", "--config", str(place / "alias.yaml")]).evaluate
+    assert parsed.measures == parsed.layer == ["average_drop"]
+
+
+def test_a_long_value_is_cut_in_the_message(capsys):
+    assert main(["evaluate", "--limit", "x" * 100_000]) == 2
+    assert len(capsys.readouterr().err.splitlines()[-1]) < 600

@@ -1,5 +1,6 @@
 """The options of the command, on the command line or in a YAML file."""
 
+import math
 import re
 import sys
 from dataclasses import fields
@@ -24,6 +25,10 @@ PROTOCOL_FIELDS = [field.name for field in fields(EvaluationProtocol) if field.n
 # One name, names separated by commas, or a list in a YAML file; the names of layers may be numbers.
 Names = str | int | list[str | int]
 
+_MOST_VALUES = 10_000
+_LONGEST_MESSAGE = 500
+_PARSER_MODE = "yaml of limited size"
+
 # The parser's own messages name types and conditions of Python.
 _PLAIN_MESSAGES = (
     (r'^Parser key "(.+?)":', r"--\1:"),
@@ -41,10 +46,15 @@ def parser() -> "ArgumentParser":
         ModuleNotFoundError: if jsonargparse is not installed; the message contains the pip command.
     """
     import_library("jsonargparse", "the command", "torchmetrics-cam[cli]")
-    from jsonargparse import ArgumentParser
+    yaml = import_library("yaml", "the command", "torchmetrics-cam[cli]")
+    from jsonargparse import ArgumentParser, set_loader
 
+    set_loader(_PARSER_MODE, _load_yaml, exceptions=(yaml.YAMLError,))
     command = ArgumentParser(
-        prog=PROG, description="Measure whether class activation maps are faithful.", exit_on_error=False
+        prog=PROG,
+        description="Measure whether class activation maps are faithful.",
+        exit_on_error=False,
+        parser_mode=_PARSER_MODE,
     )
     command.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subcommands = command.add_subcommands(required=True, dest="command")
@@ -74,7 +84,44 @@ def parse(command_line: list[str]) -> "Namespace":
         message = " ".join(str(error).split()).rstrip(".")
         for pattern, replacement in _PLAIN_MESSAGES:
             message = re.sub(pattern, replacement, message)
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[:_LONGEST_MESSAGE]}…"
         raise UsageError(f"{message}; see {PROG} --help") from error
+
+
+def _load_yaml(text: str) -> Any:
+    """Load a YAML text of limited size.
+
+    The parser copies values that aliases share. A few lines can have so many that this takes hours.
+
+    Raises:
+        UsageError: if it has too many values.
+    """
+    from jsonargparse import get_loader
+
+    value = get_loader("yaml")(text)
+    if _count_values(value, {}) > _MOST_VALUES:
+        raise UsageError(
+            f"the YAML has more than {_MOST_VALUES:,} values after its aliases are replaced; write the"
+            " options without aliases"
+        )
+    return value
+
+
+def _count_values(value: Any, counted: dict[int, float]) -> float:
+    """Return the number of values in nested lists and dicts; infinity if one contains itself.
+
+    Args:
+        value: a value that YAML can have.
+        counted: the numbers of the lists and dicts that were counted before, by identity.
+    """
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in counted:
+        counted[id(value)] = math.inf
+        parts = value.values() if isinstance(value, dict) else value
+        counted[id(value)] = 1 + sum(_count_values(part, counted) for part in parts)
+    return counted[id(value)]
 
 
 def _with_underscores(word: str) -> str:
@@ -85,7 +132,7 @@ def _with_underscores(word: str) -> str:
 def _subcommand(description: str) -> "ArgumentParser":
     from jsonargparse import ArgumentParser
 
-    subcommand = ArgumentParser(description=description, exit_on_error=False)
+    subcommand = ArgumentParser(description=description, exit_on_error=False, parser_mode=_PARSER_MODE)
     subcommand.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     return subcommand
 
