@@ -342,6 +342,19 @@ def test_statistics_are_those_of_the_samples(net, images):
     assert (mean - lower).item() == pytest.approx(1.959964 * stats.sem(first.numpy()), rel=1e-6)
 
 
+def test_values_that_differ_by_rounding_errors_tie_and_this_is_documented(net, images):
+    values = {"map": 0.5, "rounded": 0.5 + 5e-7, "higher": 0.5 + 5e-6}
+    sources = {name: UniformMap(net, value) for name, value in values.items()}
+    comparison = CAMComparison(sources, measures=["complexity"], controls=False)
+    comparison.update(images)
+    wins, ties = comparison.win_rate()
+    assert wins.tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]]
+    assert ties.tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert "tie on an image if their values differ by at most 1e-6" in " ".join(
+        CAMComparison.win_rate.__doc__.split()
+    )
+
+
 def test_a_map_that_is_not_finite_leaves_its_method_and_its_pairs_alone(net, images):
     def broken(model, images, class_idx):
         maps = torch.rand(len(images), 4, 4)

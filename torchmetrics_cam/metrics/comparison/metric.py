@@ -317,6 +317,9 @@ class CAMComparison(SampleMetric):
     def win_rate(self, measure: str | None = None) -> tuple[Tensor, Tensor]:
         """Return how often one method is better than another on the same image; every rank must call it.
 
+        Two methods tie on an image if their values differ by at most 1e-6, which is within the rounding
+        errors of float32 scores.
+
         Args:
             measure: the name of the measure; None for the first.
 

@@ -64,7 +64,10 @@ class ComparisonStatistics:
         return torch.where(self.coincide() & ~p_value.isnan(), torch.ones_like(p_value), p_value)
 
     def win_rate(self, measure: int) -> tuple[Tensor, Tensor]:
-        """Return the fraction of images on which the first method is better, and that of ties, ``(K, K)``."""
+        """Return the fraction of images on which the first method is better, and that of ties, ``(K, K)``.
+
+        ``wins`` counts no image on which two values differ by at most 1e-6, so these are ties.
+        """
         wins = self.wins[..., measure, :, :].to(self.sums.dtype) / self.count
         ties = 1 - wins - wins.mT
         return (wins.nanmean(0), ties.nanmean(0)) if self.average == "macro" else (wins, ties)
