@@ -93,6 +93,13 @@ def test_settings_that_change_no_value_are_not_reported(place, capsys):
     assert DIFFERENT not in compared(capsys, "one", "two")
 
 
+def test_options_that_may_change_values_are_named(place, capsys):
+    evaluate("two", "--seed", "3", "--precision", "64")
+    assert "Other settings that differ: --precision (32-true and 64), --seed (0 and 3)." in compared(
+        capsys, "one", "two"
+    )
+
+
 def test_images_of_a_function_are_paired_by_content(place, capsys, monkeypatch):
     import ordered
 
@@ -219,7 +226,7 @@ def damages(value: Any, depth: int = 4) -> Iterator[Any]:
 def test_no_damage_to_the_results_ends_in_another_error(place, capsys):
     whole = json.loads(Path("one/results.json").read_text())
     # The parts that compare reads; a change elsewhere has no effect on it.
-    read = ("format", "comparison", "model", "data", "samples_sha256")
+    read = ("format", "comparison", "model", "data", "settings", "samples_sha256")
     whole = {name: whole[name] for name in read}
     whole["comparison"] = {**whole["comparison"], "rows": whole["comparison"]["rows"][:2], "agreement": {}}
     shutil.copytree("one", "damaged", dirs_exist_ok=True)

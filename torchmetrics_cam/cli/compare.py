@@ -20,6 +20,7 @@ from torchmetrics_cam.protocol import reads
 from torchmetrics_cam.report.text import printable
 from torchmetrics_cam.report.write import cell_text
 
+_OPTIONS = ("image_size", "precision", "num_classes", "seed")
 # The digest of an image, and how many images before it in the run have the same digest.
 ImageKey = tuple[str, int]
 
@@ -47,6 +48,7 @@ class Run:
     Args:
         description: the model, the layer and the data.
         settings: the settings by name that must be equal for values to be comparable.
+        options: the options that may differ, as models do, and that the description does not contain.
         titles: the title of each measure by its name.
         values: the value of each measure by method and name of the measure; None if it is not known.
         over_classes: whether values are averages over classes.
@@ -55,6 +57,7 @@ class Run:
 
     description: str
     settings: dict[str, Any]
+    options: dict[str, Any]
     titles: dict[str, str]
     values: dict[str, dict[str, float | None]]
     over_classes: bool
@@ -75,13 +78,11 @@ def run(arguments: Any) -> None:
     shared = [key for key in first.samples if key in second.samples]
     lines = [f"A: {arguments.first}: {first.description}", f"B: {arguments.second}: {second.description}"]
     lines += [*_describe_images(first, second, shared), ""]
-    different = []
-    for name in {**first.settings, **second.settings}:
-        settings = [run.settings.get(name) for run in (first, second)]
-        if settings[0] != settings[1] and reads(measures, name):
-            different.append(f"{name} ({settings[0]} and {settings[1]})")
-    if different:
-        lines += [f"Warning: the values of A and B are not comparable: {', '.join(different)} differ.", ""]
+    different = _different_settings(first.settings, second.settings)
+    if reported := [text for name, text in different.items() if reads(measures, name)]:
+        lines += [f"Warning: the values of A and B are not comparable: {', '.join(reported)} differ.", ""]
+    if options := _different_settings(first.options, second.options):
+        lines += [f"Other settings that differ: {', '.join(options.values())}.", ""]
     lines.append("| method | measure | A | B | A - B on the same images (95 % interval) |")
     lines.append("| --- | --- | ---: | ---: | ---: |")
     for measure in measures:
@@ -90,6 +91,15 @@ def run(arguments: Any) -> None:
             difference = _difference(first, second, shared, method, measure)
             lines.append(f"| {method} | {first.titles[measure]} | {values} | {difference} |")
     print(*map(printable, lines), sep="\n")
+
+
+def _different_settings(first: dict[str, Any], second: dict[str, Any]) -> dict[str, str]:
+    """Return the name and both values, as text, of what differs in two dicts, by its name."""
+    return {
+        name: f"{name} ({first.get(name)} and {second.get(name)})"
+        for name in {**first, **second}
+        if first.get(name) != second.get(name)
+    }
 
 
 def _describe_images(first: Run, second: Run, shared: Sequence[ImageKey]) -> list[str]:
@@ -156,6 +166,7 @@ def _run_of(results: dict[str, Any], rows: Sequence[dict[str, str]]) -> Run:
         description=f"{model['name']}, checkpoint {model['checkpoint']}, layer {', '.join(model['layer'])},"
         f" {data['images']} images of {data['name']}",
         settings={**explained, "logits_fn": comparison["logits_fn"], **protocol},
+        options={f"--{name.replace('_', '-')}": results["settings"].get(name) for name in _OPTIONS},
         titles=titles,
         values=values,
         over_classes=comparison["average"] == "macro",
