@@ -86,6 +86,19 @@ def test_a_file_that_appears_during_the_run_is_kept(inside, capsys, monkeypatch)
     assert {path.name for path in (inside / "out").iterdir()} == FILES
 
 
+def test_a_partial_result_that_cannot_be_removed_does_not_end_the_run(inside, monkeypatch, capsys):
+    written = command.write_files
+
+    def without_settings(*given):
+        (inside / "out" / "partial" / "settings.json").unlink()
+        written(*given)
+
+    monkeypatch.setattr(command, "write_files", without_settings)
+    assert main(arguments(inside / "out")) == 0
+    assert "Report: " in capsys.readouterr().out
+    assert (inside / "out" / "partial" / "rank-0.pt").exists()
+
+
 def test_results_of_an_earlier_run_are_replaced(inside):
     out = inside / "out"
     assert main(arguments(out)) == 0

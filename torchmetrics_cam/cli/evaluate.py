@@ -141,9 +141,9 @@ def run(arguments: Any) -> None:
     )
     digests = _digests(comparison, images, arguments.num_workers)
     write_files(comparison, results, pictures, out, images.file, digests)
-    remove_partial_files(partial)
-    # It is not empty if the user has put other files there.
-    with suppress(OSError):
+    # The results are complete even if it cannot be removed, for example because the user has put files there.
+    with suppress(OSError, UsageError):
+        remove_partial_files(partial)
         partial.rmdir()
     print(comparison.table())
     print(*summarize_comparison(results["comparison"]))
