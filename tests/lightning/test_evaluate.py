@@ -251,7 +251,10 @@ def test_rule_20_each_image_is_loaded_once_over_all_ranks(size, world_size):
         for rank in range(world_size):
             batches = list(shard(loader, rank, world_size))
             assert batches
-            seen += [index for batch in batches if batch is not None for index in batch.tolist()]
+            for batch in batches:
+                if batch is not None:
+                    assert batch.content.tolist() == batch.indices
+                    seen += batch.indices
         assert sorted(seen) == dataset
 
 

@@ -137,6 +137,10 @@ def test_the_gallery_has_the_best_and_the_worst_images_of_the_first_measure(net,
     torch.testing.assert_close(best.image, images[order[0]].float() / 2)
     assert best.score == pytest.approx(comparison.samples()["score"][order[0]].item(), rel=1e-6)
     assert gallery(comparison, **settings, count=0) == {"best": [], "worst": []}
+    comparison.reset()
+    comparison.update(images, index=[-1] * 4)
+    with pytest.raises(ValueError, match="the index of an image in its dataset is not known, so the image"):
+        gallery(comparison, **settings, count=1)
 
 
 # Colors

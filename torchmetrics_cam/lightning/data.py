@@ -1,7 +1,8 @@
-"""Dataloaders and their batches: the arguments of update, and the shard of each rank."""
+"""Dataloaders and their batches: the arguments of update, the shard of each rank, the index of each image."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils.data import (
@@ -11,7 +12,6 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
-    Subset,
 )
 
 BatchInputs = Callable[[Any], Tensor | Mapping[str, Any]]
@@ -75,6 +75,92 @@ def _are_images(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and 3 <= value.ndim <= 5
 
 
+class IndexedBatch(NamedTuple):
+    """A batch with the indices of the items of the dataset that it was made of.
+
+    Args:
+        indices: the index of each item in the dataset; None if they are not known.
+        none_items: the positions of the items that are None, which stand for images that cannot be read.
+        content: the batch.
+    """
+
+    indices: list[int] | None
+    none_items: list[int]
+    content: Any
+
+    def index_of_images(self, count: int) -> list[int]:
+        """Return the index of each of the images in the batch; -1 where it is not known.
+
+        A collate function, or the function ``inputs``, may leave out images. It is known which ones where
+        they are the items that are None.
+
+        Args:
+            count: the number of images in the batch.
+        """
+        indices = self.indices or []
+        without_none = [index for position, index in enumerate(indices) if position not in self.none_items]
+        return next((known for known in (indices, without_none) if len(known) == count), [-1] * count)
+
+
+class _Indexed(Dataset[Any]):
+    """A dataset that returns each item, or list of items, as a pair with its index, for `_IndexedCollate`."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: Any) -> tuple[Any, Any]:
+        return index, self.dataset[index]
+
+    def __getitems__(self, indices: list[Any]) -> tuple[list[Any], Any]:
+        fetch = getattr(self.dataset, "__getitems__", None)
+        return indices, fetch(indices) if fetch else [self.dataset[index] for index in indices]
+
+    def __getattr__(self, name: str) -> Any:
+        # A worker_init_fn may read attributes of the dataset. Unpickling asks before there is one.
+        if name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class _IndexedStream(IterableDataset[Any]):
+    """An iterable dataset that returns each item as a pair with its position, for `_IndexedCollate`."""
+
+    def __init__(self, dataset: IterableDataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        return enumerate(self.dataset)
+
+
+class _IndexedCollate:
+    """The collate function of the user, for items with their indices."""
+
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, fetched: Any) -> IndexedBatch:
+        # `_Indexed` returns a pair of lists, `_IndexedStream` a list of pairs.
+        indices, items = map(list, zip(*fetched, strict=True)) if isinstance(fetched, list) else fetched
+        listed = items if isinstance(items, list) else [items]
+        none_items = [position for position, item in enumerate(listed) if item is None]
+        return IndexedBatch(_integers(indices), none_items, self.collate(items))
+
+
+def _integers(indices: Any) -> list[int] | None:
+    """Return the indices that a sampler has chosen as integers; None if they are of another type."""
+    listed = indices.tolist() if isinstance(indices, Tensor) else indices
+    try:
+        return list(map(operator.index, listed if isinstance(listed, list) else [listed]))
+    except TypeError:
+        return None
+
+
 def shard(loader: DataLoader[Any], rank: int, world_size: int, done: int = 0) -> DataLoader[Any]:
     """Return a dataloader over the images of one rank: ``rank``, ``rank + world_size`` and so on.
 
@@ -88,31 +174,48 @@ def shard(loader: DataLoader[Any], rank: int, world_size: int, done: int = 0) ->
         rank: the rank of this process.
         world_size: the number of processes.
         done: the number of images of this rank to skip.
+
+    Returns:
+        A dataloader of `IndexedBatch`. A subclass of `DataLoader`, and a dataloader of an iterable dataset
+        with workers, is returned unchanged: the indices of its images are not known.
     """
+    if type(loader) is not DataLoader:
+        return loader
+    if isinstance(loader.dataset, IterableDataset):
+        # Workers share the items of an iterable dataset in a way that only the dataset knows.
+        stream = _IndexedStream(loader.dataset)
+        return loader if loader.num_workers else _with_data(loader, stream, batch_size=loader.batch_size)
+    dataset = _Indexed(loader.dataset)
     if custom_selection(loader) is not None:
-        unchanged = loader.batch_size is None or type(loader) is not DataLoader
-        return loader if unchanged else _with_data(loader, loader.dataset, sampler=loader.sampler)
-    indices = range(rank + done * world_size, len(loader.dataset), world_size)  # type: ignore[arg-type]
+        if loader.batch_size is None and loader.batch_sampler is not None:
+            return _with_data(loader, dataset, batch_sampler=loader.batch_sampler)
+        return _with_data(loader, dataset, batch_size=loader.batch_size, sampler=loader.sampler)
+    indices = range(rank + done * world_size, len(dataset), world_size)
     if not indices:
         # A rank without a batch would leave the loop early, and the other ranks would wait for it at the end.
         return DataLoader([None], batch_size=None)  # type: ignore[arg-type]
-    return _with_data(loader, Subset(loader.dataset, indices))
+    return _with_data(loader, dataset, batch_size=loader.batch_size, sampler=indices)
 
 
-def _with_data(loader: DataLoader[Any], dataset: Dataset[Any], sampler: Any = None) -> DataLoader[Any]:
-    """Return a dataloader with the same settings but another dataset and ``drop_last=False``."""
+def _with_data(loader: DataLoader[Any], dataset: Dataset[Any], **selection: Any) -> DataLoader[Any]:
+    """Return a dataloader of `IndexedBatch` with the same settings but ``drop_last=False``.
+
+    Args:
+        loader: the dataloader with the settings.
+        dataset: its dataset, with indices.
+        selection: the arguments of `DataLoader` that select the items.
+    """
     return DataLoader(
         dataset,
-        batch_size=loader.batch_size,
-        sampler=None if isinstance(dataset, IterableDataset) else sampler,
+        collate_fn=_IndexedCollate(loader.collate_fn),
         num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
         prefetch_factor=loader.prefetch_factor,
         generator=loader.generator,
+        **selection,
     )
 
 

@@ -16,7 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Metric, MetricCollection, MetricTracker
 from torchmetrics.wrappers.abstract import WrapperMetric
 
-from torchmetrics_cam.lightning.data import BatchInputs, custom_selection, shard, update_arguments
+from torchmetrics_cam.lightning.data import (
+    BatchInputs,
+    IndexedBatch,
+    custom_selection,
+    shard,
+    update_arguments,
+)
 from torchmetrics_cam.lightning.resume import (
     AnyMetric,
     PartialResult,
@@ -57,7 +63,11 @@ def evaluate(
         metric: an empty metric of this package, or a `MetricCollection` or wrapper that contains one.
         data: a dataset with a length, or a dataloader of one. The settings of a dataloader are kept, except
             ``shuffle`` and ``drop_last``. A dataloader that selects images with a sampler of its own, or
-            that is a subclass of `DataLoader`, runs unchanged on one device and is refused on several.
+            that is a subclass of `DataLoader`, runs unchanged on one device and is refused on several. The
+            indices in `CAMComparison.samples` are those of the dataset, for an iterable dataset the positions
+            in its stream, and -1 where they are not known: from a subclass of `DataLoader`, from workers of
+            an iterable dataset, and in batches whose collate function, or ``inputs``, leaves out images that
+            are not None. Those functions must keep the order, or ``inputs`` must give ``"index"``.
         inputs: a function from the batch to its images, or to the arguments of ``update`` by name, such as
             ``lambda batch: {"input_tensor": batch[0], "class_idx": batch[1]}``. None takes the images of
             ``(images, labels)`` or of a dict, and explains the model's top class.
@@ -203,19 +213,14 @@ class _TestLoop(LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.updating = True
-        arguments = {} if batch is None else update_arguments(batch, self.inputs)
-        count = len(arguments["input_tensor"]) if arguments else 0
-        if arguments:
+        indexed = batch if isinstance(batch, IndexedBatch) else IndexedBatch(None, [], batch)
+        if indexed.content is not None:
+            arguments = update_arguments(indexed.content, self.inputs)
             if _keeps_samples(self.metric):
-                # The index in the dataset, in the order of `shard`.
-                rank, ranks = self.trainer.global_rank, self.trainer.world_size
-                first, last = self.images_done, self.images_done + count
-                arguments.setdefault("index", [rank + ranks * position for position in range(first, last)])
+                arguments.setdefault("index", indexed.index_of_images(len(arguments["input_tensor"])))
             self.metric.update(**arguments)
-        if custom_selection(self.loader) is None:
-            # The collate_fn may have left out some images of the dataset; they are done as well.
-            count = self.loader.batch_size or 1
-        self.images_done += count
+        # Images that the collate_fn has left out are done as well.
+        self.images_done += len(indexed.indices or [])
         self.updating = False
         if (batch_idx + 1) % self.save_every == 0:
             self.save()
@@ -288,8 +293,9 @@ def _leave_process_group() -> None:
 
 
 def _keeps_samples(metric: AnyMetric) -> bool:
-    """Return whether ``update`` takes the index of each image, also inside a collection."""
-    members = metric.values() if isinstance(metric, MetricCollection) else [metric]
+    """Return whether ``update`` takes the index of each image, also inside a collection or a tracker."""
+    current = metric[-1] if isinstance(metric, MetricTracker) else metric
+    members = current.values() if isinstance(current, MetricCollection) else [current]
     return any(isinstance(member, CAMComparison) and member.per_sample for member in members)
 
 

@@ -166,6 +166,9 @@ def gallery(
 
     Returns:
         The images in colors, under ``"best"`` the best first, under ``"worst"`` the worst first.
+
+    Raises:
+        ValueError: if the index of one of these images is not known.
     """
     samples, measure = comparison.samples(), comparison.measures[0]
     methods = len(comparison.methods) - len(comparison.controls)
@@ -176,6 +179,11 @@ def gallery(
 
     def explained(sample: int) -> ExplainedImage:
         index, class_idx = int(samples["index"][sample]), int(samples["class_idx"][sample])
+        if index < 0:
+            raise ValueError(
+                "the index of an image in its dataset is not known, so the image cannot be shown; pass"
+                " update(images, index=...)"
+            )
         images = image_of(index).unsqueeze(0)
         batch = explain(comparison.sources, images, class_idx, protocol=comparison.protocol)
         (image,) = explained_images([batch], [0], class_names)

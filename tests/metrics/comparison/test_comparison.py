@@ -712,7 +712,11 @@ def on_a_rank(rank, world_size):
     with pytest.raises(ValueError, match="no measure"):
         comparison.win_rate("LIME")
     assert not comparison._is_synced
-    return comparison.compute(), comparison.samples(), comparison.win_rate(), comparison.table().to_json()
+    found = comparison.compute(), comparison.samples(), comparison.win_rate(), comparison.table().to_json()
+    comparison.update(images[:2] if rank else images[2:])
+    # Both ranks counted from 0.
+    assert (comparison.samples()["index"] == -1).sum() == 14
+    return found
 
 
 def test_ranks_give_the_numbers_of_one_process(tmp_path, net, images):

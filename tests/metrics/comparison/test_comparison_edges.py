@@ -129,15 +129,55 @@ def test_images_are_numbered_once_a_step(net, images, on_step, monkeypatch):
     assert comparison.samples()["index"].tolist() == list(range(12))
 
 
+def kept(net):
+    return CAMComparison({"own": GradCAM(net, "body")}, controls=False, per_sample=True)
+
+
+def test_images_are_counted_on_after_a_state_dict_is_loaded(net, images):
+    first, second = kept(net), kept(net)
+    first.persistent(True)
+    second.persistent(True)
+    first.update(images[:5])
+    second.load_state_dict(first.state_dict())
+    second.update(images[5:])
+    assert second.samples()["index"].tolist() == list(range(12))
+
+
+def test_merged_shards_have_the_indices_that_were_given_and_no_others(net, images):
+    first, second, third = kept(net), kept(net), kept(net)
+    first.update(images[:2])
+    first.update(images[2:4], index=[30, 31])
+    second.update(images[4:8])
+    second.update(images[8:], index=torch.tensor([7, 6, 5, 4]))
+    third.merge_state(first)
+    assert third.samples()["index"].tolist() == [0, 1, 30, 31]
+    third.merge_state(kept(net))
+    assert third.samples()["index"].tolist() == [0, 1, 30, 31]
+    third.merge_state(second)
+    samples = third.samples()
+    assert sorted(samples["index"].tolist()) == [-1] * 6 + [4, 5, 6, 7, 30, 31]
+    with torch.no_grad():
+        scores = net(images).softmax(1).amax(1)
+    for index, image in ((30, 2), (31, 3), (7, 8), (4, 11)):
+        assert samples["score"][samples["index"] == index].item() == pytest.approx(scores[image].item())
+
+
+def test_an_index_that_is_not_known_stays_so(net, images):
+    comparison = kept(net)
+    comparison.update(images[:3], index=[4, -1, 2])
+    comparison.update(images[3:5])
+    assert comparison.samples()["index"].tolist() == [4, -1, 2, 3, 4]
+
+
 def test_the_row_of_an_image_that_does_not_count_has_no_values(net, images):
     comparison = CAMComparison({"own": GradCAM(net, "body")}, per_sample=True)
     images[2] = torch.nan
     comparison.update(images)
-    kept = comparison.samples()
-    assert kept["average_drop"][2].isnan().all()
-    assert kept["valid"].sum() == 11 * 4
+    samples = comparison.samples()
+    assert samples["average_drop"][2].isnan().all()
+    assert samples["valid"].sum() == 11 * 4
     expected = comparison.compute()["own/average_drop"].item()
-    assert kept["average_drop"][:, 0].nanmean().item() == pytest.approx(expected, rel=1e-6)
+    assert samples["average_drop"][:, 0].nanmean().item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_records_may_be_elsewhere_than_the_sums(net, images):

@@ -249,8 +249,8 @@ class CAMComparison(SampleMetric):
                 where one source is `PrecomputedMaps`.
             objects: the annotated object of each image, ``(N, *spatial)`` of the images' size, bool or 0 and
                 1, for the localization measures.
-            index: the number of each image in its dataset, ``(N,)``, for `samples`; None counts the images
-                that this process has seen.
+            index: the index of each image in its dataset, ``(N,)``, for `samples`, -1 where it is not known;
+                None counts the images that this metric holds.
 
         Raises:
             TypeError: if an argument is of a wrong type.

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from torchmetrics_cam.functional.statistics import sum_dtype
 from torchmetrics_cam.metrics.base import CAMMetric
@@ -27,16 +28,16 @@ class SampleMetric(CAMMetric):
     per_sample: bool
     sums: Tensor
     records: list[Tensor]
-    _images_seen: int = 0
-    _images_seen_before_forward: int = 0
 
     def samples(self) -> dict[str, Tensor]:
         """Return the rows of all images on all ranks; every rank must call it.
 
         Returns:
-            ``"index"``, ``"class_idx"`` (-1 for a target) and ``"score"``, ``(N,)``; ``"masked_score"``,
-            ``"valid"`` and each measure under its name, ``(N, K)`` in the order of ``methods``; NaN where an
-            image is not counted.
+            ``"index"`` (-1 where it is not known), ``"class_idx"`` (-1 for a target) and ``"score"``,
+            ``(N,)``; ``"masked_score"``, ``"valid"`` and each measure under its name, ``(N, K)`` in the order
+            of ``methods``; NaN where an image is not counted. Where ``update`` was given no index, it is the
+            number of images before this one, and not known after images of several ranks or of several
+            metrics were joined.
 
         Raises:
             ValueError: if the comparison was made without ``per_sample=True``.
@@ -47,8 +48,10 @@ class SampleMetric(CAMMetric):
             records = torch.cat([self._no_records(), *_as_list(self.records)])
         columns = records[:, 3:].reshape(len(records), 2 + len(self.measures), len(self.methods))
         masked_score, valid, *values = columns.unbind(1)
+        index = records[:, 0]
+        before = torch.arange(len(records), device=index.device)
         return {
-            "index": records[:, 0].long(),
+            "index": torch.where(index.isnan(), before, index.nan_to_num().long()),
             "class_idx": records[:, 1].long(),
             "score": records[:, 2],
             "masked_score": masked_score,
@@ -56,20 +59,22 @@ class SampleMetric(CAMMetric):
             **dict(zip((measure.name for measure in self.measures), values, strict=True)),
         }
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Update the states and return the value of this batch; an error leaves the states unchanged."""
-        self._images_seen_before_forward = self._images_seen
-        try:
-            return super().forward(*args, **kwargs)
-        except BaseException:
-            self._images_seen = self._images_seen_before_forward
-            raise
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the sums and the rows of another metric, such as a shard that was computed elsewhere.
 
-    def reset(self) -> None:
-        """Reset the states, and number images from 0 again."""
-        super().reset()
-        # Within forward a batch may be evaluated twice, and its images keep their numbers.
-        self._images_seen = self._images_seen_before_forward if self._in_forward else 0
+        The index of an image is not known afterwards where ``update`` was given none, because both metrics
+        counted from 0.
+
+        Args:
+            incoming_state: as for `CAMMetric.merge_state`.
+
+        Raises:
+            ValueError: as `CAMMetric.merge_state`.
+        """
+        own = sum(map(len, _as_list(self.records))) if self.per_sample else 0
+        super().merge_state(incoming_state)
+        if own and sum(map(len, _as_list(self.records))) > own:
+            self.records = [_without_counted_index(rows) for rows in _as_list(self.records)]
 
     def _record(
         self, compared: ComparedBatch, class_idx: Tensor | None, index: Tensor | Sequence[int] | None
@@ -79,25 +84,34 @@ class SampleMetric(CAMMetric):
         Args:
             compared: the values of the batch.
             class_idx: its target classes, None for targets.
-            index: the number of each image in its dataset; None counts the images of this process.
+            index: the index of each image in its dataset; None if it is not given, which a row keeps as NaN.
         """
         if not self.per_sample:
             return
         scores = compared.scores
-        seen = torch.arange(self._images_seen, self._images_seen + len(scores), device=scores.device)
-        self._images_seen += len(scores)
-        index = seen if index is None else torch.as_tensor(index).to(scores.device)
+        given = torch.full_like(scores, torch.nan) if index is None else torch.as_tensor(index)
         classes = torch.full_like(scores, -1) if class_idx is None else class_idx
         # An image that is not counted adds 0 to the sums; in a row, 0 would look like the best drop.
         values = torch.where(compared.valid, compared.values, torch.nan)
-        columns = [index, classes, scores, *compared.masked_scores, *compared.valid, *values.flatten(0, 1)]
+        columns = [
+            given.to(scores.device),
+            classes,
+            scores,
+            *compared.masked_scores,
+            *compared.valid,
+            *values.flatten(0, 1),
+        ]
         rows = torch.stack([column.to(sum_dtype(column.device)) for column in columns], 1)
         self.records = [*_as_list(self.records), rows.to(self._no_records())]
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         """Synchronize the states; a rank without images contributes an empty tensor of rows."""
         if self.per_sample:
-            self.records = [self._no_records(), *_as_list(self.records)]
+            # Every rank counted from 0; `unsync` restores the rows of this rank.
+            rows = torch.cat([self._no_records(), *_as_list(self.records)])
+            self.records = [
+                rows if _number_of_ranks(self.process_group) == 1 else _without_counted_index(rows)
+            ]
         super()._sync_dist(*args, **kwargs)
 
     def _no_records(self) -> Tensor:
@@ -110,3 +124,15 @@ class SampleMetric(CAMMetric):
 def _as_list(records: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """Return the rows of all batches as a list; after a sync over ranks they are one tensor."""
     return [records] if isinstance(records, Tensor) else list(records)
+
+
+def _without_counted_index(rows: Tensor) -> Tensor:
+    """Return rows in which an index that was not given is -1, which says that it is not known."""
+    return torch.cat([rows[:, :1].nan_to_num(nan=-1.0), rows[:, 1:]], 1)
+
+
+def _number_of_ranks(group: Any) -> int:
+    """Return the number of ranks of a process group; 0 if Metric's ``dist_sync_fn`` needs none."""
+    distributed = torch.distributed
+    is_initialized = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size(group) if is_initialized else 0
