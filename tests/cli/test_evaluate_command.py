@@ -480,6 +480,113 @@ def test_changed_weights_do_not_resume(left_over, monkeypatch, capsys):
     assert "another command: state of the weights differ; run" in capsys.readouterr().err
 
 
+THEIRS = """
+import threading
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchmetrics_cam.cams import CallableSource
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        if Path("stop").exists() and len(images) > 1 and images.max() > 0.9:
+            raise RuntimeError("can't allocate memory")
+        return self.body(images).mean((2, 3))
+
+
+def network():
+    torch.manual_seed(0)
+    return Net(), lambda picture: torch.tensor(list(picture.getdata())).reshape(3, 8, 8) / 255
+
+
+def images():
+    return [torch.full((3, 8, 8), number / 11) for number in range(12)]
+
+
+def method(model, layer):
+    return CallableSource(model, lambda model, images, class_idx: images.mean(1))
+
+
+def unclear(model, layer):
+    lock = threading.Lock()
+    return CallableSource(model, lambda model, images, class_idx: (lock, images.mean(1))[1])
+"""
+CHANGES = {
+    "nothing": ("", "", None),
+    "the values of a data function": ("number / 11", "(11 - number) / 11", "content of the images"),
+    "the method": ("images.mean(1)", "images.amax(1)", "settings of sources"),
+    "the network": (".mean((2, 3))", ".amax((2, 3))", "network"),
+    "the transform": ("/ 255", "/ 256", "content of the images"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_changed_functions_of_the_user_do_not_resume(tmp_path, monkeypatch, capsys, what):
+    old, new, named = CHANGES[what]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    if what == "the transform":
+        Path("photos").mkdir()
+        for number in range(12):
+            Image.new("RGB", (8, 8), (number * 23,) * 3).save(f"photos/{number:02}.png")
+    data = "photos" if what == "the transform" else "theirs:images"
+    more = ["--methods", "grad_cam,theirs:method", "--batch-size", "2", "--save-every", "1"]
+    command_line = ["evaluate", "--model", "theirs:network", "--data", data, "--layer", "body", *more, *CPU]
+    for text, stop in ((THEIRS, True), (THEIRS.replace(old, new), False)):
+        Path("theirs.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "theirs", raising=False)
+        shutil.rmtree("__pycache__", ignore_errors=True)
+        if stop:
+            Path("stop").touch()
+            assert main([*command_line, "--out", "out"]) == 2
+            assert "memory ran out" in capsys.readouterr().err
+            Path("stop").unlink()
+    partial = Path("out/partial/rank-0.pt")
+    assert torch.load(partial, weights_only=True)["done"] == 10
+    before = partial.read_bytes()
+    assert main([*command_line, "--out", "out"]) == (0 if named is None else 2)
+    if named is None:
+        return
+    stderr = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(
+        rf"out/partial/rank-0.pt belongs to a run with {named}=.*; start again with --fresh", stderr
+    )
+    assert partial.read_bytes() == before
+    assert main([*command_line, "--out", "out", "--fresh"]) == 0
+    assert main([*command_line, "--out", "whole"]) == 0
+    assert numbers(Path("out")) == numbers(Path("whole"))
+
+
+@pytest.mark.filterwarnings("ignore:after an interruption, this evaluation continues only with")
+def test_a_function_that_cannot_be_compared_resumes_only_if_told_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    Path("theirs.py").write_text(THEIRS)
+    more = ["--layer", "body", "--methods", "theirs:unclear", "--batch-size", "2", "--save-every", "1"]
+    command_line = ["evaluate", "--model", "theirs:network", "--data", "theirs:images", *more, *CPU]
+    Path("stop").touch()
+    assert main([*command_line, "--out", "out"]) == 2
+    Path("stop").unlink()
+    capsys.readouterr()
+    assert main([*command_line, "--out", "out"]) == 2
+    stderr = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "out/partial/rank-0.pt may belong to another run: settings of sources (a _thread.lock) cannot be"
+        in stderr
+    )
+    assert "or if nothing has changed, with --assume-unchanged" in stderr
+    assert main([*command_line, "--out", "out", "--assume-unchanged"]) == 0
+    assert main([*command_line, "--out", "whole"]) == 0
+    assert numbers(Path("out")) == numbers(Path("whole"))
+
+
 @pytest.mark.parametrize("full_after", ["nothing", "partial", "results.json", "report.html"])
 def test_full_disk_is_reported_and_keeps_the_earlier_results(inside, tmp_path, capsys, request, full_after):
     out = tmp_path / "out"

@@ -173,6 +173,8 @@ def _evaluate() -> "ArgumentParser":
     add("--pictures", type=NonNegativeInt, default=4, help=pictures)
     add("--save_every", type=PositiveInt, default=20, help="batches between two saves of the partial result")
     add("--fresh", action="store_true", help="discard the partial result of an interrupted run")
+    unchanged = "resume although it cannot be checked whether a function is unchanged"
+    add("--assume_unchanged", action="store_true", help=unchanged)
     add("--out", type=str, default="torchmetrics-cam-results", help="the output folder")
     presets = f"preset: {', '.join(PRESETS)}; the options below replace its fields"
     add("--protocol", type=str, default="paper", help=presets)

@@ -31,7 +31,7 @@ from torchmetrics_cam.cli.results import (
     write_files,
 )
 from torchmetrics_cam.lightning import evaluate
-from torchmetrics_cam.lightning.resume import weights_checksum
+from torchmetrics_cam.lightning.resume import PartialResultError, weights_checksum
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.model.scores import logits_of
 from torchmetrics_cam.report.gallery import gallery
@@ -220,10 +220,6 @@ def _evaluated(
     """Run the evaluation; return the comparison in the process of rank 0, which has the states of all."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
-    def inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
-        classes = {"class_idx": batch["label"]} if arguments.explain == "label" else {}
-        return {"input_tensor": batch["image"], "index": batch["index"], **classes}
-
     batch_size = arguments.batch_size
     # Without a number of devices, Lightning takes all, or as many as torchrun has started.
     devices = {} if arguments.devices == "auto" else {"devices": arguments.devices}
@@ -236,8 +232,11 @@ def _evaluated(
             evaluate(
                 comparison,
                 loader,
-                inputs=inputs,
+                inputs=_labeled_images if arguments.explain == "label" else _images,
                 partial=partial,
+                # Needed until the result files are written.
+                keep_partial=True,
+                assume_unchanged=arguments.assume_unchanged,
                 save_every=arguments.save_every,
                 accelerator=arguments.accelerator,
                 strategy=arguments.strategy,
@@ -248,6 +247,11 @@ def _evaluated(
         except SystemExit as error:
             # Lightning exits after Ctrl-C.
             raise KeyboardInterrupt from error
+        except PartialResultError as error:
+            told = ", or if nothing has changed, with --assume-unchanged" if error.may_be_unchanged else ""
+            raise UsageError(
+                f"{error.problem}; start again with --fresh, or resume with everything as it was{told}"
+            ) from error
         except ValueError as error:
             if "logits_fn" not in str(error):
                 raise
@@ -269,6 +273,16 @@ def _evaluated(
                 f" and {how_to_resume(arguments)} ({summary(error)})"
             ) from error
         return comparison if getattr(rank_zero_only, "rank", 0) == 0 else None
+
+
+def _images(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the arguments of ``update`` to explain the top class."""
+    return {"input_tensor": batch["image"], "index": batch["index"]}
+
+
+def _labeled_images(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the arguments of ``update`` to explain the labels."""
+    return {**_images(batch), "class_idx": batch["label"]}
 
 
 def _is_distributed() -> bool:

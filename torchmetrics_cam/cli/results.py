@@ -41,7 +41,16 @@ _LIBRARIES = (
 )
 # Options that may differ between an interrupted run and the run that resumes it. The batch size may, because
 # the first one may have been too large for the memory.
-_CHANGEABLE = ("fresh", "out", "pictures", "save_every", "num_workers", "batch_size", "halve_on_oom")
+_CHANGEABLE = (
+    "fresh",
+    "assume_unchanged",
+    "out",
+    "pictures",
+    "save_every",
+    "num_workers",
+    "batch_size",
+    "halve_on_oom",
+)
 
 
 def results_of(comparison: CAMComparison, class_names: Sequence[str] | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Metric, MetricCollection, MetricTracker
@@ -29,6 +30,7 @@ from torchmetrics_cam.lightning.resume import (
     copy_states,
     restore_states,
     run_key,
+    unidentified_parts,
     updated_metrics,
 )
 from torchmetrics_cam.metrics.base import CAMMetric
@@ -45,6 +47,8 @@ def evaluate(
     num_workers: int = 0,
     partial: Path | str | None = None,
     save_every: int = 20,
+    keep_partial: bool = False,
+    assume_unchanged: bool = False,
     **trainer_arguments: Any,
 ) -> Any:
     """Compute a metric over a dataset on any number of devices, each image exactly once.
@@ -74,9 +78,15 @@ def evaluate(
         batch_size: the number of images in a batch of one device; ignored if ``data`` is a dataloader.
         num_workers: the number of processes that load images; ignored if ``data`` is a dataloader.
         partial: a folder in which each rank saves its partial result. After an interruption, the same call
-            continues from there and returns the same value, bit for bit. The folder is not deleted at the
-            end.
+            continues from there and returns the same value, bit for bit. Another call is refused: functions
+            are compared by their code and the values that they refer to, and the dataset by its length and
+            the content of 16 items, the first, the last and evenly spaced ones.
         save_every: the number of batches between two saves of the partial result.
+        keep_partial: whether to keep the files of the partial result at the end, so that the same call
+            returns the value again without an evaluation; by default they are removed.
+        assume_unchanged: whether to continue also where a part of the run cannot be compared with the
+            interrupted run, such as a function that holds an open file. A warning names it when the run
+            starts.
         trainer_arguments: arguments of `lightning.Trainer`, such as ``accelerator``, ``devices``,
             ``num_nodes``, ``strategy`` (``"ddp"``, ``"ddp_spawn"`` or a strategy object) and ``precision``.
             The default of ``devices`` is all devices, and under ``torchrun`` the number of processes that it
@@ -89,7 +99,7 @@ def evaluate(
         TypeError: if ``metric`` is not a metric, or contains none of this package.
         ValueError: if the metric already holds images, the data cannot be split over several ranks, the
             function was called in a process group that the Trainer does not manage, or ``partial`` belongs to
-            another run.
+            another run, or may do so.
 
     Example:
         >>> import torch
@@ -146,6 +156,8 @@ def evaluate(
             outcome=Path(folder) / "outcome",
             partial_folder=None if partial is None else Path(partial).absolute(),
             save_every=save_every,
+            keep_partial=keep_partial,
+            assume_unchanged=assume_unchanged,
         )
         try:
             trainer.test(module, verbose=False)
@@ -168,6 +180,8 @@ class _TestLoop(LightningModule):
         outcome: the file through which a spawned process returns its result.
         partial_folder: the folder of the partial results; None to keep none.
         save_every: the number of batches between two saves.
+        keep_partial: whether to keep the partial results at the end.
+        assume_unchanged: whether to continue from a partial result that may be of another run.
     """
 
     def __init__(
@@ -180,6 +194,8 @@ class _TestLoop(LightningModule):
         outcome: Path,
         partial_folder: Path | None,
         save_every: int,
+        keep_partial: bool,
+        assume_unchanged: bool,
     ) -> None:
         super().__init__()
         # Before the metric, so that in a deep copy of this module the metric refers to the copied networks.
@@ -191,6 +207,8 @@ class _TestLoop(LightningModule):
         self.starting_process = os.getpid()
         self.partial_folder = partial_folder
         self.save_every = save_every
+        self.keep_partial = keep_partial
+        self.assume_unchanged = assume_unchanged
         self.partial: PartialResult | None = None
         self.images_done = 0
         self.updating = False
@@ -199,8 +217,21 @@ class _TestLoop(LightningModule):
     def test_dataloader(self) -> DataLoader[Any]:
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
         if self.partial_folder is not None:
-            key = run_key(self.metric, self.networks, len(self.loader.dataset), ranks)  # type: ignore[arg-type]
-            partial = PartialResult(self.partial_folder, rank, key)
+            key = run_key(
+                self.metric,
+                self.networks,
+                self.loader,
+                inputs=self.inputs,
+                precision=self.trainer.precision,
+                processes=ranks,
+            )
+            unidentified = unidentified_parts(key)
+            if unidentified and not self.assume_unchanged:
+                rank_zero_warn(
+                    f"after an interruption, this evaluation continues only with assume_unchanged=True:"
+                    f" {unidentified} cannot be compared with that of the interrupted run"
+                )
+            partial = PartialResult(self.partial_folder, rank, key, assume_unchanged=self.assume_unchanged)
             self.images_done = partial.load(self.metric)
             # Set after loading: the file of another run, which load refuses, must not be overwritten.
             self.partial = partial
@@ -245,6 +276,10 @@ class _TestLoop(LightningModule):
         else:
             # A spawned process ends with the run, so it hands the result to the starting process in a file.
             torch.save((self.value, states), self.outcome)
+        if self.partial is not None and not self.keep_partial:
+            # Not before every rank has the value: if one fails before, the others can continue too.
+            self.trainer.strategy.barrier()
+            self.partial.remove()
 
     def load_outcome(self) -> None:
         """Take over the result of a spawned process, if there is one."""
