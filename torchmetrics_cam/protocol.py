@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from torchmetrics_cam.baselines import BLUR, Baseline, as_baseline, display_name, is_finite_number
+from torchmetrics_cam.baselines import Baseline, as_baseline, display_name, is_finite_number
 
 # The fields that hold a baseline.
 BASELINES = ("baseline", "deletion_baseline", "insertion_baseline")
@@ -95,7 +95,7 @@ class EvaluationProtocol:
     gain_eps: float = 0.0
     curve_steps: int = 20
     deletion_baseline: Baseline | str = 0.0
-    insertion_baseline: Baseline | str = BLUR
+    insertion_baseline: Baseline | str = "blur"
     road_fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     road_noise: float = 0.01
     pointing_tolerance: float = 15.0
@@ -135,7 +135,9 @@ class EvaluationProtocol:
         for field in BASELINES:
             object.__setattr__(self, field, as_baseline(getattr(self, field)))
         if not self.name:
-            modified = any(getattr(self, field.name) != field.default for field in fields(self)[1:])
+            defaults = {field.name: field.default for field in fields(self)[1:]}
+            defaults |= {field: as_baseline(defaults[field]) for field in BASELINES}
+            modified = any(getattr(self, field) != default for field, default in defaults.items())
             object.__setattr__(self, "name", "modified paper" if modified else "paper")
 
     @classmethod

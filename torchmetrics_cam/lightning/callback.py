@@ -104,7 +104,7 @@ class CAMEvaluation(Callback):
 
     def __init__(
         self,
-        sources: Sources | Callable[[LightningModule], Sources],
+        sources: Callable[[LightningModule], Any] | Sources,
         *,
         every_n_epochs: int = 1,
         max_batches: int | None = 8,
@@ -114,7 +114,7 @@ class CAMEvaluation(Callback):
         protocol: EvaluationProtocol | str | None = None,
         batch_size: int | None = None,
         num_images: int = 4,
-        to_colors: Callable[[Tensor], Tensor] | None = None,
+        to_colors: Callable[[Tensor], Any] | None = None,
         class_names: Sequence[str] | None = None,
         directory: str | Path | None = None,
         name: str = "cam",

@@ -14,7 +14,8 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-BatchInputs = Callable[[Any], Tensor | Mapping[str, Any]]
+# It returns a tensor or a mapping. LightningCLI would accept only functions with exactly that annotation.
+BatchInputs = Callable[[Any], Any]
 
 # Where several tensors of a batch could be images, the first of these names that occurs decides.
 _IMAGE_NAMES = ("input_tensor", "pixel_values", "images", "image", "inputs", "input", "x")
