@@ -125,7 +125,7 @@ class BaselineImage:
     """
 
     def __init__(self, image: Tensor) -> None:
-        self.image = image.detach().clone()
+        self.image = image.detach().as_subclass(Tensor).clone()
 
     def check(self, images: Tensor) -> None:
         """Check that images have the shape of the baseline.
@@ -219,7 +219,7 @@ def baseline_values(images: Tensor, baseline: Any) -> Tensor:
             f"the protocol's baseline {display_name(baseline)} returned shape {tuple(values.shape)} for"
             f" images of shape {tuple(images.shape)}; it must return a tensor that broadcasts to the images"
         )
-    return values.detach().to(images)
+    return values.detach().as_subclass(Tensor).to(images)
 
 
 def display_name(value: Any) -> str:

@@ -7,20 +7,22 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from digits import Digits, by_hand, data, network, source, trainer, training, validation
+from digits import Digits, MeasuredDigits, by_hand, data, network, source, trainer, training, validation
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from matplotlib.image import imread
+from monai.data import MetaTensor
 from pytorch_grad_cam import EigenCAM
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchcam import methods
 
-from torchmetrics_cam import AverageDrop
+from torchmetrics_cam import AverageDrop, explain
 from torchmetrics_cam.cams import GradCAM, LayerCAM, UniformMap
 from torchmetrics_cam.functional import average_drop
 from torchmetrics_cam.lightning import CAMEvaluation
 from torchmetrics_cam.lightning.data import images_of, update_arguments
+from torchmetrics_cam.report.gallery import worst_explained
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches.*is smaller than the logging interval"),
@@ -522,3 +524,40 @@ def test_extractors_of_other_libraries_keep_no_activations_of_the_training(tmp_p
     assert len(kept) >= 4
     assert kept == [[0, 0, [None]]] * len(kept)
     assert not any(layer._forward_hooks for layer in module.modules())
+
+
+def test_values_of_meta_tensors_are_plain_and_their_checkpoints_load_safely(tmp_path):
+    """Also a module that keeps the states of its own metric in the checkpoint."""
+
+    class Kept(MeasuredDigits):
+        def __init__(self):
+            super().__init__()
+            self.average_drop.persistent(True)
+
+    images, labels = data(256, 288).tensors
+    loader = DataLoader(TensorDataset(MetaTensor(images), MetaTensor(labels)), batch_size=16)
+    callback = CAMEvaluation(
+        grad_cam, inputs=lambda batch: {"input_tensor": batch[0], "class_idx": batch[1]}, directory=tmp_path
+    )
+    best = ModelCheckpoint(dirpath=tmp_path, monitor=DROP)
+    module = Kept()
+    fit = trainer(tmp_path, callbacks=[callback, best])
+    fit.fit(module, training(), loader)
+    # The loss is the module's own.
+    logged = {name: value for name, value in fit.callback_metrics.items() if name != "val_loss"}
+    assert {type(value) for value in logged.values()} == {torch.Tensor}
+    expected = AverageDrop(source(module.model))
+    expected.update(images, class_idx=labels)
+    assert fit.callback_metrics[DROP].item() == pytest.approx(expected.compute().item(), rel=1e-5)
+    checkpoint = torch.load(best.last_model_path or best.best_model_path, weights_only=True)
+    assert type(checkpoint["state_dict"]["average_drop.drop"]) is torch.Tensor
+    assert len(pictures(tmp_path)) == 2
+
+
+def test_worst_images_of_meta_tensors_are_plain():
+    """They travel between ranks, which may not have the library of the subclass."""
+    images = MetaTensor(data(256, 260).tensors[0])
+    batch = explain({"half": UniformMap(network().eval(), 0.5)}, images)
+    for one in worst_explained([batch], 2):
+        for tensor in (one.image, one.masks, one.masked_images):
+            assert type(tensor) is torch.Tensor

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import pytorch_grad_cam as library
 import torch
+from monai.data import MetaTensor
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
@@ -409,3 +410,17 @@ def test_images_dropped_by_the_collate_fn_count_in_the_index(net, tmp_path, kept
     comparison = CAMComparison({"own": GradCAM(net, "body")}, controls=False, per_sample=True)
     evaluate(comparison, loader, partial=tmp_path if kept else None, **QUIET)
     assert comparison.samples()["index"].tolist() == [0, 2, 3, 4, 5, 6, 7]
+
+
+def test_an_interrupted_run_over_meta_tensors_continues(net, tmp_path):
+    """Its partial result holds plain tensors, which load without MONAI."""
+    images = MetaTensor(images_of())
+    data = Interrupting(images, 10, OSError("the disk is gone"))
+    with pytest.raises(OSError, match="the disk is gone"):
+        evaluate(many(net), data, batch_size=4, partial=tmp_path, **QUIET)
+    stored = torch.load(tmp_path / "rank-0.pt", weights_only=True)
+    assert stored["done"] == 8
+    value = evaluate(many(net), data, batch_size=4, partial=tmp_path, **QUIET)
+    expected = evaluate(many(net), images_of(), batch_size=4, **QUIET)
+    assert {type(one) for one in value.values()} == {torch.Tensor}
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-9)

@@ -107,7 +107,7 @@ class ScoreSelector:
     num_classes: int | None = None
 
     def select(self, output: Any) -> Tensor:
-        """Return the selected score of each image, ``(N,)``.
+        """Return the selected score of each image, ``(N,)``, also of a subclass of tensors as a plain tensor.
 
         Raises:
             TypeError: if targets are given an output without a batch dimension, or one returns no tensor.
@@ -115,7 +115,8 @@ class ScoreSelector:
         """
         if self.targets is None:
             assert self.class_idx is not None
-            return torch.as_tensor(output).gather(1, self.class_idx.unsqueeze(1)).squeeze(1)
+            scores = torch.as_tensor(output).as_subclass(Tensor)
+            return scores.gather(1, self.class_idx.unsqueeze(1)).squeeze(1)
         values = [target(sample) for target, sample in zip(self.targets, samples(output), strict=True)]
         for value in values:
             if not isinstance(value, Tensor):
@@ -124,7 +125,7 @@ class ScoreSelector:
                 raise ValueError(
                     f"a target returned a tensor of shape {tuple(value.shape)}; it must return a scalar"
                 )
-        return torch.stack([value.reshape(()) for value in values])
+        return torch.stack([value.as_subclass(Tensor).reshape(()) for value in values])
 
     @classmethod
     def concatenated(cls, parts: Sequence["ScoreSelector"]) -> "ScoreSelector":

@@ -206,7 +206,7 @@ class Batch:
     ) -> "Batch":
         """Explain images by the sources of a pipeline; with ``methods`` the batch has a dimension K."""
         explanations = pipeline.explain(images, class_idx, targets=targets, cams=cams)
-        marked = None if objects is None else objects.to(images.device) > 0
+        marked = None if objects is None else objects.as_subclass(Tensor).to(images.device) > 0
         perturbed = _PerturbedScores(pipeline, explanations)
         return cls(perturbed, source=None if methods else 0, methods=methods, objects=marked)
 

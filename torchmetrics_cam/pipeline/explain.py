@@ -182,10 +182,10 @@ def explain_all(
                 )
             if first is None:
                 first = replace(forward, scores=forward.scores.detached(), activations={})
-                scores = in_float32(first.selector.select(first.scores.scores).detach()).as_subclass(Tensor)
+                scores = in_float32(first.selector.select(first.scores.scores).detach())
                 twice = torch.zeros_like(scores, dtype=torch.bool)
                 if first.score_function.normalizes_classes:
-                    twice = look_like_probabilities(first.scores).as_subclass(Tensor)
+                    twice = look_like_probabilities(first.scores)
             for source in group:
                 explanations[source] = _explanation(source, forward, first.selector, scores, finite, twice)
             # Its graph is freed before the next pass makes another.

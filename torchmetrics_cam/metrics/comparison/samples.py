@@ -89,7 +89,11 @@ class SampleMetric(CAMMetric):
         if not self.per_sample:
             return
         scores = compared.scores
-        given = torch.full_like(scores, torch.nan) if index is None else torch.as_tensor(index)
+        given = (
+            torch.full_like(scores, torch.nan)
+            if index is None
+            else torch.as_tensor(index).as_subclass(Tensor)
+        )
         classes = torch.full_like(scores, -1) if class_idx is None else class_idx
         # An image that is not counted adds 0 to the sums; in a row, 0 would look like the best drop.
         values = torch.where(compared.valid, compared.values, torch.nan)
