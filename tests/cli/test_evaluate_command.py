@@ -17,14 +17,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import small_net
 from PIL import Image
 from processes import Command
 from sklearn.datasets import load_digits
 
-from torchmetrics_cam import AverageDrop
-from torchmetrics_cam.cams import GradCAM
+from torchmetrics_cam import AverageDrop, CAMComparison
+from torchmetrics_cam.cams import CallableSource, GradCAM
 from torchmetrics_cam.cli import main
 from torchmetrics_cam.cli.arguments import parser
+from torchmetrics_cam.cli.results import results_of
 
 NETWORK = """
 import numpy as np
@@ -478,6 +480,27 @@ def test_changed_weights_do_not_resume(left_over, monkeypatch, capsys):
     monkeypatch.setattr(mine, "hungry", lambda: (model, transform))
     assert main(left_over) == 2
     assert "another command: state of the weights differ; run" in capsys.readouterr().err
+
+
+def test_the_rows_of_classes_count_no_excluded_images():
+    net = small_net()
+
+    def unfinished(model, images, class_idx):
+        maps = images.mean(1)
+        maps[images[:, 0, 0, 0] == 7] = torch.nan
+        return maps
+
+    sources = {"Grad-CAM": GradCAM(net, "body"), "unfinished": CallableSource(net, unfinished)}
+    comparison = CAMComparison(sources, controls=False, per_sample=True)
+    images = torch.rand(6, 3, 12, 12, dtype=torch.float64)
+    images[1] = torch.nan
+    images[2, 0, 0, 0] = images[5, 0, 0, 0] = 7
+    comparison.update(images, class_idx=[0, 0, 0, 0, 2, 3])
+    first, second, third = results_of(comparison, None)["per_class"]
+    assert (first["n"], first["counted"]) == (3, {"Grad-CAM": 3, "unfinished": 2})
+    assert (second["n"], second["counted"]) == (1, {"Grad-CAM": 1, "unfinished": 1})
+    assert (third["n"], third["counted"]) == (1, {"Grad-CAM": 1, "unfinished": 0})
+    assert third["values"]["unfinished"]["average_drop"] is None
 
 
 THEIRS = """

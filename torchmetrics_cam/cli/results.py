@@ -235,7 +235,16 @@ def _per_class(comparison: CAMComparison, class_names: Sequence[str] | None) -> 
             for column, method in enumerate(comparison.methods)
         }
         name = names[class_idx] if 0 <= class_idx < len(names) else str(class_idx)
-        rows.append({"class_idx": class_idx, "name": name, "n": int(of_class.sum()), "values": values})
+        rows.append(
+            {
+                "class_idx": class_idx,
+                "name": name,
+                # A map that is not finite excludes an image for one method only.
+                "n": int(valid.any(1).sum()),
+                "counted": dict(zip(comparison.methods, valid.sum(0).tolist(), strict=True)),
+                "values": values,
+            }
+        )
     return rows
 
 
