@@ -321,7 +321,7 @@ class Changing(Dataset):
         return torch.rand(3, 12, 12, dtype=torch.float64, generator=self.generator)
 
 
-@pytest.mark.filterwarnings("default::UserWarning")
+@pytest.mark.filterwarnings("ignore:after an interruption, this evaluation continues only with")
 @pytest.mark.parametrize(
     ("what", "contained"),
     [("logits_fn", "_io.TextIOWrapper"), ("content of the images", "Changing whose items differ each time")],

@@ -180,7 +180,8 @@ class _Digests:
             digests = [self.of(part) for part in parts]
         finally:
             self._unfinished.pop()
-        if isinstance(value, set | frozenset):
+        if isinstance(value, set | frozenset | dict):
+            # A dict that was made from a set has another order in another process.
             digests.sort()
         checksum = hashlib.sha256()
         for part in (kind.encode(), content, *digests):
@@ -198,7 +199,7 @@ def _read(value: Any) -> _Content:
     if kind in (list, tuple, set, frozenset):
         return kind.__name__, b"", value
     if kind in (dict, types.MappingProxyType):
-        return "dict", b"", [part for item in value.items() for part in item]
+        return "dict", b"", value.items()
     if isinstance(value, Tensor):
         return _read_tensor(value)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
