@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from processes import START_METHOD
+from pytorch_grad_cam import GradCAM
 from torch import nn
 from torchvision.transforms import Compose, Lambda, v2
 
@@ -180,6 +181,11 @@ def test_hooks_and_modes_of_a_network_do_not_count():
     first, second = network(), network().eval()
     second.register_forward_hook(lambda *_: None)
     assert digest(first) == digest(second)
+
+
+def test_an_object_that_hooks_a_network_has_the_digest_of_its_copy():
+    model = network()
+    assert digest(adding(GradCAM(model, [model[0]]))) == digest(adding(GradCAM(model, [model[0]])))
 
 
 UNIDENTIFIED = {

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from torchmetrics_cam.cams.source import library_classes
 from torchmetrics_cam.model.random_numbers import RandomStream
@@ -206,6 +207,9 @@ def _read(value: Any) -> _Content:
         return "array", np.ascontiguousarray(value).tobytes(), (str(value.dtype), value.shape)
     if "Image" in library_classes(value, "PIL.Image"):
         return "image", value.tobytes(), (value.mode, value.size, value.getpalette())
+    if isinstance(value, RemovableHandle):
+        # It counts the hooks of the process.
+        return "hook", b"", ()
     if isinstance(value, nn.Module):
         state = value.state_dict()
         if isinstance(value, torch.jit.ScriptModule) and not state:
