@@ -112,7 +112,7 @@ class EnergyPointingGame(LocalizationMetric):
         >>> from torchmetrics_cam.functional import boxes_to_objects
         >>> metric = EnergyPointingGame(UniformMap(nn.Flatten()))
         >>> objects = boxes_to_objects(torch.tensor([[0, 0, 2, 2]]), (4, 4))
-        >>> metric.update(torch.rand(1, 1, 4, 4), objects=objects)
+        >>> metric.update(torch.randn(1, 1, 4, 4), objects=objects)
         >>> metric.compute()  # the object covers a quarter of the image
         tensor(0.2500)
 
@@ -183,7 +183,7 @@ class PointingGame(LocalizationMetric):
         >>> from torchmetrics_cam.functional import boxes_to_objects
         >>> metric = PointingGame(CenterMap(nn.Flatten()), protocol=EvaluationProtocol(pointing_tolerance=0))
         >>> objects = boxes_to_objects(torch.tensor([[2, 2, 3, 3], [0, 0, 1, 1]]), (5, 5))
-        >>> metric.update(torch.rand(2, 1, 5, 5), objects=objects)
+        >>> metric.update(torch.randn(2, 1, 5, 5), objects=objects)
         >>> metric.compute()  # the first object lies in the center, the second in a corner
         tensor(0.5000)
 
