@@ -503,7 +503,7 @@ def test_every_file_that_is_not_an_image_is_named_with_a_reason(tmp_path: Path) 
 def test_files_and_folders_without_permission_are_named() -> None:
     Image.init()
     # The folders above tmp_path belong to another user than the one that the test becomes.
-    with without_privileges(), TemporaryDirectory() as name:
+    with TemporaryDirectory() as name, without_privileges(name):
         folder = Path(name)
         for file in ("a/1.png", "b/2.png", "c/3.png", "d/4.png"):
             save(folder / file)
@@ -523,10 +523,11 @@ def test_files_and_folders_without_permission_are_named() -> None:
 
 
 @contextmanager
-def without_privileges() -> Iterator[None]:
-    """Act as a user whom permissions apply to, also where the tests run as root."""
+def without_privileges(folder: str) -> Iterator[None]:
+    """Act as the owner of a folder, whom permissions apply to, also where the tests run as root."""
     user = os.geteuid()
     if user == 0:
+        os.chown(folder, 65534, -1)
         os.seteuid(65534)
     try:
         yield
