@@ -12,7 +12,7 @@ from torch import nn
 
 from torchmetrics_cam import AverageDrop, ClassificationMetric
 from torchmetrics_cam.cams import CallableSource, GradCAM
-from torchmetrics_cam.model.graph import activation_graph
+from torchmetrics_cam.model.graph import ActivationGraph
 from torchmetrics_cam.model.guard import ModelGuard, hooks_muted
 
 
@@ -139,7 +139,7 @@ def test_only_the_head_has_a_graph(net, images):
     """The body runs without a graph, and the layer's activation is the leaf."""
     seen = {}
     net.stem.register_forward_hook(lambda _m, _a, out: seen.update(stem=out.requires_grad))
-    with activation_graph(net, [net.body]) as graph:
+    with ActivationGraph(net, [net.body]) as graph:
         output = net(images)
         activation = graph[net.body]
         assert activation.is_leaf
@@ -152,17 +152,17 @@ def test_only_the_head_has_a_graph(net, images):
 def test_the_recorded_activation_is_that_of_the_layer_though_an_in_place_relu_follows(net, images):
     with torch.no_grad():
         expected = net.body(net.stem(images))
-    with activation_graph(net, [net.body]) as graph:
+    with ActivationGraph(net, [net.body]) as graph:
         net(images)
         assert torch.equal(graph[net.body], expected)
     assert (expected < 0).any()
 
 
 def test_head_only_gradients_are_those_of_the_full_graph(net, images):
-    with activation_graph(net, [net.stem, net.body]) as graph:
+    with ActivationGraph(net, [net.stem, net.body]) as graph:
         score = net(images)[:, 1].sum()
         head = torch.autograd.grad(score, [graph[net.stem], graph[net.body]])
-    with activation_graph(net, [net.stem, net.body], head_only=False) as graph:
+    with ActivationGraph(net, [net.stem, net.body], head_only=False) as graph:
         score = net(images.clone().requires_grad_())[:, 1].sum()
         full = torch.autograd.grad(score, [graph[net.stem], graph[net.body]])
     assert all(map(torch.equal, head, full))

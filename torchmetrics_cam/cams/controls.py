@@ -240,9 +240,7 @@ class RandomWeightsCAM(LayerSource):
         """Return one map per image for each target layer."""
         maps = []
         with torch.autocast(forward.images.device.type, enabled=False):
-            for index, (name, output) in enumerate(
-                zip(self.layer_names, self._activations(forward), strict=True)
-            ):
+            for index, (name, _, output) in enumerate(self._activations(forward)):
                 activation = self._grid(name, output)
                 # Each layer has weights of its own.
                 noise = hashed_noise(forward.images, activation.shape[1], self.seed + index * 0x5851F42D)

@@ -74,9 +74,7 @@ class GradientCAM(LayerSource):
             RuntimeError: if a layer was not executed, or the explained score has no gradient there.
         """
         maps = []
-        for name, layer, activation in zip(
-            self.layer_names, self.layers, self._activations(forward), strict=True
-        ):
+        for name, layer, activation in self._activations(forward):
             gradient = forward.gradients[layer]
             if gradient is None:
                 raise RuntimeError(

@@ -76,11 +76,13 @@ class LayerSource(CAMSource):
     @property
     def layers(self) -> tuple[nn.Module, ...]:
         """The target layers."""
-        return tuple(self.model.get_submodule(name) for name in self.layer_names)
+        model = self.model
+        return tuple([model.get_submodule(name) for name in self.layer_names])
 
-    def _activations(self, forward: ForwardPass) -> list[Tensor]:
-        """Return the recorded output of each target layer."""
-        for name, layer in zip(self.layer_names, self.layers, strict=True):
+    def _activations(self, forward: ForwardPass) -> list[tuple[str, nn.Module, Tensor]]:
+        """Return the name, the module and the recorded output of each target layer."""
+        layers = self.layers
+        for name, layer in zip(self.layer_names, layers, strict=True):
             if layer not in forward.activations:
                 for module in (self.model, layer):
                     if type(module).__call__ is not nn.Module.__call__:
@@ -92,7 +94,10 @@ class LayerSource(CAMSource):
                     f"layer {name!r} returned no tensor in the forward pass: it was not executed, or its"
                     " output is not a tensor or a tuple that starts with one; choose another target_layer"
                 )
-        return [forward.activations[layer] for layer in self.layers]
+        return [
+            (name, layer, forward.activations[layer])
+            for name, layer in zip(self.layer_names, layers, strict=True)
+        ]
 
     def _grid(self, name: str, tensor: Tensor) -> Tensor:
         """Return the activation or gradient of a layer as ``(N, channels, *spatial)``, at least float32."""

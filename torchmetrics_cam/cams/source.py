@@ -1,8 +1,8 @@
 """CAMSource, the interface of all sources of maps, with its input and its result."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -173,9 +173,9 @@ class CAMSource(ABC):
         return ()
 
     @property
-    def target_layers(self) -> Sequence[nn.Module]:
-        """The layers that the maps are computed from; one that runs twice in a forward pass is refused."""
-        return self.layers
+    def counted_layers(self) -> Sequence[nn.Module]:
+        """Further layers that the maps are computed from; like `layers`, each may only run once."""
+        return ()
 
     @abstractmethod
     def maps(self, forward: ForwardPass) -> SourceMaps:
@@ -206,15 +206,13 @@ class CAMSource(ABC):
                 " PrecomputedMaps(model) as the cam_extractor"
             )
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> AbstractContextManager[None]:
         """Enable the source's own hooks; entered around the forward pass on the clean images and `maps`."""
-        yield
+        return nullcontext()
 
-    @contextmanager
-    def muted(self) -> Iterator[None]:
+    def muted(self) -> AbstractContextManager[None]:
         """Disable the source's own hooks; entered around the forward passes on perturbed images."""
-        yield
+        return nullcontext()
 
     def shares_hooks(self, other: "CAMSource") -> bool:
         """Return whether both sources wrap the same object, and therefore use the same hooks."""
@@ -270,7 +268,7 @@ def check_maps(maps: Tensor, images: Tensor) -> None:
             " return maps (N, *spatial) without a channel dimension. If the target layer returns tokens, pass"
             " reshape_transform"
         )
-    if len(maps) != len(images):
+    if maps.shape[0] != images.shape[0]:
         raise ValueError(
             f"cam has {len(maps)} maps but input_tensor holds {len(images)} images; return one map per image"
         )

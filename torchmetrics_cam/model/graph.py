@@ -1,95 +1,113 @@
 """The autograd graph of a forward pass, from the target layers to the output."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Activations = dict[nn.Module, Tensor]
 
 
-@contextmanager
-def gradients_on() -> Iterator[None]:
-    """Enable autograd inside the context, also within ``no_grad`` or ``inference_mode``."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-@contextmanager
-def activation_graph(
-    model: nn.Module, layers: Sequence[nn.Module], *, head_only: bool = True
-) -> Iterator[Activations]:
-    """Build the autograd graph of the forward passes inside the context from the target layers to the output.
+class ActivationGraph(dict[nn.Module, Tensor]):
+    """A context in which the autograd graph of a forward pass starts at the target layers.
 
     With ``head_only`` the layers before the first target layer run without a graph. The gradient with respect
     to an activation does not need it, and it would take most of the memory. Without ``head_only`` the
-    gradient mode is left to the model, for models that switch it themselves.
+    gradient mode is left to the model, for models that switch it themselves. A forward pass under ``no_grad``
+    is not changed.
 
-    A forward pass under ``no_grad`` is not changed.
+    It maps each target layer to its activation in the last forward pass, with respect to which a score can be
+    differentiated, and is emptied when the context ends.
 
     Args:
         model: the network.
         layers: its target layers.
         head_only: whether the layers before the target layers run without a graph.
 
-    Yields:
-        The activation of each target layer in the last forward pass, with respect to which a score can be
-        differentiated. The dict is emptied when the context ends.
+    Raises:
+        ValueError: in a forward pass, if a layer runs for the second time or returns no floating point
+            numbers.
     """
-    activations: Activations = {}
-    modes: list[bool] = []
 
-    def enter(_module: nn.Module, _args: Any) -> None:
-        modes.append(torch.is_grad_enabled())
-        if head_only:
+    def __init__(self, model: nn.Module, layers: Sequence[nn.Module], *, head_only: bool = True) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = layers
+        self.head_only = head_only
+        self._modes: list[bool] = []
+
+    def __enter__(self) -> "ActivationGraph":
+        self._handles = [
+            *_hooked(self.layers, self._record),
+            self.model.register_forward_hook(self._leave, always_call=True),
+            self.model.register_forward_pre_hook(self._enter),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self.clear()
+
+    def _enter(self, _module: nn.Module, _args: Any) -> None:
+        self.clear()
+        self._modes.append(torch.is_grad_enabled())
+        if self.head_only:
             torch.set_grad_enabled(False)
 
-    def record(module: nn.Module, _args: Any, output: Any) -> Any:
-        if not modes or not modes[-1]:
+    def _record(self, module: nn.Module, _args: Any, output: Any) -> Any:
+        if not self._modes or not self._modes[-1]:
             return None
-        if head_only:
+        if self.head_only:
             torch.set_grad_enabled(True)
         activation, with_tensor = _first_tensor(output)
         if activation is None:
             return None
+        if module in self:
+            raise _repeated(self.model, module)
         if not activation.is_floating_point():
             raise ValueError(
-                f"layer {name_of(model, module)!r} returns {activation.dtype}, which has no gradient."
-                f" {why_no_gradient(model)}"
+                f"layer {name_of(self.model, module)!r} returns {activation.dtype}, which has no gradient."
+                f" {why_no_gradient(self.model)}"
             )
         with torch.enable_grad():
             if not activation.requires_grad:
                 activation = activation.detach().requires_grad_()
-            activations[module] = activation
+            self[module] = activation
             # The network continues with a clone, so that an in-place ReLU does not change the activation.
             return with_tensor(activation.clone())
 
-    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-        if modes:
-            torch.set_grad_enabled(modes.pop())
-
-    with ExitStack() as stack:
-        stack.callback(activations.clear)
-        # Prepended, so that the hooks of an extractor see the tensor at which the graph starts.
-        for layer in dict.fromkeys(layers):
-            stack.callback(layer.register_forward_hook(record, prepend=True).remove)
-        stack.callback(model.register_forward_hook(leave, always_call=True).remove)
-        stack.callback(model.register_forward_pre_hook(enter).remove)
-        yield activations
+    def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        if self._modes:
+            torch.set_grad_enabled(self._modes.pop())
 
 
 @contextmanager
-def activations_of(layers: Sequence[nn.Module]) -> Iterator[Activations]:
-    """Record the activations of layers in the forward passes inside the context, without a graph.
+def activations_of(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    activations: Activations,
+    *,
+    counted: Sequence[nn.Module] = (),
+) -> Iterator[None]:
+    """Record the activations of layers in the forward pass inside the context, without a graph.
 
-    Yields:
-        The activation of each layer, in the order in which the layers ran.
+    Args:
+        model: the network.
+        layers: its layers.
+        activations: where the activation of each layer is added, in the order in which the layers run.
+        counted: layers that are not recorded, but may not run twice either.
+
+    Raises:
+        ValueError: when a layer runs for the second time.
     """
-    activations: Activations = {}
+    executed = set()
 
     def record(module: nn.Module, _args: Any, output: Any) -> Any:
+        count(module)
         activation, with_tensor = _first_tensor(output)
         if activation is None:
             return None
@@ -97,35 +115,26 @@ def activations_of(layers: Sequence[nn.Module]) -> Iterator[Activations]:
         # The network continues with a clone, as above.
         return with_tensor(activation.clone())
 
-    with ExitStack() as stack:
-        for layer in dict.fromkeys(layers):
-            stack.callback(layer.register_forward_hook(record, prepend=True).remove)
-        yield activations
+    def count(module: nn.Module, *_: Any) -> None:
+        if module in executed:
+            raise _repeated(model, module)
+        executed.add(module)
 
-
-@contextmanager
-def refusing_repeats(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Refuse target layers that run several times in the forward pass inside the context.
-
-    Raises:
-        ValueError: when a layer runs for the second time.
-    """
-    executed = set()
-
-    def count(layer: nn.Module, _args: Any, _output: Any) -> None:
-        if layer in executed:
-            raise ValueError(
-                f"layer {name_of(model, layer)!r} runs several times in a forward pass of"
-                f" {type(model).__name__}, and a map is computed from one run; choose a layer that runs once,"
-                " such as the block that contains it. If the whole network runs several times, as in"
-                " test-time augmentation or a siamese network, explain that network by itself"
-            )
-        executed.add(layer)
-
-    with ExitStack() as stack:
-        for layer in dict.fromkeys(layers):
-            stack.callback(layer.register_forward_hook(count).remove)
+    handles = [*_hooked(layers, record), *_hooked(counted, count)]
+    try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _repeated(model: nn.Module, layer: nn.Module) -> ValueError:
+    return ValueError(
+        f"layer {name_of(model, layer)!r} runs several times in a forward pass of {type(model).__name__}, and"
+        " a map is computed from one run; choose a layer that runs once, such as the block that contains it."
+        " If the whole network runs several times, as in test-time augmentation or a siamese network, explain"
+        " that network by itself"
+    )
 
 
 def name_of(model: nn.Module, layer: nn.Module) -> str:
@@ -155,6 +164,11 @@ def why_no_gradient(model: nn.Module) -> str:
         " the path between them from the model's forward and from logits_fn: no_grad, inference_mode, detach,"
         " or torch.utils.checkpoint with use_reentrant=True"
     )
+
+
+def _hooked(layers: Sequence[nn.Module], hook: Callable[..., Any]) -> list[RemovableHandle]:
+    """Register a forward hook on layers; it runs first, so that hooks of an extractor see what it returns."""
+    return [layer.register_forward_hook(hook, prepend=True) for layer in dict.fromkeys(layers)]
 
 
 def _first_tensor(output: Any) -> tuple[Tensor | None, Callable[[Tensor], Any]]:

@@ -1,8 +1,9 @@
 """The guard of the user's model, and contexts that restore parts of its state."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import repeat
+from operator import attrgetter
 from statistics import mode
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
-_HOOK_TABLES = (
+_hook_tables = attrgetter(
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
@@ -44,6 +45,9 @@ class ModelGuard:
 
     Args:
         model: the network.
+
+    Attributes:
+        has_inference_tensors: whether a parameter or buffer was created in inference mode.
 
     Raises:
         ValueError: on entering, if a parameter or buffer is lazy, that is, has no shape yet.
@@ -87,7 +91,17 @@ class ModelGuard:
         self._is_used = True
 
     def dtype_for(self, images: Tensor) -> torch.dtype:
-        """Return the images' dtype if a parameter of the model has it, else that of most parameters."""
+        """Return the images' dtype if a parameter of the model has it, else that of most parameters.
+
+        Raises:
+            ValueError: if the model is on another device.
+        """
+        for parameter, _, _ in self._parameters[:1]:
+            if parameter.device != images.device:
+                raise ValueError(
+                    f"input_tensor is on {images.device} but the model is on {parameter.device}; move one of"
+                    " them: images.to(device) or model.to(device)"
+                )
         dtypes = [parameter.dtype for parameter, _, _ in self._parameters if parameter.is_floating_point()]
         return images.dtype if images.dtype in dtypes or not dtypes else mode(dtypes)
 
@@ -95,26 +109,25 @@ class ModelGuard:
         """Refuse a model that was created in inference mode, because autograd cannot save its tensors.
 
         Raises:
-            ValueError: if a parameter or buffer is an inference tensor.
+            ValueError: always; the message names the first inference tensor.
         """
-        if self._has_inference_tensors:
-            name = _name_of(self.model, Tensor.is_inference)
-            raise ValueError(
-                f"the model's {name!r} was created under torch.inference_mode(), so autograd cannot use it;"
-                " create or load the model outside of inference_mode, or copy it there with copy.deepcopy"
-            )
+        name = _name_of(self.model, Tensor.is_inference)
+        raise ValueError(
+            f"the model's {name!r} was created under torch.inference_mode(), so autograd cannot use it;"
+            " create or load the model outside of inference_mode, or copy it there with copy.deepcopy"
+        )
 
     def _note(self) -> None:
         """Walk the module tree once and record its state."""
         self._modules: list[_Module] = []
         self._parameters: list[tuple[nn.Parameter, Tensor | None, bool]] = []
         self._buffers: list[_Buffer] = []
-        self._has_inference_tensors = False
+        self.has_inference_tensors = False
         modules, seen = [self.model], {id(self.model)}
         seen_parameters: set[int] = set()
         for module in modules:
             children = dict(module._modules)
-            tables = tuple(map(getattr, repeat(module), _HOOK_TABLES))
+            tables = _hook_tables(module)
             keys = tuple(map(set, tables)) if any(tables) else None
             self._modules.append((module, children, module.training, module._is_full_backward_hook, keys))
             for parameter in module._parameters.values():
@@ -122,13 +135,13 @@ class ModelGuard:
                     seen_parameters.add(id(parameter))
                     if isinstance(parameter, UninitializedTensorMixin):
                         self._refuse_lazy()
-                    self._has_inference_tensors |= parameter.is_inference()
+                    self.has_inference_tensors |= parameter.is_inference()
                     self._parameters.append((parameter, parameter.grad, parameter.requires_grad))
             for buffer in module._buffers.values():
                 if buffer is not None:
                     if isinstance(buffer, UninitializedTensorMixin):
                         self._refuse_lazy()
-                    self._has_inference_tensors |= buffer.is_inference()
+                    self.has_inference_tensors |= buffer.is_inference()
             if module._buffers and not isinstance(module, _NormBase):
                 self._buffers += _copied_buffers(module)
             for child in children.values():
@@ -156,12 +169,15 @@ class ModelGuard:
                 parameter.grad = None
 
     def _restore(self) -> None:
-        # The last one runs first, and each runs even if another fails, as the user's own train() may.
-        with ExitStack() as stack:
-            stack.callback(self._restore_hooks_and_children)
-            stack.callback(self._restore_parameters)
-            stack.callback(_restore_buffers, self._buffers)
-            stack.callback(_set_modes, [(module, training) for module, _, training, *_ in self._modules])
+        # The rest is restored even if the user's own train() fails, or a buffer has another shape now.
+        try:
+            _set_modes([(module, training) for module, _, training, *_ in self._modules])
+        finally:
+            try:
+                _restore_buffers(self._buffers)
+            finally:
+                self._restore_parameters()
+                self._restore_hooks_and_children()
 
     def _restore_parameters(self) -> None:
         for parameter, gradient, requires_grad in self._parameters:
@@ -174,7 +190,7 @@ class ModelGuard:
         for module, children, _, is_full_backward_hook, keys in self._modules:
             if module._is_full_backward_hook is not is_full_backward_hook:
                 module._is_full_backward_hook = is_full_backward_hook
-            tables = tuple(map(getattr, repeat(module), _HOOK_TABLES))
+            tables = _hook_tables(module)
             # Most modules have no hooks before and after.
             if any(tables):
                 for table, keys_before in zip(tables, keys or repeat(set()), strict=False):
@@ -202,11 +218,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-@contextmanager
-def eager() -> Iterator[None]:
-    """Run compiled modules eagerly inside the context, so that their hooks run."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
+def eager() -> AbstractContextManager[None]:
+    """Return a context, to be entered at once, in which compiled modules run eagerly, so that hooks run."""
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -24,6 +24,8 @@ def logits_of(output: Any) -> Any:
     Returns:
         The class scores, or the output itself where it has none of these forms.
     """
+    if isinstance(output, Tensor):
+        return output
     for name in ("logits", "out"):
         if isinstance(output, Mapping) and name in output:
             return output[name]
@@ -50,7 +52,7 @@ class Scores:
 
     def detached(self) -> "Scores":
         """Return the same without the autograd graph; a mapping becomes a dict."""
-        return replace(self, raw=_detached(self.raw), scores=_detached(self.scores))
+        return Scores(_detached(self.raw), _detached(self.scores), self.is_binary)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class ScoreFunction:
 
     def explaining(self, targets: Any) -> "ScoreFunction":
         """Return the same function for these targets, or for classes if they are None."""
-        return replace(self, for_targets=targets is not None)
+        for_targets = targets is not None
+        return self if self.for_targets is for_targets else replace(self, for_targets=for_targets)
 
     def __call__(self, output: Any) -> Scores:
         """Return the scores of an output; those of the protocol's softmax are at least float32."""

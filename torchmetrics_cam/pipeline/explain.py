@@ -1,8 +1,8 @@
 """From images to maps: one forward pass on the clean images, and the maps of one source or of many."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,12 +13,10 @@ from torchmetrics_cam.cams.layers import image_size_known
 from torchmetrics_cam.cams.source import CAMSource, ForwardPass, check_maps
 from torchmetrics_cam.functional.maps import fuse_maps, rectify
 from torchmetrics_cam.model.graph import (
+    ActivationGraph,
     Activations,
-    activation_graph,
     activations_of,
-    gradients_on,
     quantized_layer,
-    refusing_repeats,
     why_no_gradient,
 )
 from torchmetrics_cam.model.guard import ModelGuard, eager
@@ -68,6 +66,8 @@ class Explanation:
     normalized_twice: Tensor
 
     def __getitem__(self, chunk: slice) -> "Explanation":
+        if chunk == slice(0, self.images.shape[0]):
+            return self
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: part[chunk] for name, part in parts.items() if name != "normalized"})
 
@@ -97,8 +97,8 @@ def check_batch(
         TypeError: if an argument is of a wrong type.
         ValueError: if an argument does not fit the others or the sources.
     """
-    _check_images(images, sources[0].model)
-    check_class_idx_and_targets(class_idx, targets, len(images), read_values=read_values)
+    _check_images(images)
+    check_class_idx_and_targets(class_idx, targets, images.shape[0], read_values=read_values)
     if class_idx is None and targets is None and protocol.class_selection == "given":
         raise ValueError(f"the protocol {protocol.name!r} explains a given class; pass class_idx or targets")
     for source in sources:
@@ -145,30 +145,30 @@ def explain_all(
     Raises:
         ValueError: if the model's output does not fit the arguments.
     """
-    if any(source.graph != "none" or source.freezes for source in sources):
+    if guard.has_inference_tensors and any(source.graph != "none" or source.freezes for source in sources):
         guard.refuse_inference_tensors()
-    with gradients_on():
-        images = images.detach().as_subclass(Tensor)
-        images = images.to(guard.dtype_for(images))
-    finite = _all_finite(images)
     # Also of sources that run the model themselves, and get no forward pass of their own.
-    target_layers = [layer for source in sources for layer in source.target_layers]
+    counted_layers = [layer for source in sources for layer in source.counted_layers]
     explanations: dict[CAMSource, Explanation] = {}
     first: ForwardPass | None = None
-    for group in _groups(sources):
-        guard.begin_pass()
-        with gradients_on(), eager(), image_size_known(images), ExitStack() as stack:
-            for source in group:
-                stack.callback(source.release)
-            for source in dict.fromkeys([*sources, *other_sources]):
-                if not any(source is one or source.shares_hooks(one) for one in group):
-                    stack.enter_context(source.muted())
-            if first is not None and group[0].sharing == "scores":
-                stack.enter_context(group[0].recording())
-                forward = first
-            else:
-                forward = stack.enter_context(
-                    _forward_pass(
+    with torch.inference_mode(False), torch.enable_grad(), eager(), image_size_known(images):
+        images = images.detach().as_subclass(Tensor)
+        images = images.to(guard.dtype_for(images))
+        finite = _all_finite(images)
+        for group in _groups(sources):
+            guard.begin_pass()
+            with ExitStack() as stack:
+                for source in group:
+                    stack.callback(source.release)
+                for source in dict.fromkeys([*sources, *other_sources]):
+                    if source not in group and not any(map(source.shares_hooks, group)):
+                        stack.enter_context(source.muted())
+                for source in group:
+                    stack.enter_context(source.recording())
+                if first is not None and group[0].sharing == "scores":
+                    forward = first
+                else:
+                    forward = _forward_pass(
                         group,
                         images,
                         score_function=score_function.explaining(targets),
@@ -176,20 +176,22 @@ def explain_all(
                         targets=targets,
                         cams=cams or {},
                         selector=None if first is None else first.selector,
-                        target_layers=target_layers,
+                        counted_layers=counted_layers,
                         read_values=read_values,
+                        stack=stack,
                     )
-                )
-            if first is None:
-                first = replace(forward, scores=forward.scores.detached(), activations={})
-                scores = in_float32(first.selector.select(first.scores.scores).detach())
-                twice = torch.zeros_like(scores, dtype=torch.bool)
-                if first.score_function.normalizes_classes:
-                    twice = look_like_probabilities(first.scores)
-            for source in group:
-                explanations[source] = _explanation(source, forward, first.selector, scores, finite, twice)
-            # Its graph is freed before the next pass makes another.
-            del forward
+                if first is None:
+                    first = replace(forward, scores=forward.scores.detached(), activations={})
+                    scores = in_float32(first.selector.select(first.scores.scores).detach())
+                    twice = torch.zeros_like(scores, dtype=torch.bool)
+                    if first.score_function.normalizes_classes:
+                        twice = look_like_probabilities(first.scores)
+                for source in group:
+                    explanations[source] = _explanation(
+                        source, forward, first.selector, scores, finite, twice
+                    )
+                # Its graph is freed before the next pass makes another.
+                del forward
     return [explanations[source] for source in sources]
 
 
@@ -206,7 +208,6 @@ def _groups(sources: Sequence[CAMSource]) -> list[list[CAMSource]]:
     return [group for group in (together, *([source] for source in alone)) if group]
 
 
-@contextmanager
 def _forward_pass(
     sources: Sequence[CAMSource],
     images: Tensor,
@@ -216,22 +217,17 @@ def _forward_pass(
     targets: Targets,
     cams: Mapping[CAMSource, Tensor],
     selector: ScoreSelector | None,
-    target_layers: Sequence[nn.Module],
+    counted_layers: Sequence[nn.Module],
     read_values: bool,
-) -> Iterator[ForwardPass]:
-    """Run the model once with the graph that the sources need, and keep the graph until the context ends.
-
-    The model receives a clone of the images, because it may modify its input in place.
-    """
-    with ExitStack() as stack:
-        for source in sources:
-            stack.enter_context(source.recording())
-        activations, scores = _run(sources[0].model, sources, images, score_function, target_layers, stack)
-        if selector is None:
-            selector = _selector(scores, class_idx, targets, len(images), read_values=read_values)
-        if targets is None and score_function.protocol.cam_of == "logit":
-            _check_logits(scores, sources)
-        yield ForwardPass(images, scores, selector, class_idx, activations, score_function, cams)
+    stack: ExitStack,
+) -> ForwardPass:
+    """Run the model once with the graph that the sources need; closing the stack releases the graph."""
+    activations, scores = _run(sources[0].model, sources, images, score_function, counted_layers, stack)
+    if selector is None:
+        selector = _selector(scores, class_idx, targets, images.shape[0], read_values=read_values)
+    if targets is None and score_function.protocol.cam_of == "logit":
+        _check_logits(scores, sources)
+    return ForwardPass(images, scores, selector, class_idx, activations, score_function, cams)
 
 
 def _run(
@@ -239,35 +235,38 @@ def _run(
     sources: Sequence[CAMSource],
     images: Tensor,
     score_function: ScoreFunction,
-    target_layers: Sequence[nn.Module],
+    counted_layers: Sequence[nn.Module],
     stack: ExitStack,
 ) -> tuple[Activations, Scores]:
-    """Return the activations and the scores, with the longest graph that any of the sources needs."""
+    """Return the activations and the scores, with the longest graph that any of the sources needs.
+
+    The model receives a clone of the images, because it may modify its input in place.
+    """
+    graphs = {source.graph for source in sources}
+    in_graph = [layer for source in sources if source.graph == "head" for layer in source.layers]
+    without = [layer for source in sources if source.graph == "none" for layer in source.layers]
+    without = [layer for layer in without if layer not in in_graph]
+    recorded: Activations = {}
 
     def run(images: Tensor) -> Scores:
-        with refusing_repeats(model, target_layers):
+        with activations_of(model, without, recorded, counted=counted_layers):
             try:
                 output = model(images)
             except TypeError:
                 _check_signature(model, images)
                 raise
-            return score_function(output)
+        return score_function(output)
 
-    in_graph = [layer for source in sources if source.graph == "head" for layer in source.layers]
-    without = [layer for source in sources if source.graph == "none" for layer in source.layers]
-    recorded = stack.enter_context(activations_of([layer for layer in without if layer not in in_graph]))
-    if any(source.graph == "input" for source in sources):
+    if "input" in graphs:
         return recorded, run(_in_graph(images))
-    if not any(source.graph == "head" for source in sources):
+    if "head" not in graphs:
         with torch.no_grad():
             return recorded, run(images.clone())
-    attempt = stack.enter_context(ExitStack())
-    activations = attempt.enter_context(activation_graph(model, in_graph))
+    activations = stack.enter_context(ActivationGraph(model, in_graph))
     scores = run(images.clone())
     if not (activations and (_has_graph(scores.raw) or _has_graph(scores.scores))):
         # The layers did not run, or the model turned gradients off: leave the gradient mode to the model.
-        attempt.close()
-        activations = stack.enter_context(activation_graph(model, in_graph, head_only=False))
+        activations.head_only = False
         scores = run(_in_graph(images))
     return recorded | activations, scores
 
@@ -321,7 +320,7 @@ def _explanation(
     )
 
 
-def _check_images(images: Tensor, model: nn.Module) -> None:
+def _check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor):
         raise TypeError(
             f"input_tensor is a {type(images).__name__}; it must be a tensor of images (N, C, *spatial),"
@@ -342,12 +341,6 @@ def _check_images(images: Tensor, model: nn.Module) -> None:
         raise ValueError(
             f"input_tensor has shape {tuple(images.shape)} and holds no image; skip empty batches"
         )
-    weight = next(model.parameters(), None)
-    if weight is not None and weight.device != images.device:
-        raise ValueError(
-            f"input_tensor is on {images.device} but the model is on {weight.device}; move one of them:"
-            " images.to(device) or model.to(device)"
-        )
 
 
 def _check_signature(model: nn.Module, images: Tensor) -> None:
@@ -363,9 +356,9 @@ def _check_signature(model: nn.Module, images: Tensor) -> None:
 
 
 def _check_logits(scores: Scores, sources: Sequence[CAMSource]) -> None:
-    if all(source.graph == "none" for source in sources):
+    if isinstance(scores.raw, Tensor) and scores.raw.shape == scores.scores.shape:
         return
-    if not isinstance(scores.raw, Tensor) or scores.raw.shape != scores.scores.shape:
+    if any(source.graph != "none" for source in sources):
         given = tuple(scores.raw.shape) if isinstance(scores.raw, Tensor) else type(scores.raw).__name__
         raise ValueError(
             f"the protocol takes the CAM of the logit, but the model returns {given}, not one logit for each"

@@ -47,9 +47,8 @@ def normalized_maps(explanation: Explanation, protocol: EvaluationProtocol) -> T
 def _normalized(explanation: Explanation, protocol: EvaluationProtocol) -> tuple[Tensor, Tensor]:
     """Return the normalized maps, and which of them are constant, ``(N, 1, ...)``."""
     maps, normalize = explanation.maps, "none" if explanation.normalized else protocol.normalize
-    constant, valid = (
-        flags.view(-1, *(1,) * (maps.ndim - 1)) for flags in (explanation.degenerate, explanation.valid)
-    )
+    per_map = (-1, *(1,) * (maps.ndim - 1))
+    constant, valid = explanation.degenerate.view(per_map), explanation.valid.view(per_map)
     maps, constant = torch.where(valid, maps, torch.zeros_like(maps)), constant | ~valid
     if normalize in ("before_resize", "before_and_after_resize"):
         maps = min_max(maps, eps=protocol.normalize_eps)

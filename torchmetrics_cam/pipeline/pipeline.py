@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -90,19 +90,19 @@ class Pipeline:
         sources = [(type(source), vars(source)) for source in self.sources]
         return (sources, self.protocol, self.score_function.logits_fn, self.scorer)
 
-    @contextmanager
-    def active(self, images: Any) -> Iterator[ModelGuard]:
+    def active(self, images: Any) -> AbstractContextManager[ModelGuard]:
         """Guard the model and the global random numbers inside the context; it may be nested.
 
         Args:
             images: a tensor, whose device may have a random generator of its own.
 
-        Yields:
-            The guard of the model.
+        Returns:
+            A context manager that gives the guard of the model.
         """
-        if self._guard is not None:
-            yield self._guard
-            return
+        return self._activated(images) if self._guard is None else nullcontext(self._guard)
+
+    @contextmanager
+    def _activated(self, images: Any) -> Iterator[ModelGuard]:
         device = images.device if isinstance(images, Tensor) else torch.device("cpu")
         try:
             with self.random_stream.drawn(device), ModelGuard(self.model) as self._guard:
@@ -191,21 +191,19 @@ class Pipeline:
         Returns:
             Scores ``(Q, N)``.
         """
-        count, scores = len(clean_scores), []
+        count, scores = clean_scores.shape[0], []
         batch_size = batch_size or self.batch_size or count
         score_function = self.score_function.explaining(selector.targets)
         run = self.scorer if scorer is None else scorer
         run = self.model if run is None else run
-        with self.active(clean_scores) as guard, torch.no_grad(), ExitStack() as stack:
+        stance = eager() if run is self.model else nullcontext()
+        with stance, self.active(clean_scores) as guard, torch.no_grad(), ExitStack() as stack:
             guard.begin_pass()
-            if run is self.model:
-                stack.enter_context(eager())
             for source in self.sources:
                 stack.enter_context(source.muted())
             for parts in _chunks(len(perturbations), count, batch_size):
-                images, unchanged = zip(
-                    *(perturbations[index].perturb(chunk) for index, chunk in parts), strict=True
-                )
+                perturbed_parts = [perturbations[index].perturb(chunk) for index, chunk in parts]
+                images, unchanged = zip(*perturbed_parts, strict=True)
                 output = run(images[0] if len(images) == 1 else torch.cat(images))
                 selected = ScoreSelector.concatenated([selector[chunk] for _, chunk in parts])
                 perturbed = in_float32(selected.select(score_function(output).scores))

@@ -69,7 +69,7 @@ class CaptumSource(CAMSource):
         self._takes_target = _check_call_arguments(attribution, call_arguments)
 
     @property
-    def target_layers(self) -> Sequence[nn.Module]:
+    def counted_layers(self) -> Sequence[nn.Module]:
         """The layer or layers that the object attributes to; none for an attribution to the input."""
         layers = getattr(self.attribution, "layer", ())
         return [layers] if isinstance(layers, nn.Module) else list(layers)

@@ -56,7 +56,7 @@ class MonaiSource(CAMSource):
         self.supports_targets = cam.nn_module.register_backward
 
     @property
-    def target_layers(self) -> Sequence[nn.Module]:
+    def counted_layers(self) -> Sequence[nn.Module]:
         """The layers with MONAI's hooks."""
         names = layer_names(self.model, self.cam.nn_module.target_layers)
         return [self.model.get_submodule(name) for name in names]
@@ -117,7 +117,7 @@ class MonaiSource(CAMSource):
 
     def remove_hooks(self) -> None:
         """Remove MONAI's hooks from the target layers."""
-        for layer in self.target_layers:
+        for layer in self.counted_layers:
             for table in (layer._forward_hooks, layer._backward_hooks):
                 for key in [key for key, hook in table.items() if _is_monai_hook(hook)]:
                     del table[key]

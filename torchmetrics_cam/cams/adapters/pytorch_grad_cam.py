@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmetrics_cam.cams.source import CAMSource, ForwardPass, SourceMaps, library_classes
-from torchmetrics_cam.model.graph import activation_graph
+from torchmetrics_cam.model.graph import ActivationGraph
 from torchmetrics_cam.model.guard import attributes_kept, hooks_muted, unwrapped
 from torchmetrics_cam.model.scores import samples
 
@@ -87,11 +87,15 @@ class PytorchGradCAMSource(CAMSource):
     @property
     def layers(self) -> Sequence[nn.Module]:
         """The target layers, if the object uses the evaluation's forward pass."""
-        return self.target_layers if self._uses_forward_pass else ()
+        return self._target_layers if self._uses_forward_pass else ()
 
     @property
-    def target_layers(self) -> Sequence[nn.Module]:
-        """The target layers of the object, without wrappers."""
+    def counted_layers(self) -> Sequence[nn.Module]:
+        """The target layers, if the object runs the model itself."""
+        return () if self._uses_forward_pass else self._target_layers
+
+    @property
+    def _target_layers(self) -> list[nn.Module]:
         return [unwrapped(layer) for base in self.base_cams for layer in base.target_layers]
 
     def check(self, images: Tensor, cams: Tensor | None) -> None:
@@ -102,7 +106,7 @@ class PytorchGradCAMSource(CAMSource):
         """
         super().check(images, cams)
         released = not self._uses_forward_pass and any(not hooks.handles for hooks in self._hooks)
-        if released or not set(self.target_layers) <= set(self.model.modules()):
+        if released or not set(self._target_layers) <= set(self.model.modules()):
             raise ValueError(
                 f"{self!r} has lost its target layers: its `with` block has ended, or the layers were"
                 " replaced, as by SyncBatchNorm.convert_sync_batchnorm; create a new object for the current"
@@ -125,7 +129,7 @@ class PytorchGradCAMSource(CAMSource):
                 for base in self.base_cams:
                     base.activations_and_grads.model = self._replay(base, forward)
             elif not self._needs_image_gradient:
-                stack.enter_context(activation_graph(self.model, self.target_layers))
+                stack.enter_context(ActivationGraph(self.model, self._target_layers))
             # Methods that run the model again, such as Score-CAM and Ablation-CAM, get the explained output.
             output_hook = self.model.register_forward_hook(
                 lambda _module, _args, output: _indexable(forward.explained_output_of(output))
@@ -239,7 +243,7 @@ class PytorchGradCAMSource(CAMSource):
 
     def __repr__(self) -> str:
         names = {module: name for name, module in self.model.named_modules()}
-        layers = [names.get(layer, type(layer).__name__) for layer in self.target_layers]
+        layers = [names.get(layer, type(layer).__name__) for layer in self._target_layers]
         arguments = [f"{name}={value!r}" for name, value in self.call_arguments.items()]
         shown = [
             type(self.model).__name__,

@@ -74,13 +74,16 @@ class TorchcamSource(CAMSource):
     @property
     def layers(self) -> Sequence[nn.Module]:
         """The target layers, if the extractor is torchcam's own and needs their gradients."""
-        return self.target_layers if self.graph == "head" else ()
+        return self._target_layers() if self.graph == "head" else ()
 
     @property
-    def target_layers(self) -> Sequence[nn.Module]:
-        """The target layers, if the extractor is torchcam's own."""
+    def counted_layers(self) -> Sequence[nn.Module]:
+        """The target layers, if the extractor is torchcam's own and records them itself."""
+        return () if self.graph == "head" else self._target_layers()
+
+    def _target_layers(self) -> list[nn.Module]:
         if not hasattr(self._base, "submodule_dict"):
-            return ()
+            return []
         return [self._base.submodule_dict[name] for name in self._base.target_names]
 
     def check(self, images: Tensor, cams: Tensor | None) -> None:
