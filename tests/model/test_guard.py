@@ -2,6 +2,7 @@
 
 import itertools
 from collections import OrderedDict
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from conftest import SmallNet, small_net
 from restoration import CONTEXTS, Fragile, traces
 from torch import nn
 
-from torchmetrics_cam import AverageDrop, ClassificationMetric
-from torchmetrics_cam.cams import CallableSource, GradCAM
+from torchmetrics_cam import AverageDrop, ClassificationMetric, explain
+from torchmetrics_cam.cams import CallableSource, CAMSource, GradCAM, SourceMaps
 from torchmetrics_cam.model.graph import ActivationGraph
 from torchmetrics_cam.model.guard import ModelGuard, hooks_muted
 
@@ -355,3 +356,50 @@ def test_hooks_in_a_table_that_replaced_the_modules_own_are_removed(net, images)
     handle.remove()
     assert seen
     assert not net.fc._forward_hooks
+
+
+def test_the_parameters_are_frozen_inside_and_keep_their_flags(net, images):
+    flags = {}
+    net.fc.bias.requires_grad_(False)
+    handle = net.fc.register_forward_pre_hook(
+        lambda *_: flags.update({name: one.requires_grad for name, one in net.named_parameters()})
+    )
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor.shape) or tensor, lambda t: t
+    ):
+        AverageDrop(GradCAM(net, "body")).update(images)
+    handle.remove()
+    assert not any(flags.values())
+    assert all(one.requires_grad for name, one in net.named_parameters() if name != "fc.bias")
+    assert not net.fc.bias.requires_grad
+    # The input of the linear layer, (4, 8), would only be needed for the gradient of its weight.
+    assert torch.Size([4, 8]) not in saved
+
+
+def test_a_source_may_need_gradients_of_parameters(net, images):
+    class GradientNorm(CAMSource):
+        """The norm of the gradient of the score with respect to the weights of the head, at every pixel."""
+
+        graph = "head"
+
+        def __init__(self, model):
+            self.model = model
+
+        @property
+        def layers(self):
+            return [self.model.body]
+
+        @contextmanager
+        def recording(self):
+            self.model.fc.weight.requires_grad_()
+            yield
+
+        def maps(self, forward):
+            score = forward.selector.select(forward.explained_output).sum()
+            (gradient,) = torch.autograd.grad(score, [self.model.fc.weight])
+            return SourceMaps([gradient.norm().expand(forward.images[:, 0].shape)])
+
+    expected = torch.autograd.grad(net(images)[:, 1].sum(), [net.fc.weight])[0].norm()
+    maps = explain(GradientNorm(net), images, 1).maps
+    torch.testing.assert_close(maps, expected.expand(maps.shape))

@@ -49,7 +49,7 @@ class CallableSource(CAMSource):
 
     sharing: Sharing = "scores"
     supports_targets = False
-    freezes: bool = True
+    differentiates: bool = True
 
     def __init__(self, model: nn.Module, fn: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
         if not callable(fn):
@@ -61,8 +61,6 @@ class CallableSource(CAMSource):
         """Return the maps that the function computes."""
         assert forward.selector.class_idx is not None
         images = forward.images.detach().clone().requires_grad_()
-        # Without gradients of parameters, the user's gradient hooks do not run.
-        self.model.requires_grad_(False)
         with buffers_kept(self.model):
             return SourceMaps([self.fn(self.model, images, forward.selector.class_idx)])
 

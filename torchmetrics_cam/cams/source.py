@@ -123,7 +123,7 @@ class CAMSource(ABC):
             the model itself and needs only the scores of a forward pass. ``"nothing"``: the source has
             hooks on the model or needs its own graph, and gets a forward pass of its own.
         hooked: the object of another library whose hooks are on the model, or None.
-        freezes: whether `recording` or `maps` temporarily changes ``requires_grad`` of the parameters.
+        differentiates: whether `maps` runs the model itself with autograd.
         supports_targets: whether the source can explain a target function, or only a class.
 
     Example:
@@ -147,7 +147,7 @@ class CAMSource(ABC):
     graph: Graph = "none"
     sharing: Sharing = "nothing"
     hooked: Any = None
-    freezes: bool = False
+    differentiates: bool = False
     supports_targets: bool = True
 
     _model: nn.Module
@@ -181,7 +181,8 @@ class CAMSource(ABC):
     def maps(self, forward: ForwardPass) -> SourceMaps:
         """Return the maps of one batch.
 
-        Called with the model in evaluation mode and with autograd enabled.
+        Called with the model in evaluation mode and with autograd enabled. The parameters do not require
+        gradients; a source that needs them enables them in `recording`.
 
         Args:
             forward: the forward pass of the model on the clean images.

@@ -38,7 +38,8 @@ class ModelGuard:
     Entering walks the module tree once and records submodules, modes, hooks, gradients, ``requires_grad``
     flags and buffers. Leaving restores what has changed, also after an error. Inside, the ``.grad`` of all
     parameters is None, so that a source that calls ``backward`` or ``zero_grad`` does not change the user's
-    gradients.
+    gradients. Parameters do not require gradients, so that an autograd graph keeps no activations for them
+    and the user's gradient hooks do not run.
 
     Hooks that were added inside are removed. A hook that removed itself is not put back. Buffers of
     normalization layers are not copied, because in evaluation mode they are only read.
@@ -159,14 +160,16 @@ class ModelGuard:
         raise ValueError(f"the model's {name!r} is lazy and has no shape yet; run the model once before")
 
     def _prepare(self) -> None:
-        """Switch to evaluation mode, and set the gradients of the parameters to None."""
+        """Switch to evaluation mode, freeze the parameters, and set their gradients to None."""
         for module, *_ in self._modules:
             if module.training:
                 self.model.eval()
                 break
-        for parameter, gradient, _ in self._parameters:
+        for parameter, gradient, requires_grad in self._parameters:
             if gradient is not None:
                 parameter.grad = None
+            if requires_grad and not self.has_inference_tensors:
+                parameter.requires_grad_(False)
 
     def _restore(self) -> None:
         # The rest is restored even if the user's own train() fails, or a buffer has another shape now.

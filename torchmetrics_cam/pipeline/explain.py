@@ -145,7 +145,9 @@ def explain_all(
     Raises:
         ValueError: if the model's output does not fit the arguments.
     """
-    if guard.has_inference_tensors and any(source.graph != "none" or source.freezes for source in sources):
+    if guard.has_inference_tensors and any(
+        source.graph != "none" or source.differentiates for source in sources
+    ):
         guard.refuse_inference_tensors()
     # Also of sources that run the model themselves, and get no forward pass of their own.
     counted_layers = [layer for source in sources for layer in source.counted_layers]

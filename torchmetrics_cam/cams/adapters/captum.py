@@ -53,7 +53,7 @@ class CaptumSource(CAMSource):
 
     sharing: Sharing = "scores"
     supports_targets = False
-    freezes: bool = True
+    differentiates: bool = True
 
     def __init__(
         self,
@@ -82,8 +82,6 @@ class CaptumSource(CAMSource):
         """
         target = {"target": forward.selector.class_idx} if self._takes_target else {}
         images = forward.images.clone().requires_grad_()
-        # Without gradients of parameters, the user's gradient hooks do not run.
-        self.model.requires_grad_(False)
         # captum explains the output of the network: the hook makes it the one that the protocol chooses.
         output_hook = self.model.register_forward_hook(
             lambda _module, _args, output: forward.explained_output_of(output)

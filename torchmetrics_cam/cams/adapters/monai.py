@@ -1,7 +1,7 @@
 """Adapter for MONAI: its CAM, GradCAM and GradCAMpp, on images and volumes."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class MonaiSource(CAMSource):
     """
 
     sharing: Sharing = "scores"
-    freezes: bool = True
+    differentiates: bool = True
 
     def __init__(self, cam: Any, *, layer_idx: int = -1) -> None:
         self.cam = self.hooked = cam
@@ -100,12 +100,9 @@ class MonaiSource(CAMSource):
         maps = self.cam.compute_map(images, class_idx=classes, layer_idx=self.layer_idx)
         return SourceMaps([maps.squeeze(1)])
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Let MONAI run the unwrapped model without gradients of parameters; restore its state afterwards."""
-        with self.muted():
-            self.model.requires_grad_(False)
-            yield
+    def recording(self) -> AbstractContextManager[None]:
+        """Let MONAI run the unwrapped model; restore its state afterwards."""
+        return self.muted()
 
     @contextmanager
     def muted(self) -> Iterator[None]:

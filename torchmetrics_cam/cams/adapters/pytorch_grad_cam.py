@@ -65,7 +65,7 @@ class PytorchGradCAMSource(CAMSource):
 
     """
 
-    freezes: bool = True
+    differentiates: bool = True
 
     def __init__(self, cam: Any, **call_arguments: Any) -> None:
         self.cam = self.hooked = cam
@@ -146,7 +146,7 @@ class PytorchGradCAMSource(CAMSource):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Prepare the object for `maps`; restore its state and the model's ``requires_grad`` afterwards."""
+        """Prepare the object for `maps`, and restore its state afterwards."""
         ablation_layers = [base.ablation_layer for base in self.base_cams if hasattr(base, "ablation_layer")]
         with ExitStack() as stack:
             stack.enter_context(attributes_kept(self.cam, *self.base_cams, *self._hooks, *ablation_layers))
@@ -158,9 +158,9 @@ class PytorchGradCAMSource(CAMSource):
             for hooks in self._hooks:
                 hooks.model, hooks.activations, hooks.gradients = self.model, [], []
             # ShapleyCAM computes second derivatives, for which the parameters must require gradients.
-            second_order = any(not base.detach for base in self.base_cams)
-            for parameter in self.model.parameters():
-                parameter.requires_grad_(second_order and parameter.is_floating_point())
+            if any(not base.detach for base in self.base_cams):
+                for parameter in self.model.parameters():
+                    parameter.requires_grad_(parameter.is_floating_point())
             yield
 
     @contextmanager
