@@ -64,8 +64,9 @@ class Setting:
         self.reshape = vit_grid if network.startswith("vit") else None
         self.images = torch.randn(batch, 3, SIDE, SIDE)
         self.methods = methods
-        # The network and the compiled scorer of one case: each case has a process and a setting of its own.
-        self.compiled_scorer: tuple[nn.Module, Callable[[Tensor], Any]] | None = None
+        # One for all updates, because a metric copies the network and compares the scores in its first update.
+        # Each case has a process and a setting of its own.
+        self.compiled_metric: AverageDrop | CAMComparison | None = None
 
     @cached_property
     def classes(self) -> list[int]:
@@ -94,44 +95,33 @@ class Setting:
             for _ in range(1 + self.methods):
                 self.model(images)
 
-    def ours(
-        self,
-        images: Tensor,
-        model: nn.Module | None = None,
-        scorer: Callable[[Tensor], Any] | None = None,
-    ) -> None:
+    def ours(self, images: Tensor) -> None:
         """Run `AverageDrop` for one method, and `CAMComparison` for several, in the default protocol."""
-        model = model or self.model
-        sources = [
-            method(model, self.layer, reshape_transform=self.reshape)
-            for method in islice(cycle(OWN), self.methods)
-        ]
-        # The scores of the scorer are compared with the model's once in an evaluation, not in every batch.
-        validate_args = scorer is None
-        if self.methods == 1:
-            AverageDrop(sources[0], scorer=scorer, validate_args=validate_args).update(images)
-        else:
-            named = {f"{index} {source!r}": source for index, source in enumerate(sources)}
-            CAMComparison(named, controls=False, scorer=scorer, validate_args=validate_args).update(images)
+        self._metric_of(self.model).update(images)
 
     def compiled(self, images: Tensor) -> None:
-        """Run `ours` on a channels-last copy of the network, with its compiled and frozen version as scorer."""
+        """Run `ours` on a channels-last copy of the network, with its compiled copy as scorer."""
         self._with_scorer(images, copy.deepcopy)
 
     def folded(self, images: Tensor) -> None:
         """Run `compiled` on a network whose batch norms are folded into the convolutions, also in the clean pass."""
         self._with_scorer(images, fold_batch_norms)
 
+    def _metric_of(self, model: nn.Module, **settings: Any) -> AverageDrop | CAMComparison:
+        sources = [
+            method(model, self.layer, reshape_transform=self.reshape)
+            for method in islice(cycle(OWN), self.methods)
+        ]
+        if self.methods == 1:
+            return AverageDrop(sources[0], **settings)
+        named = {f"{index} {source!r}": source for index, source in enumerate(sources)}
+        return CAMComparison(named, controls=False, **settings)
+
     def _with_scorer(self, images: Tensor, copy_model: Callable[[nn.Module], nn.Module]) -> None:
-        if self.compiled_scorer is None:
-            torch._inductor.config.freezing = True
+        if self.compiled_metric is None:
             model = copy_model(self.model).to(memory_format=torch.channels_last)
-            frozen = torch.compile(model)
-            self.compiled_scorer = (
-                model,
-                lambda masked: frozen(masked.contiguous(memory_format=torch.channels_last)),
-            )
-        self.ours(images.contiguous(memory_format=torch.channels_last), *self.compiled_scorer)
+            self.compiled_metric = self._metric_of(model, scorer="compile")
+        self.compiled_metric.update(images.contiguous(memory_format=torch.channels_last))
 
     def torchcam(self, images: Tensor) -> None:
         """Run torchcam's metric as in its documentation, one method after the other."""

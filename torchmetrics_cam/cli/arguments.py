@@ -158,6 +158,8 @@ def _evaluate() -> "ArgumentParser":
     add("--limit", type=int, default=None, help="number of images, a random sample that is always the same")
     add("--image_size", type=int, default=None, help="height and width of the images in pixels")
     add("--batch_size", type=PositiveInt, default=32, help="images per batch on each device")
+    compiled = "score the perturbed images by a compiled copy of the network"
+    add("--compile", action="store_true", help=compiled)
     add("--halve_on_oom", action="store_true", help="halve the batch size when memory runs out")
     add("--num_workers", type=NonNegativeInt, default=0, help="processes that load images")
     add("--num_classes", type=int, default=None, help="number of classes, needed for --average macro")

@@ -20,7 +20,7 @@ from torchmetrics_cam.protocol import reads
 from torchmetrics_cam.report.text import printable
 from torchmetrics_cam.report.write import cell_text
 
-_OPTIONS = ("image_size", "precision", "num_classes", "seed")
+_OPTIONS = ("image_size", "precision", "compile", "num_classes", "seed")
 # The digest of an image, and how many images before it in the run have the same digest.
 ImageKey = tuple[str, int]
 

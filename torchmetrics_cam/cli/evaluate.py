@@ -23,6 +23,7 @@ from torchmetrics_cam.cli.methods import make_sources
 from torchmetrics_cam.cli.models import LoadedModel, load_model
 from torchmetrics_cam.cli.names import nearest
 from torchmetrics_cam.cli.results import (
+    compilation_of,
     environment,
     how_to_resume,
     results_of,
@@ -35,7 +36,7 @@ from torchmetrics_cam.lightning.resume import PartialResultError, weights_checks
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.model.scores import logits_of
 from torchmetrics_cam.report.gallery import gallery
-from torchmetrics_cam.report.text import printable, summarize_comparison
+from torchmetrics_cam.report.text import describe_compilation, printable, summarize_comparison
 
 PARTIAL = "partial"
 # Number of unreadable files that are listed on the terminal.
@@ -84,6 +85,7 @@ def run(arguments: Any) -> None:
                 num_classes=arguments.num_classes,
                 average=arguments.average,
                 batch_size=batch_size,
+                scorer="compile" if arguments.compile else None,
                 validate_args="determinism",
             )
         except ValueError as error:
@@ -128,6 +130,7 @@ def run(arguments: Any) -> None:
             "explained": "label" if explain_labels else "top class",
             "labels": images.label_source,
         },
+        "compilation": compilation_of(comparison) if arguments.compile else None,
         "seed": arguments.seed,
         "settings": settings_of(arguments),
     }
@@ -159,6 +162,9 @@ def run(arguments: Any) -> None:
     if images.label_source is not None:
         print(f"Labels: {images.label_source}")
     print(f"Layer {', '.join(layer.names)}: {layer.reason}\nTransform: {loaded.transform_name}")
+    # A failure is one of the notes of the table.
+    if results["compilation"] and results["compilation"]["failure"] is None:
+        print(f"Compilation: {describe_compilation(results['compilation'])}")
     print(printable(f"Report: {out / 'report.html'}"))
 
 

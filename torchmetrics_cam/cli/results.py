@@ -74,6 +74,14 @@ def results_of(comparison: CAMComparison, class_names: Sequence[str] | None) -> 
     }
 
 
+def compilation_of(comparison: CAMComparison) -> dict[str, Any]:
+    """Return the time of compilation in this process, and why the network itself ran if it did, for JSON."""
+    if comparison.compilation is None:
+        # The images were scored before this run was resumed, or by other processes.
+        return {"seconds": None, "failure": None}
+    return vars(comparison.compilation)
+
+
 def environment(*, processes: int) -> dict[str, Any]:
     """Return the date, the versions of the libraries and the hardware, for JSON."""
     return {

@@ -18,7 +18,7 @@ from torchmetrics_cam.lightning.figures import log_figure
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.model.guard import modes_kept
 from torchmetrics_cam.pipeline.batch import Batch
-from torchmetrics_cam.pipeline.pipeline import check_scoring
+from torchmetrics_cam.pipeline.pipeline import Scorer, check_scoring
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 from torchmetrics_cam.report.gallery import ExplainedImage, explanation_figure, worst_explained
 
@@ -57,6 +57,9 @@ class CAMEvaluation(Callback):
             second callback with another ``name``.
         logits_fn: a function from the model's raw output to scores ``(N, K)``; None takes the protocol's.
         protocol: an `EvaluationProtocol` or the name of a preset; None for ``"paper"``.
+        scorer: a function from images to the model's raw output, run on masked images in place of the model,
+            or ``"compile"`` for a compiled copy of the model, which follows its weights during the training
+            and is compiled once.
         batch_size: the largest number of masked images in one forward pass; None for that of the batch.
         num_images: the number of images in the figure; 0 for no figure.
         to_colors: a function from images ``(N, C, H, W)`` as the model takes them to colors in [0, 1],
@@ -112,6 +115,7 @@ class CAMEvaluation(Callback):
         dataloader_idx: int = 0,
         logits_fn: Callable[[Any], Any] | None = None,
         protocol: EvaluationProtocol | str | None = None,
+        scorer: Scorer | None = None,
         batch_size: int | None = None,
         num_images: int = 4,
         to_colors: Callable[[Tensor], Any] | None = None,
@@ -127,7 +131,7 @@ class CAMEvaluation(Callback):
             _check_integer("max_batches", max_batches, least=1)
         _check_integer("dataloader_idx", dataloader_idx, least=0)
         _check_integer("num_images", num_images, least=0)
-        check_scoring(logits_fn, None, batch_size)
+        check_scoring(logits_fn, scorer, batch_size)
         if num_images and find_spec("matplotlib") is None:
             raise ModuleNotFoundError(
                 'the figure of CAMEvaluation needs matplotlib: pip install "torchmetrics-cam[plot]", or set'
@@ -141,6 +145,7 @@ class CAMEvaluation(Callback):
         self.dataloader_idx = dataloader_idx
         self.logits_fn = logits_fn
         self.protocol = as_protocol(protocol)
+        self.scorer = scorer
         self.batch_size = batch_size
         self.num_images = num_images
         self.to_colors = to_colors
@@ -265,6 +270,7 @@ class CAMEvaluation(Callback):
                         self.logits_fn,
                         controls=False,
                         protocol=self.protocol,
+                        scorer=self.scorer,
                         batch_size=self.batch_size,
                     )
                 )

@@ -13,7 +13,7 @@ from torchmetrics_cam.metrics.base import SingleSourceMetric
 from torchmetrics_cam.metrics.mean import MeasureMetric
 from torchmetrics_cam.metrics.measures import MEASURES, Measure
 from torchmetrics_cam.model.scores import ClassIndex, Target
-from torchmetrics_cam.pipeline.pipeline import ValidateArgs
+from torchmetrics_cam.pipeline.pipeline import Scorer, ValidateArgs
 from torchmetrics_cam.pipeline.sources import refuse_precomputed_maps
 from torchmetrics_cam.protocol import EvaluationProtocol
 
@@ -44,8 +44,9 @@ class Complexity(MeasureMetric):
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
-        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
-            first batch its scores must equal the model's to 1e-3.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -115,8 +116,9 @@ class Coherency(MeasureMetric):
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
-        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
-            first batch its scores must equal the model's to 1e-3.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -201,8 +203,9 @@ class ADCC(SingleSourceMetric):
             over the images of the harmonic mean of each.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
-        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
-            first batch its scores must equal the model's to 1e-3.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -250,7 +253,7 @@ class ADCC(SingleSourceMetric):
         *,
         averaged_parts: bool = False,
         protocol: EvaluationProtocol | str | None = None,
-        scorer: Callable[[Tensor], Any] | None = None,
+        scorer: Scorer | None = None,
         batch_size: int | None = None,
         num_classes: int | None = None,
         average: Average = "micro",

@@ -17,9 +17,10 @@ from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.functional.statistics import sum_dtype
 from torchmetrics_cam.metrics.arguments import Average, check_averaging
 from torchmetrics_cam.metrics.compute_groups import identity, keep_own
+from torchmetrics_cam.model.compiled import Compilation
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
 from torchmetrics_cam.pipeline.batch import Batch
-from torchmetrics_cam.pipeline.pipeline import Pipeline, ValidateArgs
+from torchmetrics_cam.pipeline.pipeline import Pipeline, Scorer, ValidateArgs
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
 
@@ -63,6 +64,11 @@ class CAMMetric(Metric):
     def protocol(self) -> EvaluationProtocol:
         """The settings that the value depends on."""
         return self._pipeline.protocol
+
+    @property
+    def compilation(self) -> Compilation | None:
+        """How the network was compiled for ``scorer="compile"``; None before the first update."""
+        return self._pipeline.compilation
 
     @property
     def dtype(self) -> torch.dtype:
@@ -354,7 +360,7 @@ class SingleSourceMetric(CAMMetric):
         logits_fn: Callable[[Any], Any] | None = None,
         *,
         protocol: EvaluationProtocol | str | None = None,
-        scorer: Callable[[Tensor], Any] | None = None,
+        scorer: Scorer | None = None,
         batch_size: int | None = None,
         num_classes: int | None = None,
         average: Average = "micro",

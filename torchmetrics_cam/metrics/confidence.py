@@ -123,8 +123,9 @@ class AverageDrop(ConfidenceMetric):
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
-        scorer: from images to the model's raw output, run on masked images in place of the model, such as
-            ``torch.compile(model)``. On the first batch its scores must equal the model's to 1e-3.
+        scorer: from images to the model's raw output, run on masked images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
         batch_size: the largest number of masked images in one forward pass; None for the whole batch.
         num_classes: how many classes the model scores; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -190,8 +191,9 @@ class IncreaseInConfidence(ConfidenceMetric):
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
-        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
-            first batch its scores must equal the model's to 1e-3.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -265,8 +267,9 @@ class AverageGain(ConfidenceMetric):
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
-        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
-            first batch its scores must equal the model's to 1e-3.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -340,8 +343,9 @@ class ClassificationMetric(ConfidenceMetric):
             in the presets ``"torchcam"`` and ``"xplique"``, else a softmax.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"torchcam"`` (default), ``"paper"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
-        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
-            first batch its scores must equal the model's to 1e-3.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -433,8 +437,9 @@ class DropInDeletion(MeasureMetric):
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
-        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
-            first batch its scores must equal the model's to 1e-3.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of

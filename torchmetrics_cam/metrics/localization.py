@@ -76,8 +76,9 @@ class EnergyPointingGame(LocalizationMetric):
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
-        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
-            first batch its scores must equal the model's to 1e-3.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -147,8 +148,9 @@ class PointingGame(LocalizationMetric):
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
-        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
-            first batch its scores must equal the model's to 1e-3.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -220,8 +222,9 @@ class MaskIoU(LocalizationMetric):
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
-        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
-            first batch its scores must equal the model's to 1e-3.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of

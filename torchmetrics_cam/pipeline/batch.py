@@ -24,7 +24,7 @@ from torchmetrics_cam.pipeline.perturb import (
     normalized_maps,
     to_mask,
 )
-from torchmetrics_cam.pipeline.pipeline import Pipeline
+from torchmetrics_cam.pipeline.pipeline import Pipeline, Scorer
 from torchmetrics_cam.pipeline.sources import maps_by_source, named_sources, refuse_precomputed_maps
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
@@ -379,7 +379,7 @@ def explain(
     protocol: EvaluationProtocol | str | None = None,
     targets: Target | list[Target] | None = None,
     cams: Tensor | Mapping[str, Tensor] | None = None,
-    scorer: Callable[[Tensor], Any] | None = None,
+    scorer: Scorer | None = None,
     batch_size: int | None = None,
 ) -> Batch:
     """Explain a batch of images, and return its maps, masks, masked images and scores.
@@ -399,7 +399,8 @@ def explain(
             scalar.
         cams: maps computed beforehand ``(N, *any spatial)``, if a source is `PrecomputedMaps`; for several
             of them, a mapping from the names of the sources.
-        scorer: from images to the model's raw output, run on masked images in place of the model.
+        scorer: from images to the model's raw output, run on masked images in place of the model, or
+            ``"compile"`` for a compiled copy of the model, which further calls use again.
         batch_size: the largest number of masked images in one forward pass; None for that of the batch.
 
     Returns:

@@ -4,12 +4,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from torchmetrics_cam.cams.source import CAMSource
+from torchmetrics_cam.model.compiled import Compilation, compiled_copy, existing_copy
 from torchmetrics_cam.model.guard import ModelGuard, eager
 from torchmetrics_cam.model.random_numbers import RandomStream
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, ScoreSelector, in_float32
@@ -23,6 +25,8 @@ from torchmetrics_cam.protocol import EvaluationProtocol
 SCORER_TOLERANCE = 1e-3
 
 ValidateArgs = bool | Literal["determinism"]
+# The word makes a compiled copy of the model.
+Scorer = Callable[[Tensor], Any] | Literal["compile"]
 
 
 class Pipeline:
@@ -34,7 +38,8 @@ class Pipeline:
     Args:
         sources: the sources of the maps, all of one model.
         score_function: from the model's output to scores.
-        scorer: from images to the model's raw output, run on perturbed images in place of the model.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model;
+            ``"compile"`` for a compiled copy of the model.
         batch_size: the largest number of perturbed images in one forward pass; None for that of the batch.
         validate_args: False skips the checks that read values off the device; ``"determinism"`` also checks
             on the first batch that the network gives the same image the same score.
@@ -53,7 +58,7 @@ class Pipeline:
         sources: Sequence[CAMSource],
         score_function: ScoreFunction,
         *,
-        scorer: Callable[[Tensor], Any] | None = None,
+        scorer: Scorer | None = None,
         batch_size: int | None = None,
         validate_args: ValidateArgs = True,
     ) -> None:
@@ -66,6 +71,7 @@ class Pipeline:
         self.batch_size = batch_size
         self.validate_args = validate_args
         self._guard: ModelGuard | None = None
+        self._has_larger_chunks = False
         self.reset()
 
     @property
@@ -84,6 +90,16 @@ class Pipeline:
         self.nondeterminism: str | None = None
         self._is_determinism_checked = self.validate_args != "determinism"
         self._is_scorer_compared = self.scorer is None or not self.validate_args
+        self._is_copy_current = False
+        self._disagreement: str | None = None
+
+    @property
+    def compilation(self) -> Compilation | None:
+        """How the model was compiled for ``scorer="compile"``; None before its first use."""
+        copied = existing_copy(self.model) if self.scorer == "compile" else None
+        if copied is None:
+            return None
+        return Compilation(copied.seconds, self._disagreement or copied.failure)
 
     def key(self) -> tuple[Any, ...]:
         """Return the settings that determine a metric's values, equal for metrics that can share updates."""
@@ -171,7 +187,7 @@ class Pipeline:
         clean_scores: Tensor,
         selector: ScoreSelector,
         *,
-        scorer: Callable[[Tensor], Any] | None = None,
+        scorer: Scorer | None = None,
         batch_size: int | None = None,
     ) -> Tensor:
         """Return the scores on perturbed images.
@@ -194,33 +210,62 @@ class Pipeline:
         count, scores = clean_scores.shape[0], []
         batch_size = batch_size or self.batch_size or count
         score_function = self.score_function.explaining(selector.targets)
-        run = self.scorer if scorer is None else scorer
-        run = self.model if run is None else run
+        scorer = self.scorer if scorer is None else scorer
+        if scorer is None or (scorer == "compile" and self._disagreement):
+            scorer = self.model
+        copied = compiled_copy(self.model) if scorer == "compile" else None
+        run: Any = scorer if copied is None else partial(copied, self.model)
         stance = eager() if run is self.model else nullcontext()
         with stance, self.active(clean_scores) as guard, torch.no_grad(), ExitStack() as stack:
             guard.begin_pass()
             for source in self.sources:
                 stack.enter_context(source.muted())
+            if copied is not None:
+                copied.follow(self.model, is_new=not self._is_copy_current)
+                self._is_copy_current = True
             for parts in _chunks(len(perturbations), count, batch_size):
+                is_padded = copied is not None and self._is_last_single(parts)
+                if is_padded:
+                    parts = [*parts, *parts]
                 perturbed_parts = [perturbations[index].perturb(chunk) for index, chunk in parts]
                 images, unchanged = zip(*perturbed_parts, strict=True)
                 output = run(images[0] if len(images) == 1 else torch.cat(images))
                 selected = ScoreSelector.concatenated([selector[chunk] for _, chunk in parts])
                 perturbed = in_float32(selected.select(score_function(output).scores))
                 clean = torch.cat([clean_scores[chunk] for _, chunk in parts])
-                scores.append(torch.where(torch.cat(unchanged), clean, perturbed))
+                result = torch.where(torch.cat(unchanged), clean, perturbed)
+                scores.append(result[:1] if is_padded else result)
         return torch.cat(scores).view(len(perturbations), count)
+
+    def _is_last_single(self, parts: Sequence[tuple[int, slice]]) -> bool:
+        """Return whether a chunk is a single image after larger chunks, for which the compiler needs two.
+
+        It compiles one image apart from all other numbers, which is only worth it if all chunks are of one.
+        """
+        is_single = sum(chunk.stop - chunk.start for _, chunk in parts) == 1
+        self._has_larger_chunks |= not is_single
+        return is_single and self._has_larger_chunks
 
     def _compare_scorer(self, explanation: Explanation) -> None:
         """Compare the scorer with the model, once, on the clean images of a batch.
 
+        If those of a compiled copy differ, the model runs in its place.
+
         Raises:
-            ValueError: if their scores differ.
+            ValueError: if the scores of a given scorer differ.
         """
         if not explanation.valid.any():
             return
         difference = self._score_difference(explanation)
-        if not difference <= SCORER_TOLERANCE:
+        if not difference <= SCORER_TOLERANCE and self.scorer == "compile":
+            self._disagreement = (
+                "The scores of the compiled network differ by up to"
+                f" {difference:.2g} of the network's, and {SCORER_TOLERANCE} is allowed, so the network"
+                " scores the perturbed images itself. In half precision, or if the scores depend on chance,"
+                " this is expected."
+            )
+            warnings.warn(self._disagreement, UserWarning, stacklevel=2)
+        elif not difference <= SCORER_TOLERANCE:
             raise ValueError(
                 f"scorer and model disagree: on the same images their scores differ by up to"
                 f" {difference:.2g} of the model's, and {SCORER_TOLERANCE} is allowed; make the scorer"
@@ -299,10 +344,9 @@ def check_scoring(logits_fn: Any, scorer: Any, batch_size: Any) -> None:
         raise TypeError(
             f"logits_fn is {logits_fn!r}; it must be a callable from the model's output to scores (N, K)"
         )
-    if scorer is not None and not callable(scorer):
+    if scorer not in (None, "compile") and not callable(scorer):
         raise TypeError(
-            f"scorer is {scorer!r}; it must be a callable from images to the model's raw output, such as"
-            " torch.compile(model)"
+            f"scorer is {scorer!r}; it must be a callable from images to the model's raw output, or 'compile'"
         )
     if batch_size is not None and not is_positive_integer(batch_size):
         raise ValueError(f"batch_size is {batch_size!r}; it must be a positive integer, or None")

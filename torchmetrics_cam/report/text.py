@@ -184,6 +184,19 @@ def _describe_baseline(value: Any) -> str:
     return known.get(text, f"the blurred image, {text}" if text.startswith("GaussianBlur") else text)
 
 
+def describe_compilation(compilation: Mapping[str, Any]) -> str:
+    """Return how long the network was compiled, or why it scored the perturbed images itself.
+
+    Args:
+        compilation: ``seconds``, None if this process compiled nothing, and ``failure``, None for no failure.
+    """
+    if compilation["failure"] is not None:
+        return str(compilation["failure"])
+    if compilation["seconds"] is None:
+        return "this process scored no images, so the time is not known"
+    return f"{compilation['seconds']:.1f} s, for the copy of the network that scored the perturbed images"
+
+
 def join_names(names: Sequence[str]) -> str:
     """Join names as in a sentence: ``"A, B and C"``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

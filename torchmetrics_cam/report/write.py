@@ -11,7 +11,12 @@ from torchmetrics_cam.protocol import reads
 from torchmetrics_cam.report import figures
 from torchmetrics_cam.report.citations import bibtex
 from torchmetrics_cam.report.gallery import ExplainedImage
-from torchmetrics_cam.report.text import describe_protocol, printable, summarize_comparison
+from torchmetrics_cam.report.text import (
+    describe_compilation,
+    describe_protocol,
+    printable,
+    summarize_comparison,
+)
 
 # The name under which the files state which program has written them.
 GENERATOR = "torchmetrics-cam"
@@ -51,6 +56,7 @@ def write_report(
         finalize=_without_control_characters,
     )
     environment.filters |= {
+        "compilation": describe_compilation,
         "number": _number,
         "setting": _setting,
         "photo": figures.photo,

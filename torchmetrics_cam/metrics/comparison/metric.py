@@ -31,7 +31,7 @@ from torchmetrics_cam.metrics.curves import curve_fractions, resampled_curves
 from torchmetrics_cam.metrics.measures import DEFAULT_MEASURES, MEASURES
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
 from torchmetrics_cam.pipeline.batch import Batch
-from torchmetrics_cam.pipeline.pipeline import Pipeline, ValidateArgs
+from torchmetrics_cam.pipeline.pipeline import Pipeline, Scorer, ValidateArgs
 from torchmetrics_cam.pipeline.sources import index_of, maps_by_source
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 
@@ -93,8 +93,9 @@ class CAMComparison(SampleMetric):
         per_sample: whether to keep a row for each image, for `samples`. Memory then grows with their number.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
-        scorer: from images to the model's raw output, run on perturbed images in place of the model. On the
-            first batch its scores must equal the model's to 1e-3.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
         batch_size: the largest number of perturbed images in one forward pass, which may be those of several
             methods; None for the number of images in the batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
@@ -151,7 +152,7 @@ class CAMComparison(SampleMetric):
         controls: bool = True,
         per_sample: bool = False,
         protocol: EvaluationProtocol | str | None = None,
-        scorer: Callable[[Tensor], Any] | None = None,
+        scorer: Scorer | None = None,
         batch_size: int | None = None,
         num_classes: int | None = None,
         average: Average = "micro",
@@ -303,6 +304,8 @@ class CAMComparison(SampleMetric):
         It gathers the sums of all ranks, so every rank must call it, as with `compute`.
         """
         with self._all_ranks():
+            failure = self.compilation and self.compilation.failure
+            notes = (self._pipeline.nondeterminism, failure, self._describe_outputs())
             return comparison_table(
                 self._statistics().pooled(),
                 sources=self.sources,
@@ -311,7 +314,7 @@ class CAMComparison(SampleMetric):
                 degenerate=self.degenerate_count,
                 model=type(self.model).__name__,
                 score_function=self._pipeline.score_function,
-                notes=[note for note in (self._pipeline.nondeterminism, self._describe_outputs()) if note],
+                notes=[note for note in notes if note],
             )
 
     def win_rate(self, measure: str | None = None) -> tuple[Tensor, Tensor]:
