@@ -68,6 +68,14 @@ def test_a_layer_that_runs_twice_is_refused_for_every_source_of_a_comparison():
             comparison.update(torch.rand(2, 1, 8, 8))
 
 
+def test_a_layer_of_two_sources_that_count_its_runs_in_different_ways_is_accepted(net, images):
+    # The first records the layer without a graph; the other one runs the model itself.
+    sources = {"random": cams.RandomWeightsCAM(net, "body"), "captum": captum.attr.LayerGradCam(net, net.body)}
+    comparison = CAMComparison(sources, controls=False)
+    comparison.update(images)
+    assert comparison.count.diagonal().tolist() == [len(images)] * 2
+
+
 def test_a_layer_that_runs_again_in_the_backward_pass_is_accepted(net, images):
     class Checkpointed(nn.Module):
         def __init__(self):

@@ -120,7 +120,9 @@ def activations_of(
             raise _repeated(model, module)
         executed.add(module)
 
-    handles = [*_hooked(layers, record), *_hooked(counted, count)]
+    # A recorded layer is counted already.
+    others = [layer for layer in counted if layer not in layers]
+    handles = [*_hooked(layers, record), *_hooked(others, count)]
     try:
         yield
     finally:
