@@ -28,7 +28,10 @@ def pixel_digest(image: Any) -> str:
     """Return the SHA-256 of the pixels of a tensor or an image of PIL, with their type and shape."""
     if isinstance(image, Tensor):
         pixels = image.detach().cpu().contiguous()
-        kind, content = f"{pixels.dtype} {tuple(pixels.shape)}", pixels.reshape(-1).view(torch.uint8).numpy()
+        kind = f"{pixels.dtype} {tuple(pixels.shape)}"
+        content = pixels.reshape(-1).view(torch.uint8).numpy().data
     else:
         kind, content = f"{image.mode} {image.size}", image.tobytes()
-    return hashlib.sha256(kind.encode() + bytes(content)).hexdigest()
+    checksum = hashlib.sha256(kind.encode())
+    checksum.update(content)
+    return checksum.hexdigest()
