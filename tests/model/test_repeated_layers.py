@@ -70,7 +70,10 @@ def test_a_layer_that_runs_twice_is_refused_for_every_source_of_a_comparison():
 
 def test_a_layer_of_two_sources_that_count_its_runs_in_different_ways_is_accepted(net, images):
     # The first records the layer without a graph; the other one runs the model itself.
-    sources = {"random": cams.RandomWeightsCAM(net, "body"), "captum": captum.attr.LayerGradCam(net, net.body)}
+    sources = {
+        "random": cams.RandomWeightsCAM(net, "body"),
+        "captum": captum.attr.LayerGradCam(net, net.body),
+    }
     comparison = CAMComparison(sources, controls=False)
     comparison.update(images)
     assert comparison.count.diagonal().tolist() == [len(images)] * 2

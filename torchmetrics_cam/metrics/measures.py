@@ -29,12 +29,14 @@ class Measure:
     Args:
         name: as in the keys of `CAMComparison`.
         title: as in tables and figures.
-        values: from the batch of one source to the value of each image, ``(N,)``.
+        values: from the batch of one source to the value of each image, ``(N,)``; if the measure is
+            ``elementwise``, also from the batch of K sources to ``(K, N)``.
         higher_is_better: whether a higher value is better.
         proportion: whether each value is 0 or 1, so that their mean is a proportion.
         relative: whether it is relative to the score, and has no meaning for scores outside of [0, 1];
             Average Drop is not if the protocol's ``drop`` is ``"absolute"``.
         of_map: whether it depends on the map itself, and not only on scores of perturbed images.
+        elementwise: whether each value depends on one clean and one perturbed score alone.
         explains_masked_images: whether the source has to explain the masked images too.
         needs_objects: whether it compares the map with annotated objects.
     """
@@ -46,6 +48,7 @@ class Measure:
     proportion: bool = False
     relative: bool = False
     of_map: bool = False
+    elementwise: bool = False
     explains_masked_images: bool = False
     needs_objects: bool = False
 
@@ -71,25 +74,34 @@ class Measure:
             refuse_precomputed_maps(sources, self.title)
 
 
+def _of_scores(
+    formula: Callable[..., Tensor], batch: Batch, perturbed_scores: Tensor, **settings: Any
+) -> Tensor:
+    """Return a formula of the clean and the perturbed score of each image, for one source or for all."""
+    scores = batch.scores
+    values = formula(scores.flatten(), perturbed_scores.flatten(), reduction="none", **settings)
+    return values.view(scores.shape)
+
+
 def _average_drop(batch: Batch) -> Tensor:
     is_relative, eps = batch.protocol.drop == "relative", batch.protocol.drop_eps
-    return average_drop(batch.scores, batch.masked_scores, relative=is_relative, eps=eps, reduction="none")
+    return _of_scores(average_drop, batch, batch.masked_scores, relative=is_relative, eps=eps)
 
 
 def _relative_drop(batch: Batch) -> Tensor:
-    return average_drop(batch.scores, batch.masked_scores, reduction="none")
+    return _of_scores(average_drop, batch, batch.masked_scores)
 
 
 def _increase_in_confidence(batch: Batch) -> Tensor:
-    return increase_in_confidence(batch.scores, batch.masked_scores, reduction="none")
+    return _of_scores(increase_in_confidence, batch, batch.masked_scores)
 
 
 def _average_gain(batch: Batch) -> Tensor:
-    return average_gain(batch.scores, batch.masked_scores, eps=batch.protocol.gain_eps, reduction="none")
+    return _of_scores(average_gain, batch, batch.masked_scores, eps=batch.protocol.gain_eps)
 
 
 def _drop_in_deletion(batch: Batch) -> Tensor:
-    return drop_in_deletion(batch.scores, batch.complement_scores, reduction="none")
+    return _of_scores(drop_in_deletion, batch, batch.complement_scores)
 
 
 def _complexity(batch: Batch) -> Tensor:
@@ -136,17 +148,37 @@ def _mask_iou(batch: Batch) -> Tensor:
 MEASURES = {
     measure.name: measure
     for measure in (
-        Measure("average_drop", "Average Drop", _average_drop, higher_is_better=False, relative=True),
-        Measure("increase_in_confidence", "Increase in Confidence", _increase_in_confidence, proportion=True),
-        Measure("average_gain", "Average Gain", _average_gain, relative=True),
-        Measure("drop_in_deletion", "Drop in Deletion", _drop_in_deletion, relative=True),
+        Measure(
+            "average_drop",
+            "Average Drop",
+            _average_drop,
+            higher_is_better=False,
+            relative=True,
+            elementwise=True,
+        ),
+        Measure(
+            "increase_in_confidence",
+            "Increase in Confidence",
+            _increase_in_confidence,
+            proportion=True,
+            elementwise=True,
+        ),
+        Measure("average_gain", "Average Gain", _average_gain, relative=True, elementwise=True),
+        Measure("drop_in_deletion", "Drop in Deletion", _drop_in_deletion, relative=True, elementwise=True),
         Measure("deletion_auc", "Deletion AUC", _deletion_auc, higher_is_better=False),
         Measure("insertion_auc", "Insertion AUC", _insertion_auc),
         Measure("road", "ROAD", _road),
         Measure("complexity", "Complexity", _complexity, higher_is_better=False, of_map=True),
         Measure("coherency", "Coherency", _coherency, of_map=True, explains_masked_images=True),
         # The drop that is part of ADCC, whatever the protocol's is.
-        Measure("relative_drop", "Relative Drop", _relative_drop, higher_is_better=False, relative=True),
+        Measure(
+            "relative_drop",
+            "Relative Drop",
+            _relative_drop,
+            higher_is_better=False,
+            relative=True,
+            elementwise=True,
+        ),
         Measure("adcc", "ADCC", _adcc, relative=True, of_map=True, explains_masked_images=True),
         Measure(
             "energy_pointing_game",

@@ -156,7 +156,9 @@ def explain_all(
     with torch.inference_mode(False), torch.enable_grad(), eager(), image_size_known(images):
         images = images.detach().as_subclass(Tensor)
         images = images.to(guard.dtype_for(images))
-        finite = _all_finite(images)
+        # NaN is both the lowest and the highest value of a sample that has one.
+        low, high = _extremes(images)
+        finite = low.isfinite() & high.isfinite()
         for group in _groups(sources):
             guard.begin_pass()
             with ExitStack() as stack:
@@ -300,24 +302,22 @@ def _explanation(
         if quantized_layer(source.model) is None:
             raise
         raise RuntimeError(f"{source!r} cannot compute maps. {why_no_gradient(source.model)}") from error
+    how = forward.protocol.rectify
+    layers = []
     for layer in source_maps.layers:
         check_maps(layer, forward.images)
-    layers = [
-        in_float32(layer.detach().as_subclass(Tensor).to(forward.images.device))
-        for layer in source_maps.layers
-    ]
-    protocol = forward.protocol
-    if not source_maps.rectified and protocol.rectify != "source":
-        layers = [rectify(layer, protocol.rectify) for layer in layers]
+        layer = in_float32(layer.detach().as_subclass(Tensor).to(forward.images.device))
+        layers.append(layer if source_maps.rectified or how == "source" else rectify(layer, how))
     maps = fuse_maps(layers)
+    low, high = _extremes(maps)
     return Explanation(
         images=forward.images,
         scores=scores,
         selector=selector,
         maps=maps,
         normalized=source_maps.normalized,
-        valid=finite & _all_finite(maps) & scores.isfinite(),
-        degenerate=maps.flatten(1).amax(1) == maps.flatten(1).amin(1),
+        valid=finite & low.isfinite() & high.isfinite() & scores.isfinite(),
+        degenerate=low == high,
         normalized_twice=normalized_twice,
     )
 
@@ -383,8 +383,8 @@ def _has_graph(output: Any) -> bool:
     return isinstance(output, Tensor) and output.requires_grad
 
 
-def _all_finite(tensor: Tensor) -> Tensor:
-    """Return whether every value of a sample is finite, ``(N,)``, without a mask of the tensor's size."""
+def _extremes(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lowest and the highest value of each sample, ``(N,)``."""
     # amin and amax are faster than torch.aminmax, and need no copy of images in channels-last layout.
     dims = tuple(range(1, tensor.ndim))
-    return tensor.amin(dims).isfinite() & tensor.amax(dims).isfinite()
+    return tensor.amin(dims), tensor.amax(dims)

@@ -3,6 +3,8 @@
 import itertools
 import json
 import pickle
+from collections import Counter
+from dataclasses import replace
 
 import captum.attr
 import pytest
@@ -15,6 +17,7 @@ from processes import results_of
 from restoration import CONTEXTS, Fragile, traces
 from scipy import stats
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -731,3 +734,51 @@ def test_ranks_give_the_numbers_of_one_process(tmp_path, net, images):
             samples["average_drop"][order], expected.samples()["average_drop"], rtol=1e-5, atol=1e-7
         )
         assert {row["n"] for row in json.loads(table)["rows"]} == {12}
+
+
+class Operations(TorchDispatchMode):
+    """Count the operations of torch inside the context, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count[operation.overloadpacket.__name__] += 1
+        return operation(*args, **kwargs or {})
+
+
+def test_the_extremes_of_each_map_are_computed_once(net, images):
+    sources = {str(index): CallableSource(net, input_gradient) for index in range(5)}
+    comparison = CAMComparison(sources, controls=False)
+    with Operations() as operations, comparison.explained(images):
+        pass
+    # Those of the images are computed too.
+    assert operations.count["amin"] == operations.count["amax"] == 6
+
+
+def test_a_row_for_each_image_takes_no_more_operations_for_more_methods(net, images):
+    counts = []
+    for methods in (2, 9):
+        sources = {str(index): UniformMap(net, index / 10) for index in range(methods)}
+        comparison = CAMComparison(sources, controls=False, per_sample=True)
+        with Operations() as operations, comparison.explained(images) as batch:
+            assert len(batch.masked_scores) == methods
+            before = sum(operations.count.values())
+            comparison.accumulate(batch)
+            counts.append(sum(operations.count.values()) - before)
+        assert comparison.samples()["masked_score"].tolist() == batch.masked_scores.T.tolist()
+    assert counts[0] == counts[1]
+
+
+def test_values_of_scores_are_computed_for_all_methods_at_once(net, images):
+    names = ["average_drop", "relative_drop", "increase_in_confidence", "average_gain", "drop_in_deletion"]
+    comparison = CAMComparison(own(net), measures=names)
+    calls = []
+
+    def counted(measure):
+        return replace(measure, values=lambda batch: calls.append(measure.name) or measure.values(batch))
+
+    comparison.measures = tuple(map(counted, comparison.measures))
+    comparison.update(images)
+    assert calls == names

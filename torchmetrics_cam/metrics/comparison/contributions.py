@@ -41,7 +41,12 @@ class ComparedBatch:
         """Compute the measures for a batch of several sources."""
         by_source = list(batch)
         values = torch.stack(
-            [torch.stack([measure.values(one) for one in by_source]) for measure in measures]
+            [
+                measure.values(batch)
+                if measure.elementwise
+                else torch.stack([measure.values(one) for one in by_source])
+                for measure in measures
+            ]
         )
         valid = batch.counted & values.isfinite().all(0)
         scores = batch.scores

@@ -97,16 +97,10 @@ class SampleMetric(CAMMetric):
         classes = torch.full_like(scores, -1) if class_idx is None else class_idx
         # An image that is not counted adds 0 to the sums; in a row, 0 would look like the best drop.
         values = torch.where(compared.valid, compared.values, torch.nan)
-        columns = [
-            given.to(scores.device),
-            classes,
-            scores,
-            *compared.masked_scores,
-            *compared.valid,
-            *values.flatten(0, 1),
-        ]
-        rows = torch.stack([column.to(sum_dtype(column.device)) for column in columns], 1)
-        self.records = [*_as_list(self.records), rows.to(self._no_records())]
+        first = [column.unsqueeze(0) for column in (given.to(scores.device), classes, scores)]
+        blocks = [*first, compared.masked_scores, compared.valid, values.flatten(0, 1)]
+        columns = torch.cat([block.to(sum_dtype(block.device)) for block in blocks])
+        self.records = [*_as_list(self.records), columns.T.contiguous().to(self._no_records())]
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         """Synchronize the states; a rank without images contributes an empty tensor of rows."""
