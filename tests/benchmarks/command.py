@@ -40,8 +40,11 @@ PASSES_OF_METHODS, PASSES_OF_SCORE_CAM, CLEAN_PASSES = len(METHODS) + CONTROLS, 
 
 
 def network() -> nn.Module:
-    """Return the network for ``--model command:network``; ``--checkpoint`` loads its weights."""
-    return SmallCNN()
+    """Return the network for ``--model command:network``; ``--checkpoint`` loads its weights.
+
+    Its layout is that of the trained network, in which the bare forward passes run.
+    """
+    return SmallCNN().to(memory_format=torch.channels_last)
 
 
 def images() -> TensorDataset:
