@@ -169,7 +169,7 @@ class PartialResult:
             metric: the metric with the states after them.
         """
         random_states = {
-            name: member._pipeline.random_stream.states
+            name: member._pipeline.random_stream.state_dict()
             for name, member in updated_metrics(metric)
             if isinstance(member, CAMMetric)
         }
@@ -221,7 +221,7 @@ class PartialResult:
         restore_states(metric, states)
         for name, member in updated_metrics(metric):
             if isinstance(member, CAMMetric):
-                member._pipeline.random_stream.states = random_states[name]
+                member._pipeline.random_stream.load_state_dict(random_states[name])
         return int(done)
 
     def remove(self) -> None:

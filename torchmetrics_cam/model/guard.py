@@ -87,7 +87,8 @@ class ModelGuard:
     def begin_pass(self) -> None:
         """Undo the changes that an earlier forward pass or a source has made to the model."""
         if self._is_used:
-            self._restore()
+            _restore_buffers(self._buffers)
+            self._restore_hooks_and_children()
             self._prepare()
         self._is_used = True
 
@@ -165,10 +166,10 @@ class ModelGuard:
             if module.training:
                 self.model.eval()
                 break
-        for parameter, gradient, requires_grad in self._parameters:
-            if gradient is not None:
+        for parameter, *_ in self._parameters:
+            if parameter.grad is not None:
                 parameter.grad = None
-            if requires_grad and not self.has_inference_tensors:
+            if parameter.requires_grad and not self.has_inference_tensors:
                 parameter.requires_grad_(False)
 
     def _restore(self) -> None:

@@ -19,12 +19,23 @@ class RandomStream:
     Methods such as SmoothGrad and Random-CAM draw from the global generators of Python, torch and NumPy.
     Without a separate stream, a metric would change the random numbers of the training around it.
 
-    Attributes:
-        states: the state of each generator at the end of the last use, by its name; empty before the first.
     """
 
     def __init__(self) -> None:
-        self.states: dict[str, Any] = {}
+        # The state of each generator at the end of the last use, by its name.
+        self._states: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the stream, which torch.load reads with weights_only=True."""
+        states = dict(self._states)
+        if "numpy" in states:
+            name, keys, *rest = states["numpy"]
+            states["numpy"] = (name, list(map(int, keys)), *rest)
+        return states
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Continue from the states of another stream."""
+        self._states = states
 
     @contextmanager
     def drawn(self, device: torch.device) -> Iterator[None]:
@@ -32,10 +43,10 @@ class RandomStream:
         generators = _generators(device)
         before = {name: get() for name, (get, _) in generators.items()}
         try:
-            _set_states(generators, before | self.states)
+            _set_states(generators, before | self._states)
             yield
         finally:
-            self.states |= {name: get() for name, (get, _) in generators.items()}
+            self._states |= {name: get() for name, (get, _) in generators.items()}
             _set_states(generators, before)
 
 
@@ -59,11 +70,5 @@ def _generators(device: torch.device) -> dict[str, _Generator]:
         )
     numpy = sys.modules.get("numpy")
     if numpy is not None:
-        generators["numpy"] = (lambda: _plain_numbers(numpy.random.get_state()), numpy.random.set_state)
+        generators["numpy"] = (numpy.random.get_state, numpy.random.set_state)
     return generators
-
-
-def _plain_numbers(state: Any) -> tuple[Any, ...]:
-    """Convert a state of NumPy to plain numbers, which torch.load reads with weights_only=True."""
-    name, keys, *rest = state
-    return (name, keys.tolist(), *rest)
