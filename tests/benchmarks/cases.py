@@ -28,6 +28,7 @@ from torchmetrics_cam.cams import (
     vit_grid,
 )
 from torchmetrics_cam.cli.demo import load_model
+from torchmetrics_cam.pipeline.pipeline import Scorer
 
 SIDE = 224
 LAYERS = {
@@ -42,6 +43,7 @@ OWN = (GradCAM, GradCAMPlusPlus, XGradCAM, LayerCAM, HiResCAM)
 TORCHCAMS = ("GradCAM", "GradCAMpp", "XGradCAM", "LayerCAM")
 BASELINE, OURS, COMPILED = "bare forwards", "ours", "ours, channels last and compiled scorer"
 FOLDED = "the same, batch norms folded"
+WORD = "ours, scorer='compile'"
 TORCHCAM, GRAD_CAM, ON_GRAD_CAM = "torchcam", "pytorch-grad-cam", "ours on pytorch-grad-cam's object"
 
 
@@ -64,9 +66,11 @@ class Setting:
         self.reshape = vit_grid if network.startswith("vit") else None
         self.images = torch.randn(batch, 3, SIDE, SIDE)
         self.methods = methods
-        # One for all updates, because a metric copies the network and compares the scores in its first update.
-        # Each case has a process and a setting of its own.
-        self.compiled_metric: AverageDrop | CAMComparison | None = None
+        # The network and the compiled scorer of one case: each case has a process and a setting of its own.
+        self.compiled_scorer: tuple[nn.Module, Callable[[Tensor], Any]] | None = None
+        # Metrics are made once, as in an evaluation, and not for every batch.
+        self.metric: AverageDrop | CAMComparison | None = None
+        self.torchcam_metric: torchcam.metrics.ClassificationMetric | None = None
 
     @cached_property
     def classes(self) -> list[int]:
@@ -84,6 +88,8 @@ class Setting:
         if self.methods in (1, 4):
             cases[COMPILED] = self.compiled
         # torch.fx folds batch norms into nn.Conv2d only; EfficientNet-Lite has a subclass of it.
+        if self.methods == 4:
+            cases[WORD] = self.compiled_by_word
         types = {type(module) for module in self.model.modules()}
         if self.methods == 4 and {nn.Conv2d, nn.BatchNorm2d} <= types:
             cases[FOLDED] = self.folded
@@ -95,39 +101,60 @@ class Setting:
             for _ in range(1 + self.methods):
                 self.model(images)
 
-    def ours(self, images: Tensor) -> None:
+    def ours(
+        self,
+        images: Tensor,
+        model: nn.Module | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
         """Run `AverageDrop` for one method, and `CAMComparison` for several, in the default protocol."""
-        self._metric_of(self.model).update(images)
+        if self.metric is None:
+            model = model or self.model
+            sources = [
+                method(model, self.layer, reshape_transform=self.reshape)
+                for method in islice(cycle(OWN), self.methods)
+            ]
+            if self.methods == 1:
+                self.metric = AverageDrop(sources[0], scorer=scorer)
+            else:
+                named = {f"{index} {source!r}": source for index, source in enumerate(sources)}
+                self.metric = CAMComparison(named, controls=False, scorer=scorer)
+        self.metric.update(images)
+
+    def compiled_by_word(self, images: Tensor) -> None:
+        """Run `ours` on the network as it is, with ``scorer="compile"``."""
+        self.ours(images, scorer="compile")
 
     def compiled(self, images: Tensor) -> None:
-        """Run `ours` on a channels-last copy of the network, with its compiled copy as scorer."""
+        """Run `ours` on a channels-last copy of the network, with its compiled and frozen version as scorer."""
         self._with_scorer(images, copy.deepcopy)
 
     def folded(self, images: Tensor) -> None:
         """Run `compiled` on a network whose batch norms are folded into the convolutions, also in the clean pass."""
         self._with_scorer(images, fold_batch_norms)
 
-    def _metric_of(self, model: nn.Module, **settings: Any) -> AverageDrop | CAMComparison:
-        sources = [
-            method(model, self.layer, reshape_transform=self.reshape)
-            for method in islice(cycle(OWN), self.methods)
-        ]
-        if self.methods == 1:
-            return AverageDrop(sources[0], **settings)
-        named = {f"{index} {source!r}": source for index, source in enumerate(sources)}
-        return CAMComparison(named, controls=False, **settings)
-
     def _with_scorer(self, images: Tensor, copy_model: Callable[[nn.Module], nn.Module]) -> None:
-        if self.compiled_metric is None:
+        if self.compiled_scorer is None:
+            torch._inductor.config.freezing = True
             model = copy_model(self.model).to(memory_format=torch.channels_last)
-            self.compiled_metric = self._metric_of(model, scorer="compile")
-        self.compiled_metric.update(images.contiguous(memory_format=torch.channels_last))
+            frozen = torch.compile(model)
+            self.compiled_scorer = (
+                model,
+                lambda masked: frozen(masked.contiguous(memory_format=torch.channels_last)),
+            )
+        self.ours(images.contiguous(memory_format=torch.channels_last), *self.compiled_scorer)
 
     def torchcam(self, images: Tensor) -> None:
-        """Run torchcam's metric as in its documentation, one method after the other."""
+        """Run torchcam's metric as in its documentation, several methods one after the other."""
+        softmax = partial(torch.softmax, dim=-1)
+        if self.methods == 1:
+            if self.torchcam_metric is None:
+                extractor = torchcam.methods.GradCAM(self.model, self.layer)
+                self.torchcam_metric = torchcam.metrics.ClassificationMetric(extractor, softmax)
+            self.torchcam_metric.update(images)
+            return
         for name in islice(cycle(TORCHCAMS), self.methods):
             with getattr(torchcam.methods, name)(self.model, self.layer) as extractor:
-                softmax = partial(torch.softmax, dim=-1)
                 torchcam.metrics.ClassificationMetric(extractor, softmax).update(images)
 
     def grad_cam(self, images: Tensor) -> None:
