@@ -4,8 +4,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from torchmetrics_cam.lightning.digest import tensor_bytes
 
 
 def content_digest(source: str | Path | bytes) -> str:
@@ -27,9 +28,7 @@ def text_digest(text: str) -> str:
 def pixel_digest(image: Any) -> str:
     """Return the SHA-256 of the pixels of a tensor or an image of PIL, with their type and shape."""
     if isinstance(image, Tensor):
-        pixels = image.detach().cpu().contiguous()
-        kind = f"{pixels.dtype} {tuple(pixels.shape)}"
-        content = pixels.reshape(-1).view(torch.uint8).numpy().data
+        kind, content = f"{image.dtype} {tuple(image.shape)}", tensor_bytes(image)
     else:
         kind, content = f"{image.mode} {image.size}", image.tobytes()
     checksum = hashlib.sha256(kind.encode())

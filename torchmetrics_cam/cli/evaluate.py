@@ -142,7 +142,7 @@ def run(arguments: Any) -> None:
         to_colors=loaded.to_colors,
         count=arguments.pictures,
     )
-    digests = _digests(comparison, images, arguments.num_workers)
+    digests = _digests(evaluated, images, arguments.num_workers)
     write_files(comparison, results, pictures, out, images.file, digests)
     # The results are complete even if it cannot be removed, for example because the user has put files there.
     with suppress(OSError, UsageError):
@@ -157,7 +157,7 @@ def run(arguments: Any) -> None:
         print(f"Not read: {more} more, {len(unreadable)} of {len(images)}; see the report")
     for row in pixel_ranges:
         print(f"Pixel values of {row['images']} of {len(images)} images: {row['range']}")
-    for group in images.unused:
+    for group in results["data"]["unused"]:
         print(f"Not used: {len(group['files'])} in the folder, because {group['reason']}; see the report")
     if images.label_source is not None:
         print(f"Labels: {images.label_source}")
@@ -200,12 +200,12 @@ def _measures(value: Names) -> list[str]:
     return names
 
 
-def _digests(comparison: CAMComparison, images: Images, num_workers: int) -> dict[int, str]:
-    """Return the digest of every image that was evaluated, by its index."""
-    indices: Any = comparison.samples()["index"].tolist()
+def _digests(evaluated: list[int], images: Images, num_workers: int) -> dict[int, str]:
+    """Return the digest of every image that was evaluated, by its index; the workers read the images."""
+    indices: Any = evaluated
     digest: Any = images.digest
     digests = DataLoader(indices, batch_size=None, num_workers=num_workers, collate_fn=digest)
-    return dict(zip(indices, digests, strict=True))
+    return dict(zip(evaluated, digests, strict=True))
 
 
 def _layer(value: Names, loaded: LoadedModel, image: Tensor) -> LayerChoice:

@@ -153,8 +153,7 @@ class _SavedDataset(_Rows):
         super().__init__(str(folder), data.cast_column(self._image, datasets.Image(decode=False)))
 
     def digest(self, position: int) -> str:
-        stored = self._data[position][self._image] or {}
-        return content_digest(stored.get("bytes") or stored.get("path") or b"")
+        return content_digest(self._content(self._data[position]) or b"")
 
     def fingerprint(self) -> str:
         return str(self._data._fingerprint)

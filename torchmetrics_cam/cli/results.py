@@ -26,7 +26,7 @@ from torchmetrics_cam.cli.folder import (
 )
 from torchmetrics_cam.lightning.resume import write_atomically
 from torchmetrics_cam.metrics.comparison.metric import CURVES, CAMComparison
-from torchmetrics_cam.report.write import cell_text, write_csv, write_report
+from torchmetrics_cam.report.write import GENERATOR, cell_text, write_csv, write_report
 
 FORMAT = 1
 _LIBRARIES = (
@@ -62,7 +62,7 @@ def results_of(comparison: CAMComparison, class_names: Sequence[str] | None) -> 
     """
     table = comparison.table()
     return {
-        "written_by": f"torchmetrics-cam {__version__}",
+        "written_by": f"{GENERATOR} {__version__}",
         "format": FORMAT,
         "methods": list(comparison.methods),
         "comparison": json.loads(table.to_json()),
@@ -171,7 +171,7 @@ def start_or_resume(partial: Path, arguments: Any, fingerprints: Mapping[str, st
     settings = {name: value for name, value in settings_of(arguments).items() if name not in _CHANGEABLE}
     settings |= {f"state of the {name}": fingerprint for name, fingerprint in fingerprints.items()}
     # In the form in which they are read from the file: tuples become lists.
-    settings = json.loads(json.dumps({"written_by": "torchmetrics-cam evaluate", **settings}, default=str))
+    settings = json.loads(json.dumps({"written_by": f"{GENERATOR} evaluate", **settings}, default=str))
     file = partial / "settings.json"
     if arguments.fresh:
         remove_partial_files(partial)

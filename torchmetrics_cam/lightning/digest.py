@@ -145,6 +145,13 @@ def _is_setting(value: Any) -> bool:
     return isinstance(value, (*_PLAIN, types.FunctionType, functools.partial))
 
 
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return the values of a strided tensor as bytes, which are copied only if they are not in order."""
+    plain = tensor.detach().as_subclass(Tensor)
+    content = plain.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    return content.numpy().data
+
+
 def without_addresses(text: str) -> str:
     """Return a repr without the memory addresses in it, which differ between processes."""
     return re.sub(r" at 0x[0-9a-f]+", "", text)
@@ -223,9 +230,7 @@ def _read(value: Any) -> _Content:
 def _read_tensor(tensor: Tensor) -> _Content:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         raise UnidentifiedError(f"a tensor of {tensor.layout} and {tensor.dtype} on {tensor.device}")
-    plain = tensor.detach().as_subclass(Tensor)
-    content = plain.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-    return "tensor", content.numpy().data, (str(plain.dtype), tuple(plain.shape))
+    return "tensor", tensor_bytes(tensor), (str(tensor.dtype), tuple(tensor.shape))
 
 
 def _read_code(value: Any) -> _Content | None:

@@ -22,6 +22,7 @@ from torchmetrics_cam.lightning.digest import (
     digest,
     plain_settings,
     structure,
+    tensor_bytes,
     without_addresses,
 )
 from torchmetrics_cam.metrics.base import CAMMetric
@@ -54,8 +55,7 @@ def weights_checksum(model: nn.Module) -> str:
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
             checksum = zlib.crc32(name.encode(), checksum)
-            content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            checksum = zlib.crc32(content.numpy().data, checksum)
+            checksum = zlib.crc32(tensor_bytes(value), checksum)
     return f"{checksum:08x}"
 
 

@@ -26,9 +26,9 @@ _hook_tables = attrgetter(
 )
 
 
-# Module, name, buffer and a copy of its values.
 # A module with its submodules, training mode, kind of backward hooks, and the keys of its hooks by table.
 _Module = tuple[nn.Module, dict[str, nn.Module | None], bool, bool | None, tuple[set[int], ...] | None]
+# Module, name, buffer and a copy of its values.
 _Buffer = tuple[nn.Module, str, Tensor, Tensor]
 
 

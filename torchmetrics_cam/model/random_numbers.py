@@ -18,7 +18,6 @@ class RandomStream:
 
     Methods such as SmoothGrad and Random-CAM draw from the global generators of Python, torch and NumPy.
     Without a separate stream, a metric would change the random numbers of the training around it.
-
     """
 
     def __init__(self) -> None:

@@ -302,12 +302,14 @@ def _explanation(
         if quantized_layer(source.model) is None:
             raise
         raise RuntimeError(f"{source!r} cannot compute maps. {why_no_gradient(source.model)}") from error
-    how = forward.protocol.rectify
+    rectification = forward.protocol.rectify
     layers = []
     for layer in source_maps.layers:
         check_maps(layer, forward.images)
         layer = in_float32(layer.detach().as_subclass(Tensor).to(forward.images.device))
-        layers.append(layer if source_maps.rectified or how == "source" else rectify(layer, how))
+        if not source_maps.rectified and rectification != "source":
+            layer = rectify(layer, rectification)
+        layers.append(layer)
     maps = fuse_maps(layers)
     low, high = _extremes(maps)
     return Explanation(
