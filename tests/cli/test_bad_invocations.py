@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_evaluate_command import NETWORK
+from test_evaluate_command import with_three_photos
 
 from torchmetrics_cam.cli import main
 from torchmetrics_cam.cli.arguments import parser
@@ -265,16 +265,10 @@ def yaml_files(place: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("bad")
-    (folder / "mine.py").write_text(NETWORK)
     (folder / "bad.py").write_text(BROKEN_NETWORKS)
-    (folder / "photos").mkdir()
     (folder / "nothing").mkdir()
-    for number in range(3):
-        Image.new("RGB", (16, 16), (80 * number, 9, 200)).save(folder / "photos" / f"{number}.png")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(folder)
-        yield folder
+        yield with_three_photos(folder, patch)
 
 
 def test_300_bad_invocations_end_with_a_message(place, capsys):

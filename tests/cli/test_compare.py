@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from test_evaluate_command import NETWORK, arguments
+from test_evaluate_command import NETWORK, arguments, enter
 
 from torchmetrics_cam.cli import compare, main
 from torchmetrics_cam.cli.errors import UsageError
@@ -44,8 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         color = (min(number, 2) * 80, 9, 200)
         Image.new("RGB", (16, 16), color).save(folder / "photos" / f"{number}.png")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(folder)
+        enter(folder, patch)
         evaluate("one")
         yield folder
 

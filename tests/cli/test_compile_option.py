@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_evaluate_command import NETWORK, arguments
+from test_evaluate_command import NETWORK, arguments, enter
 
 from torchmetrics_cam.cli import main
 
@@ -27,8 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "mine.py").write_text(NETWORK)
     (folder / "some.py").write_text(DATA)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(folder)
+        enter(folder, patch)
         assert main(command("plain")) == 0
         yield folder
 

@@ -147,9 +147,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(place)
-    monkeypatch.syspath_prepend(place)
+    enter(place, monkeypatch)
     return place
+
+
+def enter(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make a folder with a module `mine` the working directory, from which the module is imported."""
+    patch.chdir(folder)
+    patch.syspath_prepend(folder)
+    # Another folder of another test has a module of this name too.
+    patch.delitem(sys.modules, "mine", raising=False)
+
+
+def with_three_photos(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Put the user's network and three photos into a folder, enter it, and return it."""
+    (folder / "mine.py").write_text(NETWORK)
+    (folder / "photos").mkdir()
+    for number in range(3):
+        Image.new("RGB", (16, 16), (80 * number, 9, 200)).save(folder / "photos" / f"{number}.png")
+    enter(folder, patch)
+    return folder
 
 
 def arguments(out: Path, *more: str) -> list[str]:
@@ -181,8 +198,7 @@ def numbers(out: Path) -> dict:
 def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.syspath_prepend(place)
+        enter(place, patch)
         assert main(arguments(out)) == 0
     return out
 

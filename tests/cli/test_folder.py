@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_evaluate_command import FILES, NETWORK, arguments, numbers
+from test_evaluate_command import FILES, arguments, numbers, with_three_photos
 
 from torchmetrics_cam.cli import evaluate as command
 from torchmetrics_cam.cli import main
@@ -22,14 +22,7 @@ FOREIGN = {
 
 @pytest.fixture
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the user's network and three photos."""
-    (tmp_path / "mine.py").write_text(NETWORK)
-    (tmp_path / "photos").mkdir()
-    for number in range(3):
-        Image.new("RGB", (16, 16), (80 * number, 9, 200)).save(tmp_path / "photos" / f"{number}.png")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path
+    return with_three_photos(tmp_path, monkeypatch)
 
 
 @pytest.fixture
