@@ -54,6 +54,8 @@ class EvaluationProtocol:
         pointing_tolerance: the distance from the object, in pixels, up to which the pointing game counts a
             hit.
         iou_threshold: the value from which Mask IoU counts a pixel of the map as highlighted, in (0, 1].
+        other_class: the class whose map Class Sensitivity compares with that of the explained class; None for
+            the class with the highest score beside the explained one.
         class_selection: which class is explained: ``"argmax"`` for the given class or, without one, the class
             with the highest score; ``"given"`` makes it an error to give none.
 
@@ -100,6 +102,7 @@ class EvaluationProtocol:
     road_noise: float = 0.01
     pointing_tolerance: float = 15.0
     iou_threshold: float = 0.5
+    other_class: int | None = None
     class_selection: Literal["argmax", "given"] = "argmax"
 
     def __post_init__(self) -> None:
@@ -132,6 +135,11 @@ class EvaluationProtocol:
         steps = self.curve_steps
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"EvaluationProtocol(curve_steps={steps!r}): it must be a positive integer")
+        other = self.other_class
+        if other is not None and (not isinstance(other, int) or isinstance(other, bool) or other < 0):
+            raise ValueError(
+                f"EvaluationProtocol(other_class={other!r}): it must be the index of a class, or None"
+            )
         for field in BASELINES:
             object.__setattr__(self, field, as_baseline(getattr(self, field)))
         if not self.name:
@@ -221,6 +229,7 @@ _MEASURES_THAT_READ = {
     "road_noise": {"road"},
     "pointing_tolerance": {"pointing_game"},
     "iou_threshold": {"mask_iou"},
+    "other_class": {"class_sensitivity"},
 }
 _MASK_THAT_READS = {"mask_fraction": "top", "mask_threshold": "threshold"}
 

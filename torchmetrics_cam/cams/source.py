@@ -25,23 +25,27 @@ class ForwardPass:
 
     Args:
         images: the images as the model received them, ``(N, C, *spatial)``. A source must not modify them.
-        scores: the model's raw output and the scores computed from it, with their autograd graph if the
-            source needs one (`CAMSource.graph`).
+        output: the output of the model.
+        scores: the class scores within the output, and the scores computed from them, with their autograd
+            graph if the source needs one (`CAMSource.graph`).
         selector: selects the explained score of each image, by class index or by target.
         class_idx: the class index as the user passed it to ``update``.
         activations: the output of each layer of `CAMSource.layers`, in execution order, with its autograd
             graph if the source needs one.
         score_function: computes scores from an output of the model.
         cams: the precomputed maps passed to ``update``, by the source that returns them.
+        retains_graph: whether the graph is kept after a backward pass, for maps of other classes or scores.
     """
 
     images: Tensor
+    output: Any
     scores: Scores
     selector: ScoreSelector
     class_idx: ClassIndex | None
     activations: dict[nn.Module, Tensor]
     score_function: ScoreFunction
     cams: Mapping["CAMSource", Tensor] = field(default_factory=dict)
+    retains_graph: bool = False
 
     @property
     def protocol(self) -> EvaluationProtocol:
@@ -86,7 +90,9 @@ class ForwardPass:
         if not score.requires_grad:
             return dict.fromkeys(self.activations)
         in_graph = {layer: tensor for layer, tensor in self.activations.items() if tensor.requires_grad}
-        gradients = torch.autograd.grad(score, list(in_graph.values()), allow_unused=True)
+        gradients = torch.autograd.grad(
+            score, list(in_graph.values()), allow_unused=True, retain_graph=self.retains_graph
+        )
         return dict(zip(in_graph, gradients, strict=True))
 
 

@@ -142,13 +142,13 @@ def parameter_randomization(
             stacklevel=2,
         )
     pipeline = Pipeline([copied_source], ScoreFunction(None, as_protocol(protocol)))
-    (original,) = pipeline.explain(images, class_idx)
+    ((original,),) = pipeline.explain(images, class_idx)
     maps = [normalized_maps(original, EvaluationProtocol())]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for reset_function in reversed(reset_functions.values()):
             reset_function()
-            (randomized,) = pipeline.explain(images, original.selector.class_idx)
+            ((randomized,),) = pipeline.explain(images, original.selector.class_idx)
             maps.append(normalized_maps(randomized, EvaluationProtocol()))
     copied_source.remove_hooks()
     return RandomizationResult(

@@ -130,6 +130,30 @@ class ScoreSelector:
                 )
         return torch.stack([value.as_subclass(Tensor).reshape(()) for value in values])
 
+    def of_other_class(self, scores: Tensor, other_class: int | None) -> "ScoreSelector":
+        """Return the selector of another class of each image than the explained one.
+
+        Args:
+            scores: the score of each class, ``(N, K)``.
+            other_class: the other class; None for the one with the highest score beside the explained class.
+
+        Raises:
+            ValueError: if targets are explained, or there is no other class.
+        """
+        if self.class_idx is None:
+            raise ValueError("targets have no other class to compare with; pass class_idx instead of targets")
+        classes = scores.shape[1]
+        if classes < 2 or (other_class is not None and other_class >= classes):
+            raise ValueError(
+                f"the protocol's other_class is {other_class}, and the number of classes that the model scores"
+                f" is {classes}; it must be at least 2, and other_class None or an index below it"
+            )
+        if other_class is None:
+            others = scores.scatter(1, self.class_idx.unsqueeze(1), -torch.inf).argmax(1)
+        else:
+            others = torch.full_like(self.class_idx, other_class)
+        return ScoreSelector(others, num_classes=self.num_classes)
+
     @classmethod
     def concatenated(cls, parts: Sequence["ScoreSelector"]) -> "ScoreSelector":
         """Return the selector of several batches, one after the other."""

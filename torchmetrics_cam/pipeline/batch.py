@@ -36,9 +36,13 @@ class _PerturbedScores:
     images of all sources together.
     """
 
-    def __init__(self, pipeline: Pipeline, explanations: Sequence[Explanation]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, explanations: Sequence[Explanation], score_function: ScoreFunction
+    ) -> None:
         self.pipeline = pipeline
         self.explanations = explanations
+        self.score_function = score_function
+        self.protocol = score_function.protocol
         self._computed: list[Tensor] = []
 
     @property
@@ -56,16 +60,14 @@ class _PerturbedScores:
     @cached_property
     def masked(self) -> Tensor:
         """The scores of the masked images, ``(K, N)``."""
-        scores = self._score([Masking(one, self.pipeline.protocol) for one in self.explanations])
+        scores = self._score([Masking(one, self.protocol) for one in self.explanations])
         self._computed.append(scores)
         return scores
 
     @cached_property
     def complement(self) -> Tensor:
         """The scores of the images with the highlighted part hidden, ``(K, N)``."""
-        scores = self._score(
-            [Masking(one, self.pipeline.protocol, complement=True) for one in self.explanations]
-        )
+        scores = self._score([Masking(one, self.protocol, complement=True) for one in self.explanations])
         self._computed.append(scores)
         return scores
 
@@ -91,7 +93,7 @@ class _PerturbedScores:
 
     def _curves_of(self, explanation: Explanation) -> tuple[Tensor, Tensor]:
         """Return the curves of one source, ``(P, N)`` each."""
-        protocol, images = self.pipeline.protocol, explanation.images
+        protocol, images = self.protocol, explanation.images
         ranks = position_ranks(normalized_maps(explanation, protocol))
         *between, all_pixels = perturbed_counts(ranks[0].numel(), protocol.curve_steps)[1:]
         is_one_baseline = protocol.deletion_baseline == protocol.insertion_baseline
@@ -122,7 +124,7 @@ class _PerturbedScores:
 
     def _road_of(self, explanation: Explanation) -> Tensor:
         """Return the scores of one source, ``(F * 2, N)``."""
-        protocol = self.pipeline.protocol
+        protocol = self.protocol
         ranks = position_ranks(normalized_maps(explanation, protocol))
         counts = [round(fraction * ranks[0].numel()) for fraction in protocol.road_fractions]
         return self._score(
@@ -150,9 +152,9 @@ class _PerturbedScores:
 
     def _coherency_of(self, source: CAMSource, explanation: Explanation) -> Tensor:
         """Return the similarity of the maps of one source, ``(N,)``."""
-        protocol = self.pipeline.protocol
+        protocol = self.protocol
         masked = apply_mask(explanation.images, to_mask(explanation, protocol), protocol)
-        again = self.pipeline.explain_again(source, masked, explanation.selector)
+        (again,) = self.pipeline.explain_again([source], masked, explanation.selector, self.score_function)
         maps, maps_again = (normalized_maps(one, protocol) for one in (explanation, again))
         return map_correlation(maps, maps_again).where(again.valid, torch.nan)
 
@@ -162,7 +164,9 @@ class _PerturbedScores:
 
     def _score(self, perturbations: Sequence[Perturbation]) -> Tensor:
         first = self.explanations[0]
-        scores: Tensor = self.pipeline.score(perturbations, first.scores, first.selector)
+        scores: Tensor = self.pipeline.score(
+            perturbations, first.scores, first.selector, score_function=self.score_function
+        )
         return scores
 
 
@@ -177,6 +181,7 @@ class Batch:
         methods: the names of the sources; empty for a single source.
         protocol: the `EvaluationProtocol`.
         objects: the annotated object of each image, bool, ``(N, *spatial)``, or None.
+        under_further_protocols: the same images under each further protocol of a comparison.
     """
 
     def __init__(
@@ -191,6 +196,7 @@ class Batch:
         self._source = source
         self.methods = tuple(methods)
         self.objects = objects
+        self.under_further_protocols: tuple[Batch, ...] = ()
 
     @classmethod
     def of(
@@ -205,10 +211,19 @@ class Batch:
         methods: Sequence[str] = (),
     ) -> "Batch":
         """Explain images by the sources of a pipeline; with ``methods`` the batch has a dimension K."""
-        explanations = pipeline.explain(images, class_idx, targets=targets, cams=cams)
+        by_protocol = pipeline.explain(images, class_idx, targets=targets, cams=cams)
         marked = None if objects is None else objects.as_subclass(Tensor).to(images.device) > 0
-        perturbed = _PerturbedScores(pipeline, explanations)
-        return cls(perturbed, source=None if methods else 0, methods=methods, objects=marked)
+        first, *further = [
+            cls(
+                _PerturbedScores(pipeline, explanations, score_function),
+                source=None if methods else 0,
+                methods=methods,
+                objects=marked,
+            )
+            for explanations, score_function in zip(by_protocol, pipeline.score_functions, strict=True)
+        ]
+        first.under_further_protocols = tuple(further)
+        return first
 
     def __iter__(self) -> Iterator["Batch"]:
         """Iterate over the batches of each source."""
@@ -221,7 +236,7 @@ class Batch:
     @property
     def protocol(self) -> EvaluationProtocol:
         """The settings that the values depend on."""
-        return self._perturbed.pipeline.protocol
+        return self._perturbed.protocol
 
     @property
     def images(self) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmetrics_cam.cams.layers import image_size_known
-from torchmetrics_cam.cams.source import CAMSource, ForwardPass, check_maps
+from torchmetrics_cam.cams.source import CAMSource, ForwardPass, SourceMaps, check_maps
 from torchmetrics_cam.functional.maps import fuse_maps, rectify
 from torchmetrics_cam.model.graph import (
     ActivationGraph,
@@ -39,6 +39,27 @@ Targets = Target | list[Target] | None
 
 
 @dataclass(frozen=True)
+class Question:
+    """What is asked about a batch of images, which one clean forward pass can answer for several questions.
+
+    Args:
+        score_function: from the model's output to scores, with the protocol.
+        of_other_class: whether the maps are those of another class of each image than the explained one, as
+            the protocol's ``other_class`` says.
+    """
+
+    score_function: ScoreFunction
+    of_other_class: bool = False
+
+    @property
+    def settings_of_maps(self) -> tuple[Any, ...]:
+        """What the maps of a source depend on; questions with equal settings have the same maps."""
+        protocol, logits_fn = self.score_function.protocol, self.score_function.logits_fn
+        differentiates_scores = protocol.cam_of == "scores" and (logits_fn or protocol.scores != "raw")
+        return (self.of_other_class, bool(differentiates_scores), protocol.rectify, protocol.normalize)
+
+
+@dataclass(frozen=True)
 class Explanation:
     """The maps of one batch by one source, and the scores on the clean images.
 
@@ -54,6 +75,8 @@ class Explanation:
         degenerate: whether the map of an image is constant, ``(N,)``.
         normalized_twice: whether the output of the model looks like probabilities before the protocol's
             softmax, ``(N,)``.
+        outputs: the raw output of the model for each class, ``(N, classes)``; None if it has another form.
+        of_other_class: the same source's explanation of another class of each image, if it was asked for.
     """
 
     images: Tensor
@@ -64,12 +87,46 @@ class Explanation:
     valid: Tensor
     degenerate: Tensor
     normalized_twice: Tensor
+    outputs: Tensor | None = None
+    of_other_class: "Explanation | None" = None
 
     def __getitem__(self, chunk: slice) -> "Explanation":
         if chunk == slice(0, self.images.shape[0]):
             return self
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: part[chunk] for name, part in parts.items() if name != "normalized"})
+        del parts["normalized"]
+        return replace(self, **{name: part if part is None else part[chunk] for name, part in parts.items()})
+
+    @property
+    def logits(self) -> Tensor:
+        """The raw output of the model for the explained class of each image, at least float32, ``(N,)``.
+
+        Raises:
+            ValueError: if the model has no output for each class, or targets are explained.
+        """
+        if self.outputs is None:
+            raise ValueError(
+                "the drop of the logit needs one output of the model for each class, (N, K), and a class"
+                " instead of targets; return logits from the model, and apply logits_fn to these"
+            )
+        return in_float32(self.selector.select(self.outputs))
+
+
+@dataclass(frozen=True)
+class _CleanScores:
+    """The scores of the clean images for one question.
+
+    Args:
+        scores: of all classes, without a graph.
+        selector: of the class or target that the maps explain.
+        selected: the score of the explained class or target, ``(N,)``, also for a question of another class.
+        normalized_twice: as in `Explanation`.
+    """
+
+    scores: Scores
+    selector: ScoreSelector
+    selected: Tensor
+    normalized_twice: Tensor
 
 
 def check_batch(
@@ -114,24 +171,24 @@ def explain_all(
     images: Tensor,
     guard: ModelGuard,
     *,
-    score_function: ScoreFunction,
+    questions: Sequence[Question],
     class_idx: ClassIndex | None = None,
     targets: Targets = None,
     cams: Mapping[CAMSource, Tensor] | None = None,
     other_sources: Sequence[CAMSource] = (),
     read_values: bool = True,
-) -> list[Explanation]:
-    """Return the maps of one batch by each source, and the scores on its images.
+) -> list[list[Explanation]]:
+    """Return the maps of one batch by each source, and the scores on its images, for each question.
 
-    Sources that only need the activations and scores of a forward pass share one. The target class is
-    determined once, in the first forward pass.
+    Sources that only need the activations and scores of a forward pass share one, for all questions. The
+    target class is determined once, in the first forward pass, by the scores of the first question.
 
     Args:
         sources: the sources of the maps, all of one model.
         images: ``(N, C, *spatial)`` with one to three spatial dimensions, floating point, on the model's
             device; checked by `check_batch`.
         guard: the guard of the model, which has been entered.
-        score_function: from the model's output to scores.
+        questions: what is asked about the batch.
         class_idx: the target class: one for all images, one for each, or None for the top class of each.
         targets: instead of a class, one callable for all images or one for each, from a sample's output to a
             scalar.
@@ -140,7 +197,7 @@ def explain_all(
         read_values: as for `check_batch`.
 
     Returns:
-        The explanation of the batch by each source, without any autograd graph.
+        For each question the explanation of the batch by each source, without any autograd graph.
 
     Raises:
         ValueError: if the model's output does not fit the arguments.
@@ -151,15 +208,16 @@ def explain_all(
         guard.refuse_inference_tensors()
     # Also of sources that run the model themselves, and get no forward pass of their own.
     counted_layers = [layer for source in sources for layer in source.counted_layers]
-    explanations: dict[CAMSource, Explanation] = {}
+    explanations: dict[tuple[int, CAMSource], Explanation] = {}
     first: ForwardPass | None = None
+    clean: list[_CleanScores] = []
     with torch.inference_mode(False), torch.enable_grad(), eager(), image_size_known(images):
         images = images.detach().as_subclass(Tensor)
         images = images.to(guard.dtype_for(images))
         # NaN is both the lowest and the highest value of a sample that has one.
         low, high = _extremes(images)
         finite = low.isfinite() & high.isfinite()
-        for group in _groups(sources):
+        for group, asked in _runs(sources, questions):
             guard.begin_pass()
             with ExitStack() as stack:
                 for source in group:
@@ -175,7 +233,7 @@ def explain_all(
                     forward = _forward_pass(
                         group,
                         images,
-                        score_function=score_function.explaining(targets),
+                        score_function=questions[0].score_function.explaining(targets),
                         class_idx=class_idx,
                         targets=targets,
                         cams=cams or {},
@@ -183,20 +241,41 @@ def explain_all(
                         counted_layers=counted_layers,
                         read_values=read_values,
                         stack=stack,
+                        retains_graph=len(asked) > 1,
                     )
                 if first is None:
-                    first = replace(forward, scores=forward.scores.detached(), activations={})
-                    scores = in_float32(first.selector.select(first.scores.scores).detach())
-                    twice = torch.zeros_like(scores, dtype=torch.bool)
-                    if first.score_function.normalizes_classes:
-                        twice = look_like_probabilities(first.scores)
-                for source in group:
-                    explanations[source] = _explanation(
-                        source, forward, first.selector, scores, finite, twice
-                    )
+                    clean = [_clean_scores(forward, question) for question in questions]
+                    first = replace(forward, output=None, scores=clean[0].scores, activations={})
+                maps: dict[tuple[Any, ...], list[SourceMaps]] = {}
+                for index in asked:
+                    question = questions[index]
+                    settings = question.settings_of_maps
+                    if settings not in maps:
+                        view = forward if index == 0 else _asked(forward, question, clean[index], group)
+                        maps[settings] = [_source_maps(source, view) for source in group]
+                    for source, source_maps in zip(group, maps[settings], strict=True):
+                        explanations[index, source] = _explanation(
+                            source_maps, images, question.score_function.protocol, clean[index], finite
+                        )
                 # Its graph is freed before the next pass makes another.
                 del forward
-    return [explanations[source] for source in sources]
+    return [[explanations[index, source] for source in sources] for index in range(len(questions))]
+
+
+def _runs(
+    sources: Sequence[CAMSource], questions: Sequence[Question]
+) -> list[tuple[list[CAMSource], list[int]]]:
+    """Return the groups of sources that share a forward pass, and the questions that it answers."""
+    every = list(range(len(questions)))
+    with_equal_maps: dict[tuple[Any, ...], list[int]] = {}
+    for index in every:
+        with_equal_maps.setdefault(questions[index].settings_of_maps, []).append(index)
+    return [
+        (group, asked)
+        for group in _groups(sources)
+        # The hooks of another library keep the graph of one backward pass.
+        for asked in ([every] if _shares_pass(group[0]) else with_equal_maps.values())
+    ]
 
 
 def _groups(sources: Sequence[CAMSource]) -> list[list[CAMSource]]:
@@ -204,12 +283,15 @@ def _groups(sources: Sequence[CAMSource]) -> list[list[CAMSource]]:
     together: list[CAMSource] = []
     alone: list[CAMSource] = []
     for source in dict.fromkeys(sources):
-        # A graph from the images on would not start at the layers of the other sources.
-        shares = source.sharing == "pass" and source.graph != "input"
-        (together if shares else alone).append(source)
+        (together if _shares_pass(source) else alone).append(source)
     # Sources that use the scores of an earlier pass come last.
     alone.sort(key=lambda source: source.sharing == "scores")
     return [group for group in (together, *([source] for source in alone)) if group]
+
+
+def _shares_pass(source: CAMSource) -> bool:
+    # A graph from the images on would not start at the layers of the other sources.
+    return source.sharing == "pass" and source.graph != "input"
 
 
 def _forward_pass(
@@ -224,14 +306,64 @@ def _forward_pass(
     counted_layers: Sequence[nn.Module],
     read_values: bool,
     stack: ExitStack,
+    retains_graph: bool,
 ) -> ForwardPass:
     """Run the model once with the graph that the sources need; closing the stack releases the graph."""
-    activations, scores = _run(sources[0].model, sources, images, score_function, counted_layers, stack)
+    activations, output, scores = _run(
+        sources[0].model, sources, images, score_function, counted_layers, stack
+    )
     if selector is None:
         selector = _selector(scores, class_idx, targets, images.shape[0], read_values=read_values)
     if targets is None and score_function.protocol.cam_of == "logit":
         _check_logits(scores, sources)
-    return ForwardPass(images, scores, selector, class_idx, activations, score_function, cams)
+    return ForwardPass(
+        images,
+        output,
+        scores,
+        selector,
+        class_idx,
+        activations,
+        score_function,
+        cams,
+        retains_graph=retains_graph,
+    )
+
+
+def _clean_scores(forward: ForwardPass, question: Question) -> _CleanScores:
+    """Return the scores of the clean images for a question."""
+    score_function = question.score_function.explaining(forward.selector.targets)
+    is_same = score_function == forward.score_function
+    scores = (forward.scores if is_same else score_function(forward.output)).detached()
+    selector = forward.selector
+    if selector.class_idx is not None and scores.scores.shape[1] != selector.num_classes:
+        raise ValueError(
+            f"under the protocol {score_function.protocol.name!r} the model scores {scores.scores.shape[1]}"
+            f" classes, and under {forward.protocol.name!r} {selector.num_classes}; evaluate them apart"
+        )
+    if question.of_other_class:
+        selector = selector.of_other_class(scores.scores, score_function.protocol.other_class)
+    selected = in_float32(selector.select(scores.scores))
+    twice = torch.zeros_like(selected, dtype=torch.bool)
+    if score_function.normalizes_classes:
+        twice = look_like_probabilities(scores)
+    return _CleanScores(scores, selector, selected, twice)
+
+
+def _asked(
+    forward: ForwardPass, question: Question, clean: _CleanScores, sources: Sequence[CAMSource]
+) -> ForwardPass:
+    """Return the forward pass for another question than the first."""
+    score_function = question.score_function.explaining(clean.selector.targets)
+    if clean.selector.targets is None and score_function.protocol.cam_of == "logit":
+        _check_logits(clean.scores, sources)
+    return replace(
+        forward,
+        # A pass that is shared for its scores alone has no output.
+        scores=clean.scores if forward.output is None else score_function(forward.output),
+        selector=clean.selector,
+        class_idx=clean.selector.class_idx if question.of_other_class else forward.class_idx,
+        score_function=score_function,
+    )
 
 
 def _run(
@@ -241,8 +373,8 @@ def _run(
     score_function: ScoreFunction,
     counted_layers: Sequence[nn.Module],
     stack: ExitStack,
-) -> tuple[Activations, Scores]:
-    """Return the activations and the scores, with the longest graph that any of the sources needs.
+) -> tuple[Activations, Any, Scores]:
+    """Return the activations, the output and the scores, with the longest graph that any source needs.
 
     The model receives a clone of the images, because it may modify its input in place.
     """
@@ -252,27 +384,27 @@ def _run(
     without = [layer for layer in without if layer not in in_graph]
     recorded: Activations = {}
 
-    def run(images: Tensor) -> Scores:
+    def run(images: Tensor) -> tuple[Any, Scores]:
         with activations_of(model, without, recorded, counted=counted_layers):
             try:
                 output = model(images)
             except TypeError:
                 _check_signature(model, images)
                 raise
-        return score_function(output)
+        return output, score_function(output)
 
     if "input" in graphs:
-        return recorded, run(_in_graph(images))
+        return recorded, *run(_in_graph(images))
     if "head" not in graphs:
         with torch.no_grad():
-            return recorded, run(images.clone())
+            return recorded, *run(images.clone())
     activations = stack.enter_context(ActivationGraph(model, in_graph))
-    scores = run(images.clone())
+    output, scores = run(images.clone())
     if not (activations and (_has_graph(scores.raw) or _has_graph(scores.scores))):
         # The layers did not run, or the model turned gradients off: leave the gradient mode to the model.
         activations.head_only = False
-        scores = run(_in_graph(images))
-    return recorded | activations, scores
+        output, scores = run(_in_graph(images))
+    return recorded | activations, output, scores
 
 
 def _selector(
@@ -287,40 +419,45 @@ def _selector(
     )
 
 
-def _explanation(
-    source: CAMSource,
-    forward: ForwardPass,
-    selector: ScoreSelector,
-    scores: Tensor,
-    finite: Tensor,
-    normalized_twice: Tensor,
-) -> Explanation:
-    """Return the explanation by one source."""
+def _source_maps(source: CAMSource, forward: ForwardPass) -> SourceMaps:
+    """Return the maps of one source."""
     try:
-        source_maps = source.maps(forward)
+        return source.maps(forward)
     except (AttributeError, RuntimeError) as error:
         if quantized_layer(source.model) is None:
             raise
         raise RuntimeError(f"{source!r} cannot compute maps. {why_no_gradient(source.model)}") from error
-    rectification = forward.protocol.rectify
+
+
+def _explanation(
+    source_maps: SourceMaps,
+    images: Tensor,
+    protocol: EvaluationProtocol,
+    clean: _CleanScores,
+    finite: Tensor,
+) -> Explanation:
+    """Return the explanation by the maps of one source."""
     layers = []
     for layer in source_maps.layers:
-        check_maps(layer, forward.images)
-        layer = in_float32(layer.detach().as_subclass(Tensor).to(forward.images.device))
-        if not source_maps.rectified and rectification != "source":
-            layer = rectify(layer, rectification)
+        check_maps(layer, images)
+        layer = in_float32(layer.detach().as_subclass(Tensor).to(images.device))
+        if not source_maps.rectified and protocol.rectify != "source":
+            layer = rectify(layer, protocol.rectify)
         layers.append(layer)
     maps = fuse_maps(layers)
     low, high = _extremes(maps)
+    outputs = clean.scores.raw
+    has_outputs = clean.selector.class_idx is not None and isinstance(outputs, Tensor)
     return Explanation(
-        images=forward.images,
-        scores=scores,
-        selector=selector,
+        images=images,
+        scores=clean.selected,
+        selector=clean.selector,
         maps=maps,
         normalized=source_maps.normalized,
-        valid=finite & low.isfinite() & high.isfinite() & scores.isfinite(),
+        valid=finite & low.isfinite() & high.isfinite() & clean.selected.isfinite(),
         degenerate=low == high,
-        normalized_twice=normalized_twice,
+        normalized_twice=clean.normalized_twice,
+        outputs=outputs if has_outputs and outputs.shape == clean.scores.scores.shape else None,
     )
 
 

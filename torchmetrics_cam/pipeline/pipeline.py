@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torchmetrics_cam.model.compiled import Compilation, compiled_copy, existing
 from torchmetrics_cam.model.guard import ModelGuard, eager
 from torchmetrics_cam.model.random_numbers import RandomStream
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, ScoreSelector, in_float32
-from torchmetrics_cam.pipeline.explain import Explanation, Targets, check_batch, explain_all
+from torchmetrics_cam.pipeline.explain import Explanation, Question, Targets, check_batch, explain_all
 from torchmetrics_cam.pipeline.perturb import NoPerturbation, Perturbation, check_baselines
 from torchmetrics_cam.protocol import EvaluationProtocol
 
@@ -37,7 +38,9 @@ class Pipeline:
 
     Args:
         sources: the sources of the maps, all of one model.
-        score_function: from the model's output to scores.
+        score_function: from the model's output to scores, under the first protocol.
+        further_protocols: further protocols that the same images are evaluated under.
+        explains_other_class: whether the sources explain another class of each image too.
         scorer: from images to the model's raw output, run on perturbed images in place of the model;
             ``"compile"`` for a compiled copy of the model.
         batch_size: the largest number of perturbed images in one forward pass; None for that of the batch.
@@ -58,6 +61,8 @@ class Pipeline:
         sources: Sequence[CAMSource],
         score_function: ScoreFunction,
         *,
+        further_protocols: Sequence[EvaluationProtocol] = (),
+        explains_other_class: bool = False,
         scorer: Scorer | None = None,
         batch_size: int | None = None,
         validate_args: ValidateArgs = True,
@@ -66,7 +71,11 @@ class Pipeline:
         if validate_args not in (True, False, "determinism"):
             raise ValueError(f"validate_args is {validate_args!r}; it must be a bool or 'determinism'")
         self.sources = sources
-        self.score_function = score_function
+        self.score_functions = [
+            score_function,
+            *(replace(score_function, protocol=protocol) for protocol in further_protocols),
+        ]
+        self.explains_other_class = explains_other_class
         self.scorer = scorer
         self.batch_size = batch_size
         self.validate_args = validate_args
@@ -80,9 +89,14 @@ class Pipeline:
         return self.sources[0].model
 
     @property
+    def score_function(self) -> ScoreFunction:
+        """The function from the model's output to scores, under the first protocol."""
+        return self.score_functions[0]
+
+    @property
     def protocol(self) -> EvaluationProtocol:
-        """The settings of the evaluation."""
-        return self.score_function.protocol
+        """The first protocol."""
+        return self.score_functions[0].protocol
 
     def reset(self) -> None:
         """Start a new stream of random numbers, and repeat the checks of the first batch on the next one."""
@@ -104,7 +118,8 @@ class Pipeline:
     def key(self) -> tuple[Any, ...]:
         """Return the settings that determine a metric's values, equal for metrics that can share updates."""
         sources = [(type(source), vars(source)) for source in self.sources]
-        return (sources, self.protocol, self.score_function.logits_fn, self.scorer)
+        protocols = [score_function.protocol for score_function in self.score_functions]
+        return (sources, protocols, self.score_function.logits_fn, self.scorer)
 
     def active(self, images: Any) -> AbstractContextManager[ModelGuard]:
         """Guard the model and the global random numbers inside the context; it may be nested.
@@ -135,50 +150,69 @@ class Pipeline:
         *,
         targets: Targets = None,
         cams: Mapping[CAMSource, Tensor] | None = None,
-    ) -> list[Explanation]:
-        """Return the maps of a batch by each source; arguments and errors are those of `explain_all`."""
-        check_batch(
-            self.sources,
-            images,
-            class_idx,
-            targets,
-            cams or {},
-            self.protocol,
-            read_values=bool(self.validate_args),
-        )
-        check_baselines(images, self.protocol)
+    ) -> list[list[Explanation]]:
+        """Return the maps of a batch by each source, under each protocol.
+
+        Arguments and errors are those of `explain_all`.
+        """
+        for score_function in self.score_functions:
+            check_batch(
+                self.sources,
+                images,
+                class_idx,
+                targets,
+                cams or {},
+                score_function.protocol,
+                read_values=bool(self.validate_args),
+            )
+            check_baselines(images, score_function.protocol)
+        questions = [Question(score_function) for score_function in self.score_functions]
+        if self.explains_other_class:
+            questions += [replace(question, of_other_class=True) for question in questions]
         with self.active(images) as guard:
-            explanations = explain_all(
+            answers = explain_all(
                 self.sources,
                 images,
                 guard,
-                score_function=self.score_function,
+                questions=questions,
                 class_idx=class_idx,
                 targets=targets,
                 cams=cams,
                 read_values=bool(self.validate_args),
             )
             if not self._is_scorer_compared:
-                self._compare_scorer(explanations[0])
+                self._compare_scorer(answers[0][0])
             if not self._is_determinism_checked:
-                self._check_determinism(explanations[0])
-        return explanations
+                self._check_determinism(answers[0][0])
+        if not self.explains_other_class:
+            return answers
+        explained, of_other_class = answers[: len(self.score_functions)], answers[len(self.score_functions) :]
+        return [
+            [replace(one, of_other_class=other) for one, other in zip(*pair, strict=True)]
+            for pair in zip(explained, of_other_class, strict=True)
+        ]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def explain_again(self, source: CAMSource, images: Tensor, selector: ScoreSelector) -> Explanation:
-        """Return the maps of other images by one source, for the classes or targets of an earlier batch."""
+    def explain_again(
+        self,
+        sources: Sequence[CAMSource],
+        images: Tensor,
+        selector: ScoreSelector,
+        score_function: ScoreFunction,
+    ) -> list[Explanation]:
+        """Return the maps of other images by some sources, for the classes or targets of an earlier batch."""
         with self.active(images) as guard:
-            (explanation,) = explain_all(
-                [source],
+            (explanations,) = explain_all(
+                sources,
                 images,
                 guard,
-                score_function=self.score_function,
+                questions=[Question(score_function)],
                 class_idx=selector.class_idx,
                 targets=None if selector.targets is None else list(selector.targets),
                 other_sources=self.sources,
                 read_values=False,
             )
-        return explanation
+        return explanations
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def score(
@@ -187,6 +221,8 @@ class Pipeline:
         clean_scores: Tensor,
         selector: ScoreSelector,
         *,
+        score_function: ScoreFunction | None = None,
+        of_logits: bool = False,
         scorer: Scorer | None = None,
         batch_size: int | None = None,
     ) -> Tensor:
@@ -201,6 +237,8 @@ class Pipeline:
                 unchanged keeps its score, which in a chunk of another size, or by a compiled scorer, would
                 differ by a rounding error.
             selector: which class or target of each image is scored.
+            score_function: from the model's output to scores; None for that of the first protocol.
+            of_logits: whether the score is the raw output for the class; ``clean_scores`` then are too.
             scorer: what runs on the images; None for the pipeline's, or else the model.
             batch_size: the largest number of images in a forward pass; None for the pipeline's.
 
@@ -209,7 +247,7 @@ class Pipeline:
         """
         count, scores = clean_scores.shape[0], []
         batch_size = batch_size or self.batch_size or count
-        score_function = self.score_function.explaining(selector.targets)
+        score_function = (score_function or self.score_functions[0]).explaining(selector.targets)
         scorer = self.scorer if scorer is None else scorer
         if scorer is None or (scorer == "compile" and self._disagreement):
             scorer = self.model
@@ -231,7 +269,10 @@ class Pipeline:
                 images, unchanged = zip(*perturbed_parts, strict=True)
                 output = run(images[0] if len(images) == 1 else torch.cat(images))
                 selected = ScoreSelector.concatenated([selector[chunk] for _, chunk in parts])
-                perturbed = in_float32(selected.select(score_function(output).scores))
+                output_scores = score_function(output)
+                perturbed = in_float32(
+                    selected.select(output_scores.raw if of_logits else output_scores.scores)
+                )
                 clean = torch.cat([clean_scores[chunk] for _, chunk in parts])
                 result = torch.where(torch.cat(unchanged), clean, perturbed)
                 scores.append(result[:1] if is_padded else result)
@@ -313,6 +354,8 @@ class Pipeline:
         return Pipeline(
             [deepcopy(source, memo) for source in self.sources],
             deepcopy(self.score_function, memo) if is_model_copied else self.score_function,
+            further_protocols=[score_function.protocol for score_function in self.score_functions[1:]],
+            explains_other_class=self.explains_other_class,
             scorer=deepcopy(self.scorer, memo) if is_model_copied else self.scorer,
             batch_size=self.batch_size,
             validate_args=self.validate_args,
