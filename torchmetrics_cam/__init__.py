@@ -17,6 +17,7 @@ from torchmetrics_cam.metrics import (
     InsertionAUC,
     MaskIoU,
     PointingGame,
+    SymmetricRelevanceGain,
     agreement,
 )
 from torchmetrics_cam.metrics.randomization import parameter_randomization
@@ -41,6 +42,7 @@ __all__ = [
     "InsertionAUC",
     "MaskIoU",
     "PointingGame",
+    "SymmetricRelevanceGain",
     "__version__",
     "agreement",
     "explain",

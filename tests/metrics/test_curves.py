@@ -13,7 +13,14 @@ from scipy.integrate import trapezoid
 from torch import nn
 from torchmetrics import MetricCollection
 
-from torchmetrics_cam import AverageDrop, CAMComparison, DeletionAUC, EvaluationProtocol, InsertionAUC
+from torchmetrics_cam import (
+    AverageDrop,
+    CAMComparison,
+    DeletionAUC,
+    EvaluationProtocol,
+    InsertionAUC,
+    SymmetricRelevanceGain,
+)
 from torchmetrics_cam.cams import GradCAM, LayerCAM, PrecomputedMaps
 from torchmetrics_cam.functional.curves import (
     area_under_curve,
@@ -99,6 +106,53 @@ def test_against_numpy(steps, batch_size, net, images):
         single = metric(PrecomputedMaps(net), **settings)
         single.update(images, cams=maps)
         assert single.compute().item() == pytest.approx(expected[:, column].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20])
+def test_symmetric_relevance_gain_against_numpy(steps, net, images):
+    maps = torch.rand(5, 12, 12, generator=torch.Generator().manual_seed(2)).mul(6).round() / 6
+    classes = net(images).argmax(1).tolist()
+    # Insertion starts from the baseline of deletion, whatever the protocol's baseline of insertion is.
+    areas = reference(net, images, maps, classes, steps, 0.3, lambda image: np.full_like(image, 0.3))
+    protocol = PAPER.replace(curve_steps=steps, deletion_baseline=0.3)
+    metric = SymmetricRelevanceGain(PrecomputedMaps(net), protocol=protocol)
+    metric.update(images, cams=maps)
+    assert metric.compute().item() == pytest.approx((areas[:, 1] - areas[:, 0]).mean(), abs=1e-6)
+
+
+def test_symmetric_relevance_gain_is_the_difference_of_both_areas_for_one_baseline(net, images):
+    protocol = PAPER.replace(deletion_baseline=0.2, insertion_baseline=0.2)
+    metrics = MetricCollection(
+        [
+            metric(GradCAM(net, "body"), protocol=protocol)
+            for metric in (DeletionAUC, InsertionAUC, SymmetricRelevanceGain)
+        ]
+    )
+    values = metrics(input_tensor=images)
+    gain = values["InsertionAUC"] - values["DeletionAUC"]
+    torch.testing.assert_close(values["SymmetricRelevanceGain"], gain)
+
+
+def test_a_reversed_map_has_the_opposite_symmetric_relevance_gain(net, images):
+    maps = torch.rand(5, 12, 12, generator=torch.Generator().manual_seed(2))
+    metric = SymmetricRelevanceGain(PrecomputedMaps(net), protocol=PAPER.replace(curve_steps=12))
+    value, opposite = metric(images, cams=maps), metric(images, cams=1 - maps)
+    torch.testing.assert_close(opposite, -value, rtol=0, atol=1e-6)
+    assert value.abs() > 0.01
+
+
+def test_symmetric_relevance_gain_scores_both_curves_and_nothing_else(net, images):
+    sources = {"Grad-CAM": GradCAM(net, "body"), "Layer-CAM": LayerCAM(net, "body")}
+    passes = {}
+    for measures in (["symmetric_relevance_gain"], ["symmetric_relevance_gain", "deletion_auc"]):
+        protocol = PAPER.replace(curve_steps=12)
+        comparison = CAMComparison(sources, measures=measures, controls=False, protocol=protocol)
+        with Calls(net) as calls:
+            comparison.update(images)
+        passes[len(measures)] = len(calls.batches)
+    # The clean pass, and for each method 12 points of deletion and 11 of insertion between the shared ends.
+    # A comparison keeps both of RISE's curves for `curve`: 12 points of insertion into the blur more.
+    assert passes == {1: 1 + 2 * 23, 2: 1 + 2 * 35}
 
 
 @pytest.mark.parametrize("name", ["GradCAM", "LayerCAM", "ScoreCAM"])

@@ -10,7 +10,7 @@ from torchmetrics_cam.metrics.confidence import (
     DropInDeletion,
     IncreaseInConfidence,
 )
-from torchmetrics_cam.metrics.curves import ROAD, DeletionAUC, InsertionAUC
+from torchmetrics_cam.metrics.curves import ROAD, DeletionAUC, InsertionAUC, SymmetricRelevanceGain
 from torchmetrics_cam.metrics.localization import EnergyPointingGame, MaskIoU, PointingGame
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "InsertionAUC",
     "MaskIoU",
     "PointingGame",
+    "SymmetricRelevanceGain",
     "agreement",
 ]

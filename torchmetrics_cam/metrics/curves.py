@@ -11,6 +11,8 @@ from torchmetrics_cam.functional.curves import area_under_curve, resampled_curve
 from torchmetrics_cam.functional.road import road_score
 from torchmetrics_cam.functional.statistics import Estimate, estimate
 from torchmetrics_cam.metrics.base import SingleSourceMetric
+from torchmetrics_cam.metrics.mean import MeasureMetric
+from torchmetrics_cam.metrics.measures import MEASURES, Measure
 from torchmetrics_cam.model.scores import ClassIndex, Target
 from torchmetrics_cam.pipeline.batch import Batch
 from torchmetrics_cam.protocol import EvaluationProtocol
@@ -328,6 +330,88 @@ class InsertionAUC(DeletionInsertionMetric):
     def compute(self) -> Tensor:
         """Return the mean area under the insertion curve over all images."""
         return self._mean(self.insertion)
+
+
+class SymmetricRelevanceGain(MeasureMetric):
+    r"""Symmetric Relevance Gain: insertion minus deletion, with one baseline. Higher is better.
+
+    .. math:: \frac{1}{N} \sum_{i=1}^N \int_0^1
+              s(b_i \text{ with the fraction } f \text{ of the most relevant pixels of } x_i)
+              - s(x_i \text{ without them})\, df
+
+    The protocol's ``deletion_baseline`` :math:`b` replaces pixels in both curves, so that the first integral
+    is the area under the score as the least relevant pixels are deleted. A map whose order of the pixels is
+    reversed has the same value with the opposite sign, and a random order has 0 on average: an effect of the
+    masking alone, which is the same in both curves, cancels. Ranks, steps and areas are those of
+    `DeletionAUC`. Both curves share their end points, so that the model scores 2 ``curve_steps`` - 1
+    perturbed images for each image.
+
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``symmetric_relevance_gain`` (:class:`~torch.Tensor`): a float32 scalar, in [-1, 1] where scores are
+      probabilities; NaN if no image was counted. With ``average="none"`` it is ``(num_classes,)``
+
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
+
+    Attributes:
+        value: sum of the values of the images, float64.
+        total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
+
+    Source: Blücher et al., Decoupling Pixel Flipping and Occlusion Strategy for Consistent XAI Benchmarks,
+    https://arxiv.org/abs/2401.06654
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import EvaluationProtocol, SymmetricRelevanceGain
+        >>> from torchmetrics_cam.cams import PrecomputedMaps
+        >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # scores the mean of each channel
+        >>> protocol = EvaluationProtocol(scores="raw", curve_steps=4)
+        >>> metric = SymmetricRelevanceGain(PrecomputedMaps(model), protocol=protocol)
+        >>> images = torch.tensor([[[[0.8, 0.0], [0.0, 0.0]]]])
+        >>> metric.update(images, cams=torch.tensor([[[1.0, 0.5], [0.4, 0.0]]]))
+        >>> metric.compute()  # insertion: 0, then 0.2; deletion: 0.2, then 0; areas 0.175 and 0.025
+        tensor(0.1500)
+
+    """
+
+    higher_is_better: bool = True
+    plot_lower_bound: float = -1.0
+    measure: ClassVar[Measure] = MEASURES["symmetric_relevance_gain"]
 
 
 class ROAD(CurveMetric):

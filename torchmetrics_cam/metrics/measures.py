@@ -124,6 +124,11 @@ def _insertion_auc(batch: Batch) -> Tensor:
     return area_under_curve(batch.insertion_scores, batch.fractions)
 
 
+def _symmetric_relevance_gain(batch: Batch) -> Tensor:
+    inserted = area_under_curve(batch.insertion_scores_of_deletion_baseline, batch.fractions)
+    return inserted - _deletion_auc(batch)
+
+
 def _road(batch: Batch) -> Tensor:
     return road_score(*batch.road_scores.unbind(1))
 
@@ -167,6 +172,7 @@ MEASURES = {
         Measure("drop_in_deletion", "Drop in Deletion", _drop_in_deletion, relative=True, elementwise=True),
         Measure("deletion_auc", "Deletion AUC", _deletion_auc, higher_is_better=False),
         Measure("insertion_auc", "Insertion AUC", _insertion_auc),
+        Measure("symmetric_relevance_gain", "Symmetric Relevance Gain", _symmetric_relevance_gain),
         Measure("road", "ROAD", _road),
         Measure("complexity", "Complexity", _complexity, higher_is_better=False, of_map=True),
         Measure("coherency", "Coherency", _coherency, of_map=True, explains_masked_images=True),

@@ -145,8 +145,8 @@ class ScoreSelector:
         classes = scores.shape[1]
         if classes < 2 or (other_class is not None and other_class >= classes):
             raise ValueError(
-                f"the protocol's other_class is {other_class}, and the number of classes that the model scores"
-                f" is {classes}; it must be at least 2, and other_class None or an index below it"
+                f"the protocol's other_class is {other_class}, and the number of classes that the model"
+                f" scores is {classes}; it must be at least 2, and other_class None or an index below it"
             )
         if other_class is None:
             others = scores.scatter(1, self.class_idx.unsqueeze(1), -torch.inf).argmax(1)
