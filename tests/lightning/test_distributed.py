@@ -121,6 +121,8 @@ CLASSES = {
     "insertion_auc": "InsertionAUC",
     "road": "ROAD",
     "complexity": "Complexity",
+    "sparseness": "Sparseness",
+    "entropy": "Entropy",
     "coherency": "Coherency",
     "adcc": "ADCC",
     "energy_pointing_game": "EnergyPointingGame",
@@ -211,12 +213,12 @@ def test_every_measure_over_ranks_equals_that_of_one_process(ranks, one_process,
 
 
 def test_every_measure_differs_on_single_ranks(one_process):
-    """The test above can fail: each rank alone has other values in every measure."""
+    """The test above can fail: each rank alone has other values, by 100 times its tolerance, in every measure."""
     for share in SPLITS[2]["uneven"]:
         alone = every_measure(share)
         for measure in MEASURES:
             key = f"Layer-CAM/{measure}"
-            assert alone[key].item() != pytest.approx(one_process[key].item(), rel=1e-3), measure
+            assert alone[key].item() != pytest.approx(one_process[key].item(), rel=1e-4), measure
 
 
 def test_every_measure_except_the_relative_drop_has_a_metric():

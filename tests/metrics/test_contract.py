@@ -35,18 +35,23 @@ from torchmetrics_cam import (
     DeletionAUC,
     DropInDeletion,
     EnergyPointingGame,
+    Entropy,
     EvaluationProtocol,
     IncreaseInConfidence,
     InsertionAUC,
     MaskIoU,
     PointingGame,
+    Sparseness,
 )
 from torchmetrics_cam.cams import CallableSource, GradCAM, PrecomputedMaps, UniformMap
 from torchmetrics_cam.metrics.measures import MEASURES
 
 SCALAR = [
     AverageDrop, IncreaseInConfidence, AverageGain, DropInDeletion, DeletionAUC, InsertionAUC, ROAD, Complexity,
-    Coherency, ADCC,
+    Sparseness, Entropy, Coherency, ADCC,
+]  # fmt: skip
+LOCALIZATION = [
+    EnergyPointingGame, PointingGame, MaskIoU,
 ]  # fmt: skip
 ALL = [*SCALAR, ClassificationMetric]
 SOFTMAX = partial(torch.softmax, dim=-1)
@@ -68,7 +73,8 @@ def assert_same_states(metric, before):
 def test_rule_01_constants_are_of_the_class_and_cannot_be_set(net, cls):
     metric = cls(GradCAM(net, "body"))
     assert (cls.is_differentiable, cls.full_state_update) == (False, False)
-    bounds = {DropInDeletion: (None, 1.0), ROAD: (-0.5, 0.5)}.get(cls, (0.0, 1.0))
+    other_bounds = {DropInDeletion: (None, 1.0), ROAD: (-0.5, 0.5), Entropy: (0.0, None)}
+    bounds = other_bounds.get(cls, (0.0, 1.0))
     assert (cls.plot_lower_bound, cls.plot_upper_bound) == bounds
     for constant in ("higher_is_better", "is_differentiable", "full_state_update"):
         assert constant not in vars(metric)
@@ -78,7 +84,7 @@ def test_rule_01_constants_are_of_the_class_and_cannot_be_set(net, cls):
 
 
 def test_rule_01_higher_is_better_as_the_measure_says():
-    lower = {AverageDrop, DeletionAUC, Complexity}
+    lower = {AverageDrop, DeletionAUC, Complexity, Entropy}
     assert {cls for cls in SCALAR if not cls.higher_is_better} == lower
     assert ClassificationMetric.higher_is_better is None
     for cls in SCALAR:
@@ -592,9 +598,7 @@ def test_a_metric_has_a_hash_of_its_own_and_a_repr(net, images):
     assert metric.protocol == EvaluationProtocol.preset("paper")
 
 
-@pytest.mark.parametrize(
-    "cls", [*ALL, CAMComparison, EnergyPointingGame, MaskIoU, PointingGame], ids=lambda cls: cls.__name__
-)
+@pytest.mark.parametrize("cls", [*ALL, CAMComparison, *LOCALIZATION], ids=lambda cls: cls.__name__)
 def test_the_help_of_a_metric_is_complete(cls):
     for section in ("As input to", "As output of", "Args:", "Raises:", "Attributes:", "Example:"):
         assert section in cls.__doc__, section

@@ -11,6 +11,7 @@ import torchmetrics_cam
 from torchmetrics_cam import CAMComparison, EvaluationProtocol, explain, parameter_randomization
 from torchmetrics_cam.cams import CallableSource, GradCAM, PrecomputedMaps
 from torchmetrics_cam.metrics.base import SingleSourceMetric
+from torchmetrics_cam.metrics.localization import LocalizationMetric
 from torchmetrics_cam.metrics.measures import MEASURES
 
 DTYPE = torch.float32
@@ -19,7 +20,7 @@ METRICS = sorted(
     for name in torchmetrics_cam.__all__
     if isinstance(cls := getattr(torchmetrics_cam, name), type) and issubclass(cls, SingleSourceMetric)
 )
-LOCALIZATION = ("EnergyPointingGame", "MaskIoU", "PointingGame")
+LOCALIZATION = [name for name in METRICS if issubclass(getattr(torchmetrics_cam, name), LocalizationMetric)]
 FEW = EvaluationProtocol.preset("paper").replace(curve_steps=3, road_fractions=(0.3,))
 BASELINES = ("baseline", "deletion_baseline", "insertion_baseline")
 OBJECTS = torch.zeros(4, 12, 12)

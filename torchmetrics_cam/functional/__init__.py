@@ -1,6 +1,7 @@
 """The formulas of the metrics as pure functions of tensors, without model and state."""
 
-from torchmetrics_cam.functional.adcc import adcc, complexity, map_correlation
+from torchmetrics_cam.functional.adcc import adcc, map_correlation
+from torchmetrics_cam.functional.complexity import complexity, entropy, histogram_entropy, sparseness
 from torchmetrics_cam.functional.confidence import (
     average_drop,
     average_gain,
@@ -26,7 +27,9 @@ __all__ = [
     "complexity",
     "drop_in_deletion",
     "energy_pointing_game",
+    "entropy",
     "fuse_maps",
+    "histogram_entropy",
     "increase_in_confidence",
     "linear_imputation",
     "map_correlation",
@@ -36,5 +39,6 @@ __all__ = [
     "rectify",
     "resize_maps",
     "road_score",
+    "sparseness",
     "top_fraction",
 ]

@@ -1,40 +1,9 @@
-"""ADCC and two of its three components, complexity and coherency (`average_drop` is the third)."""
+"""ADCC and its component coherency; the other two are `complexity` and `average_drop`."""
 
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.functional.confidence import Reduction, reduce_samples
 from torchmetrics_cam.functional.statistics import sum_dtype
-
-
-def complexity(masks: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    r"""Compute the complexity: the mean value of the mask. Lower is better.
-
-    .. math:: \frac{1}{N} \sum_{i=1}^N \frac{1}{P} \sum_{j=1}^P M_{ij}
-
-    where :math:`P` is the number of pixels.
-
-    Args:
-        masks: :math:`M`, maps normalized to [0, 1], ``(N, *spatial)``.
-        reduction: ``"mean"`` for the mean over samples, ``"none"`` for one value per sample.
-
-    Returns:
-        A scalar in [0, 1], or a tensor ``(N,)``.
-
-    Raises:
-        ValueError: if ``reduction`` is neither ``"mean"`` nor ``"none"``.
-
-    Source: Poppi et al., Revisiting The Evaluation of Class Activation Mapping for Explainability,
-    https://arxiv.org/abs/2104.10252
-
-    Example:
-        >>> import torch
-        >>> from torchmetrics_cam.functional import complexity
-        >>> complexity(torch.tensor([[0.0, 1.0], [0.5, 1.0]]))
-        tensor(0.6250)
-
-    """
-    return reduce_samples(masks.flatten(1).mean(1), reduction)
 
 
 def map_correlation(maps: Tensor, others: Tensor) -> Tensor:

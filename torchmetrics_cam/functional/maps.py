@@ -133,3 +133,8 @@ def top_fraction(maps: Tensor, fraction: float) -> Tensor:
     flat = maps.flatten(1)
     kept = flat.argsort(dim=1, descending=True, stable=True)[:, : round(fraction * flat.shape[1])]
     return torch.zeros_like(flat).scatter(1, kept, 1.0).view_as(maps)
+
+
+def value_dtype(maps: Tensor) -> torch.dtype:
+    """Return the dtype of a value computed from maps: that of the maps, but at least float32."""
+    return torch.promote_types(maps.dtype, torch.float32)

@@ -1,8 +1,9 @@
 """The metrics, one file for each family of measures."""
 
-from torchmetrics_cam.metrics.adcc import ADCC, Coherency, Complexity
+from torchmetrics_cam.metrics.adcc import ADCC, Coherency
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.metrics.comparison.table import agreement
+from torchmetrics_cam.metrics.complexity import Complexity, Entropy, Sparseness
 from torchmetrics_cam.metrics.confidence import (
     AverageDrop,
     AverageGain,
@@ -25,10 +26,12 @@ __all__ = [
     "DeletionAUC",
     "DropInDeletion",
     "EnergyPointingGame",
+    "Entropy",
     "IncreaseInConfidence",
     "InsertionAUC",
     "MaskIoU",
     "PointingGame",
+    "Sparseness",
     "SymmetricRelevanceGain",
     "agreement",
 ]

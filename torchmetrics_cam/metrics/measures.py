@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from torchmetrics_cam.cams.source import CAMSource
-from torchmetrics_cam.functional.adcc import adcc, complexity
+from torchmetrics_cam.functional.adcc import adcc
+from torchmetrics_cam.functional.complexity import complexity, entropy, sparseness
 from torchmetrics_cam.functional.confidence import (
     average_drop,
     average_gain,
@@ -108,6 +109,14 @@ def _complexity(batch: Batch) -> Tensor:
     return complexity(batch.normalized_maps, reduction="none")
 
 
+def _sparseness(batch: Batch) -> Tensor:
+    return sparseness(batch.normalized_maps, reduction="none")
+
+
+def _entropy(batch: Batch) -> Tensor:
+    return entropy(batch.normalized_maps, reduction="none")
+
+
 def _coherency(batch: Batch) -> Tensor:
     return batch.coherency
 
@@ -175,6 +184,8 @@ MEASURES = {
         Measure("symmetric_relevance_gain", "Symmetric Relevance Gain", _symmetric_relevance_gain),
         Measure("road", "ROAD", _road),
         Measure("complexity", "Complexity", _complexity, higher_is_better=False, of_map=True),
+        Measure("sparseness", "Sparseness", _sparseness, of_map=True),
+        Measure("entropy", "Entropy", _entropy, higher_is_better=False, of_map=True),
         Measure("coherency", "Coherency", _coherency, of_map=True, explains_masked_images=True),
         # The drop that is part of ADCC, whatever the protocol's is.
         Measure(

@@ -62,6 +62,18 @@ _PAPERS = {
         "Top-down Neural Attention by Excitation Backprop",
         2016,
     ),
+    "1810.06583": (
+        "chalasani2018concise",
+        "Chalasani, Prasad and Chen, Jiefeng and Chowdhury, Amrita Roy and Jha, Somesh and Wu, Xi",
+        "Concise Explanations of Neural Networks using Adversarial Training",
+        2018,
+    ),
+    "2005.00631": (
+        "bhatt2020evaluating",
+        "Bhatt, Umang and Weller, Adrian and Moura, Jos{\\'e} M. F.",
+        "Evaluating and Aggregating Feature-based Model Explanations",
+        2020,
+    ),
 }
 _OF_MEASURE = {
     "average_gain": "2301.07002",
@@ -70,6 +82,8 @@ _OF_MEASURE = {
     "insertion_auc": "1806.07421",
     "road": "2202.00449",
     "complexity": "2104.10252",
+    "sparseness": "1810.06583",
+    "entropy": "2005.00631",
     "coherency": "2104.10252",
     "adcc": "2104.10252",
     "energy_pointing_game": "1910.01279",
