@@ -8,6 +8,12 @@ from torchmetrics_cam.functional.confidence import (
     drop_in_deletion,
     increase_in_confidence,
 )
+from torchmetrics_cam.functional.correlation import (
+    faithfulness_correlation,
+    grid_cells,
+    random_subsets,
+    single_deletion,
+)
 from torchmetrics_cam.functional.curves import area_under_curve
 from torchmetrics_cam.functional.localization import (
     boxes_to_objects,
@@ -28,7 +34,9 @@ __all__ = [
     "drop_in_deletion",
     "energy_pointing_game",
     "entropy",
+    "faithfulness_correlation",
     "fuse_maps",
+    "grid_cells",
     "histogram_entropy",
     "increase_in_confidence",
     "linear_imputation",
@@ -36,9 +44,11 @@ __all__ = [
     "mask_iou",
     "min_max",
     "pointing_game",
+    "random_subsets",
     "rectify",
     "resize_maps",
     "road_score",
+    "single_deletion",
     "sparseness",
     "top_fraction",
 ]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.functional.statistics import sum_dtype
+from torchmetrics_cam.functional.correlation import pearson_correlation
 
 
 def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
@@ -33,15 +33,10 @@ def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
         tensor([1.0000, 0.2500])
 
     """
-    # torchmetrics' pearson_corrcoef synchronizes a GPU with the host, and warns of constant maps.
-    first, second = (each.flatten(1).to(sum_dtype(maps.device)) for each in (maps, others))
-    first, second = (each - each.mean(1, keepdim=True) for each in (first, second))
-    norms = first.norm(dim=1) * second.norm(dim=1)
-    correlation = (first * second).sum(1) / torch.where(norms == 0, torch.ones_like(norms), norms)
+    flat = maps.flatten(1), others.flatten(1)
+    correlation = pearson_correlation(*flat, of_constant=0.0)
     equal = (maps == others).flatten(1).all(1)
-    return torch.where(equal, torch.ones_like(norms), (correlation.clamp(-1, 1) + 1) / 2).to(
-        torch.promote_types(maps.dtype, torch.float32)
-    )
+    return torch.where(equal, torch.ones_like(correlation), (correlation + 1) / 2)
 
 
 def adcc(coherency: Tensor, complexity: Tensor, drop: Tensor) -> Tensor:
