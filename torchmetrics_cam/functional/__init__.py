@@ -23,6 +23,7 @@ from torchmetrics_cam.functional.localization import (
 )
 from torchmetrics_cam.functional.maps import fuse_maps, min_max, rectify, resize_maps, top_fraction
 from torchmetrics_cam.functional.road import linear_imputation, road_score
+from torchmetrics_cam.functional.sensitivity import class_sensitivity, sensitivity
 
 __all__ = [
     "adcc",
@@ -30,6 +31,7 @@ __all__ = [
     "average_drop",
     "average_gain",
     "boxes_to_objects",
+    "class_sensitivity",
     "complexity",
     "drop_in_deletion",
     "energy_pointing_game",
@@ -48,6 +50,7 @@ __all__ = [
     "rectify",
     "resize_maps",
     "road_score",
+    "sensitivity",
     "single_deletion",
     "sparseness",
     "top_fraction",
