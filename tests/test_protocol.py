@@ -91,6 +91,7 @@ def test_a_caption_has_only_settings_that_the_measures_read():
         ("road_noise", 0.5),
         ("pointing_tolerance", 0.0),
         ("iou_threshold", 0.9),
+        ("top_k", 4),
     ],
 )
 def test_a_setting_is_left_out_of_captions_if_it_changes_no_value(setting, value):
@@ -108,7 +109,7 @@ def test_a_setting_is_left_out_of_captions_if_it_changes_no_value(setting, value
         comparison.update(images, objects=masks)
         return {name: comparison.compute()[f"Grad-CAM/{name}"].item() for name in MEASURES}
 
-    protocol = EvaluationProtocol(pointing_tolerance=2.0)
+    protocol = EvaluationProtocol(pointing_tolerance=2.0, top_k=20)
     one, other = values(protocol), values(protocol.replace(**{setting: value}))
     changed = {name for name in MEASURES if one[name] != other[name]}
     assert changed

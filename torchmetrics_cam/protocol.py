@@ -56,6 +56,7 @@ class EvaluationProtocol:
         iou_threshold: the value from which Mask IoU counts a pixel of the map as highlighted, in (0, 1].
         other_class: the class whose map Class Sensitivity compares with that of the explained class; None for
             the class with the highest score beside the explained one.
+        top_k: the number of highest pixels that Top-K Intersection takes; images must have more pixels.
         class_selection: which class is explained: ``"argmax"`` for the given class or, without one, the class
             with the highest score; ``"given"`` makes it an error to give none.
 
@@ -103,6 +104,7 @@ class EvaluationProtocol:
     pointing_tolerance: float = 15.0
     iou_threshold: float = 0.5
     other_class: int | None = None
+    top_k: int = 1000
     class_selection: Literal["argmax", "given"] = "argmax"
 
     def __post_init__(self) -> None:
@@ -140,6 +142,10 @@ class EvaluationProtocol:
             raise ValueError(
                 f"EvaluationProtocol(other_class={other!r}): it must be the index of a class, or None"
             )
+        for field in ("curve_steps", "top_k"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"EvaluationProtocol({field}={value!r}): it must be a positive integer")
         for field in BASELINES:
             object.__setattr__(self, field, as_baseline(getattr(self, field)))
         if not self.name:
@@ -230,6 +236,7 @@ _MEASURES_THAT_READ = {
     "pointing_tolerance": {"pointing_game"},
     "iou_threshold": {"mask_iou"},
     "other_class": {"class_sensitivity"},
+    "top_k": {"top_k_intersection"},
 }
 _MASK_THAT_READS = {"mask_fraction": "top", "mask_threshold": "threshold"}
 

@@ -111,7 +111,9 @@ def on_a_rank(rank: int, world_size: int) -> dict[str, object]:
 
 
 # Few curve steps, and a tolerance that maps of 12 x 12 pixels can miss.
-FEW = EvaluationProtocol.preset("paper").replace(curve_steps=4, road_fractions=(0.3,), pointing_tolerance=1)
+FEW = EvaluationProtocol.preset("paper").replace(
+    curve_steps=4, road_fractions=(0.3,), pointing_tolerance=1, top_k=20
+)
 CLASSES = {
     "average_drop": "AverageDrop",
     "increase_in_confidence": "IncreaseInConfidence",
@@ -128,6 +130,9 @@ CLASSES = {
     "energy_pointing_game": "EnergyPointingGame",
     "pointing_game": "PointingGame",
     "mask_iou": "MaskIoU",
+    "relevance_rank_accuracy": "RelevanceRankAccuracy",
+    "localization_auc": "LocalizationAUC",
+    "top_k_intersection": "TopKIntersection",
 }
 
 

@@ -39,9 +39,12 @@ from torchmetrics_cam import (
     EvaluationProtocol,
     IncreaseInConfidence,
     InsertionAUC,
+    LocalizationAUC,
     MaskIoU,
     PointingGame,
+    RelevanceRankAccuracy,
     Sparseness,
+    TopKIntersection,
 )
 from torchmetrics_cam.cams import CallableSource, GradCAM, PrecomputedMaps, UniformMap
 from torchmetrics_cam.metrics.measures import MEASURES
@@ -51,7 +54,7 @@ SCALAR = [
     Sparseness, Entropy, Coherency, ADCC,
 ]  # fmt: skip
 LOCALIZATION = [
-    EnergyPointingGame, PointingGame, MaskIoU,
+    EnergyPointingGame, PointingGame, MaskIoU, RelevanceRankAccuracy, LocalizationAUC, TopKIntersection,
 ]  # fmt: skip
 ALL = [*SCALAR, ClassificationMetric]
 SOFTMAX = partial(torch.softmax, dim=-1)

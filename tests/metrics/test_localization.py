@@ -5,12 +5,30 @@ import pytest
 import torch
 from conftest import Calls
 from scipy import ndimage
+from sklearn.metrics import roc_auc_score
 
-from torchmetrics_cam import CAMComparison, EnergyPointingGame, EvaluationProtocol, MaskIoU, PointingGame
+from torchmetrics_cam import (
+    CAMComparison,
+    EnergyPointingGame,
+    EvaluationProtocol,
+    LocalizationAUC,
+    MaskIoU,
+    PointingGame,
+    RelevanceRankAccuracy,
+    TopKIntersection,
+)
 from torchmetrics_cam.cams import GradCAM, PrecomputedMaps
 from torchmetrics_cam.functional import boxes_to_objects, energy_pointing_game, mask_iou, pointing_game
 
-MEASURES = ["energy_pointing_game", "pointing_game", "mask_iou"]
+METRICS = {
+    "energy_pointing_game": EnergyPointingGame,
+    "pointing_game": PointingGame,
+    "mask_iou": MaskIoU,
+    "relevance_rank_accuracy": RelevanceRankAccuracy,
+    "localization_auc": LocalizationAUC,
+    "top_k_intersection": TopKIntersection,
+}
+MEASURES = list(METRICS)
 EXACT = EvaluationProtocol.preset("paper").replace(pointing_tolerance=0.0)
 DTYPE = torch.float32  # of the fixtures net and images
 
@@ -41,7 +59,8 @@ def test_boxes_are_left_top_right_bottom():
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, 2.5])
 def test_against_numpy(tolerance, net):
     generator = np.random.default_rng(0)
-    maps = generator.uniform(size=(6, 12, 12)).round(1).astype(np.float32)
+    maps = generator.uniform(size=(6, 12, 12)).astype(np.float32)
+    maps = np.minimum(maps, 0.98)  # several pixels share the highest value
     objects = generator.uniform(size=(6, 12, 12)) < 0.1
     images = torch.rand(6, 3, 12, 12)
     expected = {measure: [] for measure in MEASURES}
@@ -51,7 +70,11 @@ def test_against_numpy(tolerance, net):
         expected["energy_pointing_game"].append((scaled * there).sum() / scaled.sum())
         expected["pointing_game"].append(near[scaled == scaled.max()].mean())
         expected["mask_iou"].append(((scaled >= 0.7) & there).sum() / ((scaled >= 0.7) | there).sum())
-    protocol = EXACT.replace(pointing_tolerance=tolerance, iou_threshold=0.7)
+        first = there.ravel()[np.argsort(-saliency.ravel())]
+        expected["relevance_rank_accuracy"].append(first[: there.sum()].mean())
+        expected["localization_auc"].append(roc_auc_score(there.ravel(), saliency.ravel()))
+        expected["top_k_intersection"].append(first[:20].mean())
+    protocol = EXACT.replace(pointing_tolerance=tolerance, iou_threshold=0.7, top_k=20)
     comparison = CAMComparison(
         {"maps": PrecomputedMaps(net)}, measures=MEASURES, protocol=protocol, per_sample=True, controls=False
     )
@@ -60,9 +83,14 @@ def test_against_numpy(tolerance, net):
     assert calls.batches == [6]
     for measure, values in expected.items():
         np.testing.assert_allclose(comparison.samples()[measure][:, 0], values, rtol=1e-5, atol=1e-6)
-    for metric, measure in zip((EnergyPointingGame, PointingGame, MaskIoU), MEASURES, strict=True):
+        assert np.std(values) > 1e-3
+    for measure, metric in METRICS.items():
         single = metric(PrecomputedMaps(net), protocol=protocol)
-        single.update(images, cams=torch.tensor(maps), objects=torch.tensor(objects).int())
+        for part in (slice(2), slice(2, 6)):
+            cams, marked = torch.tensor(maps[part]), torch.tensor(objects[part]).int()
+            with Calls(net) as calls:
+                single.update(images[part], cams=cams, objects=marked)
+            assert calls.batches == [len(marked)]
         assert single.compute().item() == pytest.approx(np.mean(expected[measure]), rel=1e-5)
 
 
@@ -74,8 +102,58 @@ def test_a_pretrained_network_looks_at_the_cat_and_at_the_cup(lite0, photos):
     values = comparison.compute()
     assert values["Grad-CAM/pointing_game"] == 1
     covered = boxes.float().mean()
-    assert values["uniform map/energy_pointing_game"].item() == pytest.approx(covered.item(), rel=1e-5)
-    assert values["Grad-CAM/energy_pointing_game"] > values["uniform map/energy_pointing_game"]
+    for measure in ("energy_pointing_game", "relevance_rank_accuracy", "top_k_intersection"):
+        assert values[f"uniform map/{measure}"].item() == pytest.approx(covered.item(), rel=1e-5)
+        assert values[f"Grad-CAM/{measure}"] > values[f"uniform map/{measure}"]
+    assert values["uniform map/localization_auc"] == 0.5
+    assert values["Grad-CAM/localization_auc"] > 0.7
+
+
+def test_images_whose_object_is_empty_or_covers_them_are_excluded_and_counted(net):
+    images, maps = torch.rand(4, 3, 12, 12), torch.rand(4, 12, 12)
+    objects = torch.zeros(4, 12, 12, dtype=torch.bool)
+    objects[0, :4], objects[1] = True, True
+    protocol = EXACT.replace(top_k=20)
+    for metric, counted in ((RelevanceRankAccuracy, 2), (LocalizationAUC, 1), (TopKIntersection, 2)):
+        single = metric(PrecomputedMaps(net), protocol=protocol)
+        single.update(images, cams=maps, objects=objects)
+        assert (single.total, single.nan_count) == (counted, 4 - counted)
+        alone = metric(PrecomputedMaps(net), protocol=protocol)
+        alone.update(images[:counted], cams=maps[:counted], objects=objects[:counted])
+        assert single.compute().item() == pytest.approx(alone.compute().item())
+
+
+def test_one_value_for_each_class(net):
+    images, maps, objects = torch.rand(4, 3, 12, 12), torch.rand(4, 12, 12), torch.rand(4, 12, 12) < 0.3
+    protocol = EXACT.replace(top_k=20)
+    for metric in METRICS.values():
+        by_class = metric(PrecomputedMaps(net), protocol=protocol, num_classes=5, average="none")
+        by_class.update(images, class_idx=[1, 3, 1, 1], cams=maps, objects=objects)
+        values = by_class.compute()
+        assert values[[0, 2, 4]].isnan().all()
+        for index, images_of_class in ((1, [0, 2, 3]), (3, [1])):
+            alone = metric(PrecomputedMaps(net), protocol=protocol)
+            alone.update(
+                images[images_of_class], cams=maps[images_of_class], objects=objects[images_of_class]
+            )
+            assert values[index].item() == pytest.approx(alone.compute().item(), rel=1e-6)
+
+
+def test_more_highest_pixels_than_an_image_has_are_refused_and_nothing_changes(net):
+    images, objects = torch.rand(4, 3, 12, 12), torch.ones(4, 12, 12)
+    for metric in (
+        TopKIntersection(GradCAM(net, "body")),
+        CAMComparison({"one": GradCAM(net, "body")}, measures=MEASURES),
+    ):
+        before = metric.metric_state
+        with pytest.raises(
+            ValueError, match=r"choose a number from 1 to 143, in a protocol with Eval.*top_k=..."
+        ):
+            metric.update(images, objects=objects)
+        assert metric.update_count == 0
+        torch.testing.assert_close(metric.metric_state, before)
+    with pytest.raises(ValueError, match=r"top_k=0\): it must be a positive integer"):
+        EvaluationProtocol(top_k=0)
 
 
 @pytest.mark.parametrize(

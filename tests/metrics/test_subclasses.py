@@ -21,7 +21,7 @@ METRICS = sorted(
     if isinstance(cls := getattr(torchmetrics_cam, name), type) and issubclass(cls, SingleSourceMetric)
 )
 LOCALIZATION = [name for name in METRICS if issubclass(getattr(torchmetrics_cam, name), LocalizationMetric)]
-FEW = EvaluationProtocol.preset("paper").replace(curve_steps=3, road_fractions=(0.3,))
+FEW = EvaluationProtocol.preset("paper").replace(curve_steps=3, road_fractions=(0.3,), top_k=20)
 BASELINES = ("baseline", "deletion_baseline", "insertion_baseline")
 OBJECTS = torch.zeros(4, 12, 12)
 OBJECTS[:, 2:6, 3:7] = 1

@@ -18,8 +18,11 @@ from torchmetrics_cam.functional.curves import area_under_curve
 from torchmetrics_cam.functional.localization import (
     boxes_to_objects,
     energy_pointing_game,
+    localization_auc,
     mask_iou,
     pointing_game,
+    relevance_rank_accuracy,
+    top_k_intersection,
 )
 from torchmetrics_cam.functional.maps import fuse_maps, min_max, rectify, resize_maps, top_fraction
 from torchmetrics_cam.functional.road import linear_imputation, road_score
@@ -42,16 +45,19 @@ __all__ = [
     "histogram_entropy",
     "increase_in_confidence",
     "linear_imputation",
+    "localization_auc",
     "map_correlation",
     "mask_iou",
     "min_max",
     "pointing_game",
     "random_subsets",
     "rectify",
+    "relevance_rank_accuracy",
     "resize_maps",
     "road_score",
     "sensitivity",
     "single_deletion",
     "sparseness",
     "top_fraction",
+    "top_k_intersection",
 ]

@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchmetrics_cam.functional.confidence import Reduction, reduce_samples
+from torchmetrics_cam.functional.correlation import twice_mid_ranks
+from torchmetrics_cam.functional.maps import value_dtype
+from torchmetrics_cam.functional.statistics import sum_dtype
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -76,7 +79,7 @@ def pointing_game(
     highest = maps == maps.flatten(1).amax(1).view(-1, *(1,) * (maps.ndim - 1))
     hits = (highest & target).flatten(1).sum(1)
     shares = hits / highest.flatten(1).sum(1).clamp(min=1)
-    return reduce_samples(shares.to(torch.promote_types(maps.dtype, torch.float32)), reduction)
+    return reduce_samples(shares.to(value_dtype(maps)), reduction)
 
 
 def mask_iou(
@@ -111,7 +114,127 @@ def mask_iou(
     high = maps >= threshold
     intersection, union = (each.flatten(1).sum(1) for each in (high & objects, high | objects))
     shares = intersection / union.clamp(min=1)
-    return reduce_samples(shares.to(torch.promote_types(maps.dtype, torch.float32)), reduction)
+    return reduce_samples(shares.to(value_dtype(maps)), reduction)
+
+
+def relevance_rank_accuracy(maps: Tensor, objects: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    r"""Compute the relevance rank accuracy: the share of the highest pixels that lie on the object.
+
+    .. math:: \frac{|\mathrm{top}_K(M) \cap O|}{K}, \qquad K = |O|
+
+    As many of the highest pixels are taken as the object has. Higher is better. Pixels that tie for the last
+    places share them: the value is the mean over all orders of the tied pixels, so a constant map has the
+    fraction of the image that the object covers.
+
+    Args:
+        maps: :math:`M`, maps normalized to [0, 1], ``(N, *spatial)``.
+        objects: :math:`O`, the pixels of the annotated object, bool, of the same shape.
+        reduction: ``"mean"`` for the mean over samples, ``"none"`` for one value per sample.
+
+    Returns:
+        A scalar in [0, 1], or a tensor ``(N,)``; NaN, not defined, for an empty object.
+
+    Raises:
+        ValueError: if ``reduction`` is neither ``"mean"`` nor ``"none"``.
+
+    Source: Arras et al., CLEVR-XAI, https://arxiv.org/abs/2003.07258
+
+    Example:
+        >>> import torch
+        >>> from torchmetrics_cam.functional import relevance_rank_accuracy
+        >>> maps, objects = torch.tensor([[0.9, 0.6, 0.2, 0.1]]), torch.tensor([[True, False, True, False]])
+        >>> relevance_rank_accuracy(maps, objects)  # one of the two highest pixels
+        tensor(0.5000)
+
+    """
+    size = objects.flatten(1).sum(1)
+    values = _share_of_highest(maps, objects, size.clamp(min=1))
+    return reduce_samples(values.where(size > 0, torch.nan), reduction)
+
+
+def localization_auc(maps: Tensor, objects: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    r"""Compute the area under the ROC curve of the map as a score for "this pixel lies on the object".
+
+    .. math:: \frac{1}{|O|\,|\bar O|} \sum_{j \in O} \sum_{k \in \bar O}
+              \left( [M_j > M_k] + \frac{1}{2} [M_j = M_k] \right)
+
+    It is the probability that a random pixel of the object :math:`O` has a higher value than a random one of
+    the rest :math:`\bar O`; equal values count half. Higher is better, and a constant map has 0.5. Unlike the
+    other measures of localization it does not depend on the size of the object.
+
+    Args:
+        maps: :math:`M`, maps normalized to [0, 1], ``(N, *spatial)``.
+        objects: :math:`O`, the pixels of the annotated object, bool, of the same shape.
+        reduction: ``"mean"`` for the mean over samples, ``"none"`` for one value per sample.
+
+    Returns:
+        A scalar in [0, 1], or a tensor ``(N,)``; NaN, not defined, for an object that is empty or covers the
+        whole image.
+
+    Raises:
+        ValueError: if ``reduction`` is neither ``"mean"`` nor ``"none"``.
+
+    Source: Fawcett, An introduction to ROC analysis, https://doi.org/10.1016/j.patrec.2005.10.010
+
+    Example:
+        >>> import torch
+        >>> from torchmetrics_cam.functional import localization_auc
+        >>> maps = torch.tensor([[0.9, 0.6, 0.2, 0.1]])
+        >>> localization_auc(maps, torch.tensor([[True, False, True, False]]))  # 3 of 4 pairs are in order
+        tensor(0.7500)
+
+    """
+    inside = objects.flatten(1)
+    size = inside.sum(1)
+    pairs = size * (inside.shape[1] - size)
+    # In integers, because sums of the ranks of large images are not exact in float32: twice the number of
+    # pairs in order is the sum of twice the ranks, less that of the object's own pixels.
+    ordered = (twice_mid_ranks(maps.flatten(1)) * inside).sum(1) - size * (size + 1)
+    values = ordered.to(sum_dtype(maps.device)) / (2 * pairs)
+    return reduce_samples(values.where(pairs > 0, torch.nan).to(value_dtype(maps)), reduction)
+
+
+def top_k_intersection(maps: Tensor, objects: Tensor, *, k: int, reduction: Reduction = "mean") -> Tensor:
+    r"""Compute the top-K intersection: the share of the K highest pixels that lie on the object.
+
+    .. math:: \frac{|\mathrm{top}_K(M) \cap O|}{K}
+
+    Higher is better, but an object of fewer than K pixels cannot reach 1. Pixels that tie for the last places
+    share them: the value is the mean over all orders of the tied pixels, so a constant map has the fraction
+    of the image that the object covers.
+
+    Args:
+        maps: :math:`M`, maps normalized to [0, 1], ``(N, *spatial)``.
+        objects: :math:`O`, the pixels of the annotated object, bool, of the same shape.
+        k: :math:`K`, the number of highest pixels.
+        reduction: ``"mean"`` for the mean over samples, ``"none"`` for one value per sample.
+
+    Returns:
+        A scalar in [0, 1], or a tensor ``(N,)``; NaN, not defined, for an empty object.
+
+    Raises:
+        ValueError: if the maps do not have more than ``k`` pixels, or ``reduction`` is neither ``"mean"`` nor
+            ``"none"``.
+
+    Source: Theiner et al., Interpretable Semantic Photo Geolocation, https://arxiv.org/abs/2104.14995
+
+    Example:
+        >>> import torch
+        >>> from torchmetrics_cam.functional import top_k_intersection
+        >>> maps, objects = torch.tensor([[0.9, 0.6, 0.2, 0.1]]), torch.tensor([[True, False, True, False]])
+        >>> top_k_intersection(maps, objects, k=1), top_k_intersection(maps, objects, k=2)
+        (tensor(1.), tensor(0.5000))
+
+    """
+    pixels = maps[0].numel()
+    if not 1 <= k < pixels:
+        raise ValueError(
+            f"the {k} highest pixels of maps with {pixels} pixels say nothing about the maps; choose a number"
+            f" from 1 to {pixels - 1}, in a protocol with EvaluationProtocol(top_k=...)"
+        )
+    size = objects.flatten(1).sum(1)
+    values = _share_of_highest(maps, objects, torch.full_like(size, k))
+    return reduce_samples(values.where(size > 0, torch.nan), reduction)
 
 
 def boxes_to_objects(boxes: Tensor, size: Sequence[int]) -> Tensor:
@@ -151,6 +274,24 @@ def boxes_to_objects(boxes: Tensor, size: Sequence[int]) -> Tensor:
         inside = (pixels >= first) & (pixels < last)
         objects &= inside.view(len(boxes), *(side if other == axis else 1 for other in range(dims)))
     return objects
+
+
+def _share_of_highest(maps: Tensor, objects: Tensor, counts: Tensor) -> Tensor:
+    """Return the share of the highest pixels of each map that lie on the object, ``(N,)``.
+
+    Args:
+        maps: ``(N, *spatial)``.
+        objects: bool, of the same shape.
+        counts: how many pixels are taken from each map, at least 1, ``(N,)``. Pixels that tie for the last of
+            them share the places.
+    """
+    values, inside = maps.flatten(1), objects.flatten(1)
+    lowest = values.sort(dim=1, descending=True).values.gather(1, counts.unsqueeze(1) - 1)
+    above, tied = values > lowest, values == lowest
+    dtype = sum_dtype(maps.device)
+    shared_places = (counts - above.sum(1)).to(dtype) / tied.sum(1)
+    hits = (above & inside).sum(1) + shared_places * (tied & inside).sum(1)
+    return (hits / counts).to(value_dtype(maps))
 
 
 def _dilate(objects: Tensor, distance: float) -> Tensor:

@@ -12,7 +12,14 @@ from torchmetrics_cam.metrics.confidence import (
     IncreaseInConfidence,
 )
 from torchmetrics_cam.metrics.curves import ROAD, DeletionAUC, InsertionAUC, SymmetricRelevanceGain
-from torchmetrics_cam.metrics.localization import EnergyPointingGame, MaskIoU, PointingGame
+from torchmetrics_cam.metrics.localization import (
+    EnergyPointingGame,
+    LocalizationAUC,
+    MaskIoU,
+    PointingGame,
+    RelevanceRankAccuracy,
+    TopKIntersection,
+)
 
 __all__ = [
     "ADCC",
@@ -29,9 +36,12 @@ __all__ = [
     "Entropy",
     "IncreaseInConfidence",
     "InsertionAUC",
+    "LocalizationAUC",
     "MaskIoU",
     "PointingGame",
+    "RelevanceRankAccuracy",
     "Sparseness",
     "SymmetricRelevanceGain",
+    "TopKIntersection",
     "agreement",
 ]

@@ -262,3 +262,227 @@ class MaskIoU(LocalizationMetric):
     """
 
     measure: ClassVar[Measure] = MEASURES["mask_iou"]
+
+
+class RelevanceRankAccuracy(LocalizationMetric):
+    r"""Relevance rank accuracy: the fraction of the highest pixels that lies on the object. Higher is better.
+
+    .. math:: \frac{1}{N} \sum_{i=1}^N \frac{|\mathrm{top}_{K_i}(M_i) \cap \mathrm{object}_i|}{K_i}, \qquad
+              K_i = |\mathrm{object}_i|
+
+    As many of the highest pixels are taken as the object has. Pixels that tie for the last places share them,
+    so a constant map has the fraction of the image that the object covers. An image without an object is not
+    counted.
+
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+    - ``objects`` (:class:`~torch.Tensor`): the annotated object of each image, ``(N, *spatial)`` of the
+      images' size, bool or 0 and 1
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``relevance_rank_accuracy`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was
+      counted. With ``average="none"`` it is ``(num_classes,)``
+
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
+
+    Attributes:
+        value: sum of the values of the images, float64.
+        total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite, or the object is empty.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
+
+    Source: Arras et al., CLEVR-XAI, https://arxiv.org/abs/2003.07258
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import RelevanceRankAccuracy
+        >>> from torchmetrics_cam.cams import PrecomputedMaps
+        >>> metric = RelevanceRankAccuracy(PrecomputedMaps(nn.Flatten()))
+        >>> cams, objects = torch.tensor([[[0.9, 0.6], [0.2, 0.1]]]), torch.tensor([[[1, 0], [1, 0]]])
+        >>> metric.update(torch.rand(1, 1, 2, 2), cams=cams, objects=objects)
+        >>> metric.compute()  # of the two highest pixels, one lies on the object
+        tensor(0.5000)
+
+    """
+
+    measure: ClassVar[Measure] = MEASURES["relevance_rank_accuracy"]
+
+
+class LocalizationAUC(LocalizationMetric):
+    r"""Localization AUC: the area under the ROC curve of the map as a score for "inside". Higher is better.
+
+    .. math:: \frac{1}{N} \sum_{i=1}^N \Big( P(M_{ij} > M_{ik}) + \tfrac{1}{2} P(M_{ij} = M_{ik}) \Big)
+
+    for a random pixel j of the object and a random pixel k of the rest of the image. A constant map has 0.5,
+    whatever the size of the object. An image whose object is empty or covers it whole is not counted.
+
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+    - ``objects`` (:class:`~torch.Tensor`): the annotated object of each image, ``(N, *spatial)`` of the
+      images' size, bool or 0 and 1
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``localization_auc`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was counted.
+      With ``average="none"`` it is ``(num_classes,)``
+
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, or scorer and model disagree.
+
+    Attributes:
+        value: sum of the values of the images, float64.
+        total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite, or the object is empty or covers the whole
+            image.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
+
+    Source: Fawcett, An introduction to ROC analysis, https://doi.org/10.1016/j.patrec.2005.10.010
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import LocalizationAUC
+        >>> from torchmetrics_cam.cams import PrecomputedMaps
+        >>> metric = LocalizationAUC(PrecomputedMaps(nn.Flatten()))
+        >>> cams, objects = torch.tensor([[[0.9, 0.6], [0.2, 0.1]]]), torch.tensor([[[1, 0], [1, 0]]])
+        >>> metric.update(torch.rand(1, 1, 2, 2), cams=cams, objects=objects)
+        >>> metric.compute()  # 3 of the 4 pairs of a pixel inside and one outside are in order
+        tensor(0.7500)
+
+    """
+
+    measure: ClassVar[Measure] = MEASURES["localization_auc"]
+
+
+class TopKIntersection(LocalizationMetric):
+    r"""Top-K intersection: the fraction of the K highest pixels that lies on the object. Higher is better.
+
+    .. math:: \frac{1}{N} \sum_{i=1}^N \frac{|\mathrm{top}_K(M_i) \cap \mathrm{object}_i|}{K}
+
+    with the protocol's ``top_k`` :math:`K`, 1000 by default, which must be smaller than the number of pixels.
+    An object of fewer pixels cannot reach 1. Pixels that tie for the last places share them, so a constant
+    map has the fraction of the image that the object covers. An image without an object is not counted.
+
+    As input to ``forward`` and ``update`` the metric accepts the following input:
+
+    - ``input_tensor`` (:class:`~torch.Tensor`): images ``(N, C, *spatial)`` as the model takes them
+    - ``class_idx`` (int, list of int or :class:`~torch.Tensor`): the target class of all images, or of each,
+      ``(N,)``; by default the model's top class of each image
+    - ``objects`` (:class:`~torch.Tensor`): the annotated object of each image, ``(N, *spatial)`` of the
+      images' size, bool or 0 and 1
+
+    As output of ``forward`` and ``compute`` the metric returns the following output:
+
+    - ``top_k_intersection`` (:class:`~torch.Tensor`): a float32 scalar in [0, 1]; NaN if no image was
+      counted. With ``average="none"`` it is ``(num_classes,)``
+
+    Args:
+        cam_extractor: the source of the maps: ``GradCAM(model, "layer4")`` and the other sources of
+            `torchmetrics_cam.cams`, or an object of torchcam, pytorch-grad-cam, captum or MONAI.
+        logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
+            the raw output in the presets ``"torchcam"`` and ``"xplique"``.
+        protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
+            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        scorer: from images to the model's raw output, run on perturbed images in place of the model, or
+            ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
+            model's to 1e-3.
+        batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
+        num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
+        average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
+            the mean of each, ``"none"`` for one mean for each class.
+        validate_args: False skips the checks that read values off the device, and the comparison of scorer
+            and model. ``"determinism"`` also scores the first batch again, whole and in halves, and warns if
+            the scores differ, as with dropout that ``eval()`` does not turn off.
+        kwargs: as for every `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if the extractor gives no maps, ``logits_fn`` or ``scorer`` is not callable, or the
+            protocol is of another type.
+        ValueError: if the protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not
+            positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument does not
+            fit the model or the others, the images do not have more than ``top_k`` pixels, or scorer and
+            model disagree.
+
+    Attributes:
+        value: sum of the values of the images, float64.
+        total: how many images were counted.
+        nan_count: how many images were excluded, because a pixel, a score or a value of the map is not
+            finite, or the object is empty.
+        degenerate_count: how many of the counted images have a constant map.
+        outside_count: how many of the counted images have a score outside of [0, 1].
+
+    Source: Theiner et al., https://arxiv.org/abs/2104.14995
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchmetrics_cam import EvaluationProtocol, TopKIntersection
+        >>> from torchmetrics_cam.cams import PrecomputedMaps
+        >>> metric = TopKIntersection(PrecomputedMaps(nn.Flatten()), protocol=EvaluationProtocol(top_k=3))
+        >>> cams, objects = torch.tensor([[[0.9, 0.6], [0.2, 0.1]]]), torch.tensor([[[1, 0], [1, 0]]])
+        >>> metric.update(torch.rand(1, 1, 2, 2), cams=cams, objects=objects)
+        >>> metric.compute()  # of the three highest pixels, two lie on the object
+        tensor(0.6667)
+
+    """
+
+    measure: ClassVar[Measure] = MEASURES["top_k_intersection"]

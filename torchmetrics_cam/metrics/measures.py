@@ -16,7 +16,14 @@ from torchmetrics_cam.functional.confidence import (
     increase_in_confidence,
 )
 from torchmetrics_cam.functional.curves import area_under_curve
-from torchmetrics_cam.functional.localization import energy_pointing_game, mask_iou, pointing_game
+from torchmetrics_cam.functional.localization import (
+    energy_pointing_game,
+    localization_auc,
+    mask_iou,
+    pointing_game,
+    relevance_rank_accuracy,
+    top_k_intersection,
+)
 from torchmetrics_cam.functional.road import road_score
 from torchmetrics_cam.pipeline.batch import Batch
 from torchmetrics_cam.pipeline.sources import refuse_precomputed_maps
@@ -159,6 +166,21 @@ def _mask_iou(batch: Batch) -> Tensor:
     return mask_iou(batch.normalized_maps, batch.objects, threshold=threshold, reduction="none")
 
 
+def _relevance_rank_accuracy(batch: Batch) -> Tensor:
+    assert batch.objects is not None
+    return relevance_rank_accuracy(batch.normalized_maps, batch.objects, reduction="none")
+
+
+def _localization_auc(batch: Batch) -> Tensor:
+    assert batch.objects is not None
+    return localization_auc(batch.normalized_maps, batch.objects, reduction="none")
+
+
+def _top_k_intersection(batch: Batch) -> Tensor:
+    assert batch.objects is not None
+    return top_k_intersection(batch.normalized_maps, batch.objects, k=batch.protocol.top_k, reduction="none")
+
+
 MEASURES = {
     measure.name: measure
     for measure in (
@@ -206,6 +228,21 @@ MEASURES = {
         ),
         Measure("pointing_game", "Pointing Game", _pointing_game, of_map=True, needs_objects=True),
         Measure("mask_iou", "Mask IoU", _mask_iou, of_map=True, needs_objects=True),
+        Measure(
+            "relevance_rank_accuracy",
+            "Relevance Rank Accuracy",
+            _relevance_rank_accuracy,
+            of_map=True,
+            needs_objects=True,
+        ),
+        Measure("localization_auc", "Localization AUC", _localization_auc, of_map=True, needs_objects=True),
+        Measure(
+            "top_k_intersection",
+            "Top-K Intersection",
+            _top_k_intersection,
+            of_map=True,
+            needs_objects=True,
+        ),
     )
 }
 DEFAULT_MEASURES = ("average_drop", "increase_in_confidence", "average_gain")

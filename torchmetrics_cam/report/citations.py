@@ -74,6 +74,18 @@ _PAPERS = {
         "Evaluating and Aggregating Feature-based Model Explanations",
         2020,
     ),
+    "2003.07258": (
+        "arras2020clevrxai",
+        "Arras, Leila and Osman, Ahmed and Samek, Wojciech",
+        "CLEVR-XAI: A Benchmark Dataset for the Ground Truth Evaluation of Neural Network Explanations",
+        2020,
+    ),
+    "2104.14995": (
+        "theiner2021geolocation",
+        "Theiner, Jonas and Mueller-Budack, Eric and Ewerth, Ralph",
+        "Interpretable Semantic Photo Geolocation",
+        2021,
+    ),
 }
 _OF_MEASURE = {
     "average_gain": "2301.07002",
@@ -88,6 +100,8 @@ _OF_MEASURE = {
     "adcc": "2104.10252",
     "energy_pointing_game": "1910.01279",
     "pointing_game": "1608.00507",
+    "relevance_rank_accuracy": "2003.07258",
+    "top_k_intersection": "2104.14995",
 }
 
 

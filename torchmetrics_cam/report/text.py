@@ -161,6 +161,7 @@ sigmoid(-z) for class 0.', 'Deletion and insertion curves have at most 20 steps.
         "road_noise": lambda noise: f"ROAD adds noise of standard deviation {noise:g} to imputed pixels.",
         "pointing_tolerance": lambda pixels: f"The pointing game has a tolerance of {pixels:g} pixels.",
         "iou_threshold": lambda threshold: f"Mask IoU thresholds the map at {threshold:g}.",
+        "top_k": lambda pixels: f"Top-K Intersection takes the {pixels} highest pixels.",
         "class_selection": _CLASS_SELECTION.get,
     }
     described = [
