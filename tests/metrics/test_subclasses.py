@@ -138,4 +138,4 @@ def test_the_randomization_test_returns_plain_tensors(net, images):
     source, _, update, _ = explained("images", MetaTensor, net, images)
     images, class_idx = update["input_tensor"], MetaTensor(update["class_idx"])
     result = parameter_randomization(source.model, source, images, class_idx=class_idx)
-    check_plain([result.rank_correlation, result.ssim])
+    check_plain([result.rank_correlation, result.ssim, result.entropy, result.entropy_rise])

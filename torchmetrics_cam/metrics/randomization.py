@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
-from torchmetrics.functional.regression import spearman_corrcoef
 
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
+from torchmetrics_cam.functional.complexity import histogram_entropy
+from torchmetrics_cam.functional.correlation import rank_correlation
 from torchmetrics_cam.model.guard import unwrapped
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction
 from torchmetrics_cam.pipeline.perturb import normalized_maps
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RandomizationResult:
-    """The similarity of the maps to the original ones after each step of a parameter randomization.
+    """The maps after each step of a parameter randomization: their similarity to the original, and entropy.
 
     Args:
         layers: the layer randomized in each step, in addition to those of the earlier steps. The first entry
@@ -34,11 +35,27 @@ class RandomizationResult:
             ``(steps, N)``; NaN where one of the two maps is constant.
         ssim: their structural similarity index, at most 1, ``(steps, N)``; NaN if the maps do not have two
             spatial dimensions.
+        entropy: the entropy of the histogram of each map, with 100 bins, in nats, ``(steps, N)``; 0 for a
+            constant map.
     """
 
     layers: tuple[str, ...]
     rank_correlation: Tensor
     ssim: Tensor
+    entropy: Tensor
+
+    @property
+    def entropy_rise(self) -> Tensor:
+        r"""The relative rise of the entropy from the given to the fully randomized network, ``(N,)``.
+
+        .. math:: \frac{H(M_\mathrm{randomized}) - H(M)}{H(M)}
+
+        This is the score of the Efficient Model Parameter Randomization Test (eMPRT). It compares no pixels:
+        the maps of a method that shows what the network has learned become more complex, so higher is better.
+        NaN where the original map is constant, and its entropy 0.
+        """
+        original, randomized = self.entropy[0], self.entropy[-1]
+        return (randomized / original - 1).where(original > 0, torch.nan)
 
     def plot(self, ax: Any = None) -> tuple["Figure", Any]:
         """Draw the mean similarities over the images against the randomized layers.
@@ -73,6 +90,11 @@ def parameter_randomization(
     output to the input (in reverse order of ``model.named_modules()``), and stay randomized. If the maps stay
     similar to the original ones, the method does not show what the network has learned.
 
+    This checks a method, and does not rank methods: noise that is new in each map is not similar to the
+    original either, and a network that is randomized from the output on keeps the scale of many of its
+    activations, so that the maps of a faithful method change only to a certain extent (Binder et al., CVPR
+    2023, https://arxiv.org/abs/2211.12486). The rise of the entropy depends on no measure of similarity.
+
     Args:
         model: the network. It is not changed.
         source: a source of this package for this network, or a function from a network to a source, such as
@@ -86,7 +108,7 @@ def parameter_randomization(
         seed: the seed of the random weights. The state of the global random generator is restored.
 
     Returns:
-        The similarities after each step.
+        The similarities and entropies after each step.
 
     Raises:
         TypeError: if ``source`` cannot be converted to a source of maps.
@@ -96,7 +118,8 @@ def parameter_randomization(
     Warns:
         UserWarning: if some weights cannot be randomized, such as a position embedding.
 
-    Source: Adebayo et al., Sanity Checks for Saliency Maps, https://arxiv.org/abs/1810.03292
+    Source: Adebayo et al., Sanity Checks for Saliency Maps, https://arxiv.org/abs/1810.03292, and for the
+    entropy Hedström et al., A Fresh Look at Sanity Checks for Saliency Maps, https://arxiv.org/abs/2405.02383
 
     Example:
         >>> import torch
@@ -153,8 +176,11 @@ def parameter_randomization(
     copied_source.remove_hooks()
     return RandomizationResult(
         layers=("none", *reversed(reset_functions)),
-        rank_correlation=torch.stack([_rank_correlations(step_maps, maps[0]) for step_maps in maps]),
+        rank_correlation=torch.stack(
+            [rank_correlation(step_maps.flatten(1), maps[0].flatten(1)) for step_maps in maps]
+        ),
         ssim=torch.stack([_structural_similarities(step_maps, maps[0]) for step_maps in maps]),
+        entropy=torch.stack([histogram_entropy(step_maps, reduction="none") for step_maps in maps]),
     )
 
 
@@ -178,17 +204,6 @@ def _reset_function_of(module: nn.Module) -> Callable[[], Any] | None:
     """Return the method that draws new weights for a module, or None (attention has a private one)."""
     methods = (getattr(module, name, None) for name in ("reset_parameters", "_reset_parameters"))
     return next((method for method in methods if callable(method)), None)
-
-
-def _rank_correlations(maps: Tensor, originals: Tensor) -> Tensor:
-    """Return Spearman's rank correlation of each pair of maps, NaN if one is constant, ``(N,)``."""
-    rank_correlations = [
-        spearman_corrcoef(each.flatten(), original.flatten())
-        if each.std() and original.std()
-        else each.new_tensor(torch.nan)
-        for each, original in zip(maps, originals, strict=True)
-    ]
-    return torch.stack(rank_correlations)
 
 
 def _structural_similarities(maps: Tensor, originals: Tensor) -> Tensor:
