@@ -207,7 +207,7 @@ def pearson_correlation(first: Tensor, second: Tensor, *, of_constant: float = t
     centered = [row - row.mean(1, keepdim=True) for row in rows]
     norms = [torch.linalg.vector_norm(row, dim=1, keepdim=True) for row in centered]
     one, other = (row / norm for row, norm in zip(centered, norms, strict=True))
-    correlation = (one * other).sum(1).clamp(-1, 1)
+    correlation: Tensor = (one * other).sum(1).clamp(-1, 1)
     finite = rows[0].isfinite().all(1) & rows[1].isfinite().all(1)
     correlation = correlation.where(~(constants[0] | constants[1]), of_constant)
     return correlation.where(finite, torch.nan).to(dtype)
@@ -242,6 +242,6 @@ def twice_mid_ranks(values: Tensor) -> Tensor:
     """
     values = values.contiguous()
     ordered = values.sort(dim=1).values
-    lower = torch.searchsorted(ordered, values)
+    lower: Tensor = torch.searchsorted(ordered, values)
     not_higher = torch.searchsorted(ordered, values, right=True)
     return lower + not_higher + 1

@@ -1,9 +1,8 @@
 """From images to maps: one forward pass on the clean images, and the maps of one source or of many."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,91 +24,15 @@ from torchmetrics_cam.model.scores import (
     ScoreFunction,
     Scores,
     ScoreSelector,
-    Target,
-    check_class_idx_and_targets,
     check_scores,
     class_tensor,
     in_float32,
     look_like_probabilities,
     targets_per_image,
 )
+from torchmetrics_cam.pipeline.checks import Targets, check_logits, check_signature
+from torchmetrics_cam.pipeline.explanation import Explanation, Question
 from torchmetrics_cam.protocol import EvaluationProtocol
-
-Targets = Target | list[Target] | None
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked about a batch of images, which one clean forward pass can answer for several questions.
-
-    Args:
-        score_function: from the model's output to scores, with the protocol.
-        of_other_class: whether the maps are those of another class of each image than the explained one, as
-            the protocol's ``other_class`` says.
-    """
-
-    score_function: ScoreFunction
-    of_other_class: bool = False
-
-    @property
-    def settings_of_maps(self) -> tuple[Any, ...]:
-        """What the maps of a source depend on; questions with equal settings have the same maps."""
-        protocol, logits_fn = self.score_function.protocol, self.score_function.logits_fn
-        differentiates_scores = protocol.cam_of == "scores" and (logits_fn or protocol.scores != "raw")
-        return (self.of_other_class, bool(differentiates_scores), protocol.rectify, protocol.normalize)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The maps of one batch by one source, and the scores on the clean images.
-
-    ``explanation[chunk]`` is that of some of the images.
-
-    Args:
-        images: the images as the model was given them, ``(N, C, *spatial)``.
-        scores: the score of the explained class or target on each image, ``(N,)``.
-        selector: which class or target of each image is explained.
-        maps: one map for each image, ``(N, *any spatial)``, rectified, not normalized unless ``normalized``.
-        normalized: whether the maps already are masks in [0, 1].
-        valid: whether the pixels, the score and the map of an image are all finite, ``(N,)``.
-        degenerate: whether the map of an image is constant, ``(N,)``.
-        normalized_twice: whether the output of the model looks like probabilities before the protocol's
-            softmax, ``(N,)``.
-        outputs: the raw output of the model for each class, ``(N, classes)``; None if it has another form.
-        of_other_class: the same source's explanation of another class of each image, if it was asked for.
-    """
-
-    images: Tensor
-    scores: Tensor
-    selector: ScoreSelector
-    maps: Tensor
-    normalized: bool
-    valid: Tensor
-    degenerate: Tensor
-    normalized_twice: Tensor
-    outputs: Tensor | None = None
-    of_other_class: "Explanation | None" = None
-
-    def __getitem__(self, chunk: slice) -> "Explanation":
-        if chunk == slice(0, self.images.shape[0]):
-            return self
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        del parts["normalized"]
-        return replace(self, **{name: part if part is None else part[chunk] for name, part in parts.items()})
-
-    @property
-    def logits(self) -> Tensor:
-        """The raw output of the model for the explained class of each image, at least float32, ``(N,)``.
-
-        Raises:
-            ValueError: if the model has no output for each class, or targets are explained.
-        """
-        if self.outputs is None:
-            raise ValueError(
-                "the drop of the logit needs one output of the model for each class, (N, K), and a class"
-                " instead of targets; return logits from the model, and apply logits_fn to these"
-            )
-        return in_float32(self.selector.select(self.outputs))
 
 
 @dataclass(frozen=True)
@@ -127,43 +50,6 @@ class _CleanScores:
     selector: ScoreSelector
     selected: Tensor
     normalized_twice: Tensor
-
-
-def check_batch(
-    sources: Sequence[CAMSource],
-    images: Tensor,
-    class_idx: ClassIndex | None,
-    targets: Targets,
-    cams: Mapping[CAMSource, Tensor],
-    protocol: EvaluationProtocol,
-    *,
-    read_values: bool,
-) -> None:
-    """Validate a batch before the model runs.
-
-    Args:
-        sources: the sources of the maps.
-        images: as for `explain_all`.
-        class_idx: as for `explain_all`.
-        targets: as for `explain_all`.
-        cams: as for `explain_all`.
-        protocol: the settings of the evaluation.
-        read_values: whether to check the values of class indices, which synchronizes a GPU with the host.
-
-    Raises:
-        TypeError: if an argument is of a wrong type.
-        ValueError: if an argument does not fit the others or the sources.
-    """
-    _check_images(images)
-    check_class_idx_and_targets(class_idx, targets, images.shape[0], read_values=read_values)
-    if class_idx is None and targets is None and protocol.class_selection == "given":
-        raise ValueError(f"the protocol {protocol.name!r} explains a given class; pass class_idx or targets")
-    for source in sources:
-        if targets is not None and not source.supports_targets:
-            raise ValueError(
-                f"{source!r} explains a class, not an arbitrary target; pass class_idx instead of targets"
-            )
-        source.check(images, cams.get(source))
 
 
 def explain_all(
@@ -315,7 +201,7 @@ def _forward_pass(
     if selector is None:
         selector = _selector(scores, class_idx, targets, images.shape[0], read_values=read_values)
     if targets is None and score_function.protocol.cam_of == "logit":
-        _check_logits(scores, sources)
+        check_logits(scores, sources)
     return ForwardPass(
         images,
         output,
@@ -355,7 +241,7 @@ def _asked(
     """Return the forward pass for another question than the first."""
     score_function = question.score_function.explaining(clean.selector.targets)
     if clean.selector.targets is None and score_function.protocol.cam_of == "logit":
-        _check_logits(clean.scores, sources)
+        check_logits(clean.scores, sources)
     return replace(
         forward,
         # A pass that is shared for its scores alone has no output.
@@ -389,7 +275,7 @@ def _run(
             try:
                 output = model(images)
             except TypeError:
-                _check_signature(model, images)
+                check_signature(model, images)
                 raise
         return output, score_function(output)
 
@@ -459,52 +345,6 @@ def _explanation(
         normalized_twice=clean.normalized_twice,
         outputs=outputs if has_outputs and outputs.shape == clean.scores.scores.shape else None,
     )
-
-
-def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor):
-        raise TypeError(
-            f"input_tensor is a {type(images).__name__}; it must be a tensor of images (N, C, *spatial),"
-            " (N, C, H, W) for photos. Convert a NumPy array with torch.from_numpy(array); if its channels"
-            " come last, add .permute(0, 3, 1, 2); stack a list of images with torch.stack"
-        )
-    if not images.is_floating_point():
-        raise TypeError(
-            f"input_tensor is of {images.dtype}; the model's input must be floating point, images.float()"
-        )
-    if not 3 <= images.ndim <= 5:
-        raise ValueError(
-            f"input_tensor has shape {tuple(images.shape)}; images are (N, C, *spatial) with one to three"
-            " spatial dimensions. In a MetricCollection pass them by name:"
-            " update(preds=..., target=..., input_tensor=images)"
-        )
-    if not images.numel():
-        raise ValueError(
-            f"input_tensor has shape {tuple(images.shape)} and holds no image; skip empty batches"
-        )
-
-
-def _check_signature(model: nn.Module, images: Tensor) -> None:
-    """Refuse a model that cannot be called with images alone."""
-    signature = inspect.signature(model.forward)
-    try:
-        signature.bind(images)
-    except TypeError as error:
-        raise TypeError(
-            f"the model is called with the images alone, but its forward{signature} does not accept that"
-            f" ({error}); wrap it in a module whose forward takes the images and passes on the rest"
-        ) from error
-
-
-def _check_logits(scores: Scores, sources: Sequence[CAMSource]) -> None:
-    if isinstance(scores.raw, Tensor) and scores.raw.shape == scores.scores.shape:
-        return
-    if any(source.graph != "none" for source in sources):
-        given = tuple(scores.raw.shape) if isinstance(scores.raw, Tensor) else type(scores.raw).__name__
-        raise ValueError(
-            f"the protocol takes the CAM of the logit, but the model returns {given}, not one logit for each"
-            " class; return (N, K) or an object with .logits, or use a protocol with cam_of='scores'"
-        )
 
 
 def _in_graph(images: Tensor) -> Tensor:

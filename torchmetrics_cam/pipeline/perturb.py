@@ -12,7 +12,7 @@ from torchmetrics_cam.baselines import BaselineImage, baseline_values
 from torchmetrics_cam.functional._noise import normal_noise
 from torchmetrics_cam.functional.maps import min_max, resize_maps, top_fraction
 from torchmetrics_cam.functional.road import linear_imputation
-from torchmetrics_cam.pipeline.explain import Explanation
+from torchmetrics_cam.pipeline.explanation import Explanation
 from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
 
 

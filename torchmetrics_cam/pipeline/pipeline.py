@@ -16,7 +16,9 @@ from torchmetrics_cam.model.compiled import Compilation, compiled_copy, existing
 from torchmetrics_cam.model.guard import ModelGuard, eager
 from torchmetrics_cam.model.random_numbers import RandomStream
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, ScoreSelector, in_float32
-from torchmetrics_cam.pipeline.explain import Explanation, Question, Targets, check_batch, explain_all
+from torchmetrics_cam.pipeline.checks import Targets, check_batch
+from torchmetrics_cam.pipeline.explain import explain_all
+from torchmetrics_cam.pipeline.explanation import Explanation, Question
 from torchmetrics_cam.pipeline.perturb import NoPerturbation, Perturbation, check_baselines
 from torchmetrics_cam.protocol import EvaluationProtocol
 
@@ -98,6 +100,11 @@ class Pipeline:
         """The first protocol."""
         return self.score_functions[0].protocol
 
+    @property
+    def protocols(self) -> list[EvaluationProtocol]:
+        """All protocols, the first of which is `protocol`."""
+        return [score_function.protocol for score_function in self.score_functions]
+
     def reset(self) -> None:
         """Start a new stream of random numbers, and repeat the checks of the first batch on the next one."""
         self.random_stream = RandomStream()
@@ -118,8 +125,7 @@ class Pipeline:
     def key(self) -> tuple[Any, ...]:
         """Return the settings that determine a metric's values, equal for metrics that can share updates."""
         sources = [(type(source), vars(source)) for source in self.sources]
-        protocols = [score_function.protocol for score_function in self.score_functions]
-        return (sources, protocols, self.score_function.logits_fn, self.scorer)
+        return (sources, self.protocols, self.score_function.logits_fn, self.scorer)
 
     def active(self, images: Any) -> AbstractContextManager[ModelGuard]:
         """Guard the model and the global random numbers inside the context; it may be nested.
@@ -354,7 +360,7 @@ class Pipeline:
         return Pipeline(
             [deepcopy(source, memo) for source in self.sources],
             deepcopy(self.score_function, memo) if is_model_copied else self.score_function,
-            further_protocols=[score_function.protocol for score_function in self.score_functions[1:]],
+            further_protocols=self.protocols[1:],
             explains_other_class=self.explains_other_class,
             scorer=deepcopy(self.scorer, memo) if is_model_copied else self.scorer,
             batch_size=self.batch_size,

@@ -1,0 +1,231 @@
+"""A comparison under several protocols: the values of each alone, and which orders of the methods hold."""
+
+import json
+
+import krippendorff
+import numpy as np
+import pytest
+import torch
+from conftest import Calls, HostSyncs, small_net
+from processes import results_of
+from scipy import stats
+from torch import nn
+
+from torchmetrics_cam import CAMComparison, EvaluationProtocol
+from torchmetrics_cam.cams import GradCAM, LayerCAM, PrecomputedMaps
+from torchmetrics_cam.protocol import PRESETS, as_protocol
+
+ONES = EvaluationProtocol(name="ones", baseline=1.0)
+PROTOCOLS = ("paper", "score_cam", "grad_cam", ONES)
+MEASURES = ["average_drop", "increase_in_confidence", "deletion_auc"]
+
+
+def comparison_of(net, **settings):
+    sources = {"Grad-CAM": GradCAM(net, "body"), "Layer-CAM": LayerCAM(net, "stem")}
+    return CAMComparison(sources, **{"measures": MEASURES, **settings})
+
+
+@pytest.mark.parametrize("average", ["micro", "macro", "none"])
+def test_each_protocol_has_the_values_that_it_has_alone(average, net, images):
+    settings = {"average": average, "num_classes": None if average == "micro" else 5, "per_sample": True}
+    together = comparison_of(net, protocols=PROTOCOLS, **settings)
+    for part in images.split(2):
+        together.update(part)
+    values, tables = together.compute(), json.loads(together.table().to_json())
+    assert [one["protocol"]["name"] for one in tables["further"]] == ["score_cam", "grad_cam", "ones"]
+    for number, protocol in enumerate(PROTOCOLS):
+        alone = comparison_of(net, protocol=protocol, **settings)
+        alone.update(images)
+        expected, name = alone.compute(), as_protocol(protocol).name
+        for key, value in expected.items():
+            found = values[f"{name}/{key}" if number else key]
+            torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-6, equal_nan=True)
+        own = json.loads(alone.table().to_json())
+        rows = tables["further"][number - 1]["rows"] if number else tables["rows"]
+        assert [(row["method"], row["average_drop"]["rank"]) for row in rows] == [
+            (row["method"], row["average_drop"]["rank"]) for row in own["rows"]
+        ]
+        if not number:
+            torch.testing.assert_close(
+                together.samples()["average_drop"], alone.samples()["average_drop"], rtol=1e-5, atol=1e-7
+            )
+    assert len(values) == len(PROTOCOLS) * len(expected)
+
+
+def test_only_the_passes_of_perturbed_images_multiply(net, images):
+    comparison = comparison_of(net, measures=["average_drop"], protocols=PROTOCOLS)
+    with Calls(net) as calls:
+        comparison.update(images)
+    assert len(calls.batches) == 1 + len(PROTOCOLS) * (2 + 3)
+
+
+def test_an_update_does_not_wait_for_the_device(net, images):
+    comparison = comparison_of(net, measures=["average_drop"], protocols=PROTOCOLS, validate_args=False)
+    comparison.update(images)
+    with HostSyncs() as syncs:
+        comparison.update(images)
+    assert syncs.copies == 0
+
+
+def two_pixels():
+    """Return images, maps and protocols under which the order of two of three maps reverses.
+
+    The score is the mean of two pixels, about 1 and 0.2. Black replaces the pixel that a map hides by 0, and
+    the other baseline the left one by 1 and the right one by -1: then the map that shows the right pixel
+    keeps the score, and that of the left pixel loses all of it.
+    """
+    noise = torch.rand(40, 1, 1, 2, generator=torch.Generator().manual_seed(0)) / 10
+    images = torch.tensor([1.0, 0.2]) + noise
+    maps = {"left": [1.0, 0.0], "right": [0.0, 1.0], "both": [1.0, 0.9]}
+    maps = {name: torch.tensor(values).expand(40, 1, 2) for name, values in maps.items()}
+    black = EvaluationProtocol(name="black", scores="raw", normalize="none")
+    return images, maps, (black, black.replace(name="sides", baseline=torch.tensor([[[1.0, -1.0]]])))
+
+
+def test_rankings_by_hand():
+    images, maps, protocols = two_pixels()
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    comparison = CAMComparison(
+        {name: PrecomputedMaps(model) for name in maps},
+        measures=["average_drop", "complexity"],
+        protocols=protocols,
+    )
+    comparison.update(images, class_idx=0, cams=maps)
+    left, right = images[:, 0, 0, 0].double(), images[:, 0, 0, 1].double()
+    clean = (left + right) / 2
+    masked = {
+        "black": {"left": left / 2, "right": right / 2, "both": (left + 0.9 * right) / 2},
+        "sides": {
+            "left": (left - 1) / 2,
+            "right": (1 + right) / 2,
+            "both": (left + 0.9 * right - 0.1) / 2,
+        },
+    }
+    rankings = comparison.rankings()
+    drops = {
+        protocol: {
+            method: float(((clean - score).clamp(min=0) / clean).mean()) for method, score in scores.items()
+        }
+        for protocol, scores in masked.items()
+    }
+    for protocol, by_method in drops.items():
+        assert rankings.values[protocol] == pytest.approx(by_method, abs=1e-6)
+    assert rankings.ranks == {
+        "black": {"left": 2, "right": 3, "both": 1},
+        "sides": {"left": 3, "right": 1, "both": 2},
+    }
+    assert rankings.leaders == {"black": ("both",), "sides": ("right",)}
+    orders = {(one.better, one.worse): (one.reversed_under, one.is_significant) for one in rankings.orders}
+    assert orders == {
+        ("left", "right"): (("sides",), True),
+        ("both", "left"): ((), True),
+        ("both", "right"): (("sides",), True),
+    }
+    expected = stats.spearmanr(list(drops["black"].values()), list(drops["sides"].values())).statistic
+    assert rankings.correlations["black"]["sides"] == pytest.approx(expected, abs=1e-5)
+    assert rankings.correlations["black"]["black"] == pytest.approx(1)
+    assert rankings.alpha == pytest.approx(alpha_of([[2, 3, 1], [3, 1, 2]]))
+    assert comparison.rankings("complexity").alpha == pytest.approx(1)
+    text = str(comparison.table())
+    assert "Average Drop: the leader depends on the protocol: both under black; right under sides." in text
+    assert "Of 3 orders of two methods, 1 hold under all protocols and 2 reverse." in text
+    assert "both before right reverses under sides, significantly in both directions." in text
+    assert "Complexity: right and left lead under black, sides." in text or "Complexity: left" in text
+
+
+def alpha_of(ranks):
+    """Krippendorff's alpha for ordinal data by its definition, from the coincidences of values."""
+    ranks = np.array(ranks)
+    values = np.unique(ranks)
+    coincidences = np.zeros((len(values), len(values)))
+    for unit in ranks.T:
+        for i, one in enumerate(unit):
+            for j, other in enumerate(unit):
+                if i != j:
+                    coincidences[values == one, values == other] += 1 / (len(unit) - 1)
+    totals = coincidences.sum(0)
+
+    def distance(c, k):
+        low, high = min(c, k), max(c, k)
+        return (totals[low : high + 1].sum() - (totals[low] + totals[high]) / 2) ** 2
+
+    indices = range(len(values))
+    observed = sum(coincidences[c, k] * distance(c, k) for c in indices for k in indices)
+    expected = sum(totals[c] * totals[k] * distance(c, k) for c in indices for k in indices)
+    return 1 - (totals.sum() - 1) * observed / expected
+
+
+def test_the_definition_of_alpha_is_the_librarys():
+    ranks = [[1, 2, 3, 4], [2, 1, 3, 4], [1, 3, 2, 4]]
+    found = krippendorff.alpha(reliability_data=np.array(ranks, float), level_of_measurement="ordinal")
+    assert found == pytest.approx(alpha_of(ranks))
+
+
+def test_methods_that_tie_have_no_order(net, images):
+    comparison = CAMComparison(
+        {"one": GradCAM(net, "body"), "same": GradCAM(net, "body")}, protocols=("paper", "score_cam")
+    )
+    comparison.update(images)
+    rankings = comparison.rankings()
+    assert rankings.orders == ()
+    assert rankings.leaders == {"paper": ("one", "same"), "score_cam": ("one", "same")}
+    assert rankings.alpha is None
+    assert "one and same lead under paper, score_cam." in str(comparison.table())
+
+
+def test_an_image_counts_if_it_is_valid_under_all_protocols(net, images):
+    def broken(images):
+        return torch.where(torch.arange(len(images)).view(-1, 1, 1, 1) == 1, torch.nan, torch.zeros(()))
+
+    protocols = ("paper", EvaluationProtocol(name="broken", baseline=broken))
+    comparison = comparison_of(net, measures=["average_drop"], protocols=protocols)
+    comparison.update(images)
+    assert {row["n"] for row in comparison.table().rows} == {len(images) - 1}
+    without = comparison_of(net, measures=["average_drop"])
+    without.update(images[torch.arange(len(images)) != 1])
+    torch.testing.assert_close(
+        comparison.compute()["Grad-CAM/average_drop"], without.compute()["Grad-CAM/average_drop"]
+    )
+
+
+def on_a_rank(rank, world_size):
+    net = small_net()
+    comparison = comparison_of(net, protocols=PROTOCOLS)
+    images = torch.rand(7, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for image in images[rank::world_size].split(1):
+        comparison.update(image)
+    return comparison.compute(), comparison.rankings()
+
+
+def test_ranks_give_the_result_of_one_process(tmp_path):
+    expected, rankings = on_a_rank(0, 1)
+    for values, found in results_of(on_a_rank, 2, tmp_path):
+        torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-9)
+        assert found.ranks == rankings.ranks
+        assert found.orders == rankings.orders
+
+
+def test_shards_with_other_protocols_are_not_merged(net, images):
+    first, second = (comparison_of(net, protocols=PROTOCOLS[:count]) for count in (2, 3))
+    for one in (first, second):
+        one.update(images)
+    with pytest.raises(ValueError, match="create both with the same protocols"):
+        first.merge_state(second)
+
+
+def test_what_cannot_be_is_refused(net, monkeypatch):
+    with pytest.raises(ValueError, match="pass one of them"):
+        comparison_of(net, protocol="paper", protocols=("paper", "score_cam"))
+    with pytest.raises(ValueError, match="different names"):
+        comparison_of(net, protocols=("paper", PRESETS["paper"]))
+    with pytest.raises(ValueError, match="different names"):
+        comparison_of(net, protocols=())
+    with pytest.raises(TypeError, match="pass a tuple"):
+        comparison_of(net, protocols="paper")
+    with pytest.raises(ValueError, match="is not a preset"):
+        comparison_of(net, protocols=("paper", "nothing"))
+    with pytest.raises(ValueError, match="no ranking to compare with"):
+        comparison_of(net).rankings()
+    monkeypatch.setattr("torchmetrics_cam.metrics.comparison.inputs.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "torchmetrics-cam\[rankings\]"'):
+        comparison_of(net, protocols=("paper", "score_cam"))

@@ -1,0 +1,224 @@
+"""How the ranking of methods by one measure depends on the protocol."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.regression import spearman_corrcoef
+
+from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
+
+# The rank correlation over two methods is always 1 or -1.
+FEWEST_METHODS = 3
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of two methods under several protocols.
+
+    Args:
+        better: the method that is better under the first protocol.
+        worse: the other one.
+        reversed_under: the protocols under which ``worse`` is the better one; empty if the order holds under
+            all of them.
+        is_significant: whether the two differ significantly (5 % level, adjusted for all pairs of methods):
+            under every protocol if the order holds; else under one protocol of each direction.
+    """
+
+    better: str
+    worse: str
+    reversed_under: tuple[str, ...]
+    is_significant: bool
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """The rankings of methods by one measure under several protocols. Controls are left out.
+
+    Args:
+        measure: the name of the measure.
+        protocols: the names of the protocols.
+        values: the value of each method, by the names of protocol and method; None if it has none.
+        ranks: the rank of each method, 1 for the best, in the same form. Methods that coincide share one.
+        leaders: the best methods under each protocol, by its name.
+        orders: the order of each two methods; pairs that tie under a protocol are left out.
+        correlations: Spearman's rank correlation of each two protocols over the methods, by their names; None
+            for fewer than three methods, or where all have one value.
+        alpha: Krippendorff's alpha for ordinal data of the ranks, with the methods as units and the protocols
+            as raters: 1 where all protocols rank alike, about 0 where they agree no more than by chance. None
+            for fewer than two methods.
+    """
+
+    measure: str
+    protocols: tuple[str, ...]
+    values: Mapping[str, Mapping[str, float | None]]
+    ranks: Mapping[str, Mapping[str, int | None]]
+    leaders: Mapping[str, tuple[str, ...]]
+    orders: tuple[Order, ...]
+    correlations: Mapping[str, Mapping[str, float | None]]
+    alpha: float | None
+
+
+def rankings_of(
+    statistics: Sequence[ComparisonStatistics],
+    measure: int,
+    *,
+    protocols: Sequence[str],
+    methods: Sequence[str],
+    controls: Sequence[str],
+) -> Rankings:
+    """Return the rankings of the methods by one measure.
+
+    Args:
+        statistics: under each protocol, pooled over the classes.
+        measure: the index of the measure.
+        protocols: the names of the protocols.
+        methods: the names of the methods.
+        controls: those that are controls.
+    """
+    kept = [index for index, method in enumerate(methods) if method not in controls]
+    names = [methods[index] for index in kept]
+    means = [one.mean(measure)[0][kept] for one in statistics]
+    ranks = [_ranks_among(one.ranks(measure), kept) for one in statistics]
+    ranks_by_protocol = {
+        protocol: dict(zip(names, one, strict=True)) for protocol, one in zip(protocols, ranks, strict=True)
+    }
+    known = [index for index in range(len(kept)) if all(one[index] is not None for one in ranks)]
+    higher_is_better = statistics[0].measures[measure].higher_is_better
+    oriented = [(mean if higher_is_better else -mean)[known].double() for mean in means]
+    return Rankings(
+        measure=statistics[0].measures[measure].name,
+        protocols=tuple(protocols),
+        values={
+            protocol: {
+                name: None if value != value else value
+                for name, value in zip(names, mean.tolist(), strict=True)
+            }
+            for protocol, mean in zip(protocols, means, strict=True)
+        },
+        ranks=ranks_by_protocol,
+        leaders={
+            protocol: tuple(name for name, rank in ranks_by_protocol[protocol].items() if rank == 1)
+            for protocol in protocols
+        },
+        orders=_orders(statistics, measure, protocols, methods, kept, ranks),
+        correlations={
+            first: {
+                second: rank_correlation(oriented[row], oriented[column])
+                for column, second in enumerate(protocols)
+            }
+            for row, first in enumerate(protocols)
+        },
+        alpha=_krippendorff_alpha([[one[index] for index in known] for one in ranks]),
+    )
+
+
+def describe_rankings(rankings: Rankings, title: str) -> str:
+    """Return in words how a ranking depends on the protocol.
+
+    Args:
+        rankings: the rankings by one measure.
+        title: the name of the measure in tables.
+    """
+    protocols = ", ".join(rankings.protocols)
+    leaders = set(rankings.leaders.values())
+    if len(leaders) == 1 and all(leaders):
+        (names,) = leaders
+        sentences = [f"{title}: {_listed(names)} {'leads' if len(names) == 1 else 'lead'} under {protocols}."]
+    else:
+        led = [
+            f"{_listed(names) if names else 'no method'} under {protocol}"
+            for protocol, names in rankings.leaders.items()
+        ]
+        sentences = [f"{title}: the leader depends on the protocol: {'; '.join(led)}."]
+    reversals = [order for order in rankings.orders if order.reversed_under]
+    count = len(rankings.orders)
+    if count:
+        sentences.append(
+            f"Of {count} orders of two methods, {count - len(reversals)} hold under all protocols and"
+            f" {len(reversals)} reverse."
+        )
+    significant = [order for order in reversals if order.is_significant]
+    sentences += [
+        f"{order.better} before {order.worse} reverses under {', '.join(order.reversed_under)}, significantly"
+        " in both directions."
+        for order in significant
+    ]
+    if reversals and not significant:
+        sentences.append("No reversal is significant in both directions.")
+    if rankings.alpha is not None:
+        sentences.append(f"Krippendorff's alpha of the rankings is {rankings.alpha:.2f}.")
+    return " ".join(sentences)
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float | None:
+    """Return Spearman's rank correlation of two measures or protocols over the methods.
+
+    Args:
+        first: the value of each method, ``(methods,)``.
+        second: its value by the other measure or under the other protocol.
+
+    Returns:
+        The correlation; None for fewer than three methods, or where all have one value.
+    """
+    if len(first) < FEWEST_METHODS or any(bool((values == values[0]).all()) for values in (first, second)):
+        return None
+    return float(spearman_corrcoef(first, second))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _ranks_among(ranks: Sequence[int | None], kept: Sequence[int]) -> list[int | None]:
+    """Return the ranks of some of the methods among themselves."""
+    given = [ranks[index] for index in kept]
+    return [None if rank is None else 1 + sum(other < rank for other in given if other) for rank in given]
+
+
+def _orders(
+    statistics: Sequence[ComparisonStatistics],
+    measure: int,
+    protocols: Sequence[str],
+    methods: Sequence[str],
+    kept: Sequence[int],
+    ranks: Sequence[Sequence[int | None]],
+) -> tuple[Order, ...]:
+    """Return the order of each two methods that have different ranks under every protocol."""
+    similar: list[Tensor] = [one.not_significantly_different(measure).cpu() for one in statistics]
+    orders = []
+    for one, other in combinations(range(len(kept)), 2):
+        pairs = [(rank[one], rank[other]) for rank in ranks]
+        if any(first is None or second is None or first == second for first, second in pairs):
+            continue
+        leads = [first < second for first, second in pairs]  # type: ignore[operator]
+        better, worse = (one, other) if leads[0] else (other, one)
+        same = [lead == leads[0] for lead in leads]
+        differs = [not bool(matrix[kept[one], kept[other]]) for matrix in similar]
+        significant_same = [differ for differ, is_same in zip(differs, same, strict=True) if is_same]
+        significant_reversed = [differ for differ, is_same in zip(differs, same, strict=True) if not is_same]
+        orders.append(
+            Order(
+                better=methods[kept[better]],
+                worse=methods[kept[worse]],
+                reversed_under=tuple(
+                    protocol for protocol, is_same in zip(protocols, same, strict=True) if not is_same
+                ),
+                is_significant=all(differs)
+                if all(same)
+                else any(significant_same) and any(significant_reversed),
+            )
+        )
+    return tuple(orders)
+
+
+def _krippendorff_alpha(ranks: Sequence[Sequence[int | None]]) -> float | None:
+    """Return Krippendorff's alpha of ranks, one list of each rater; None if it is not defined."""
+    import krippendorff
+
+    if len(ranks[0]) < 2 or len({rank for one in ranks for rank in one}) < 2:
+        return None
+    data = torch.tensor(ranks, dtype=torch.float64).numpy()
+    return float(krippendorff.alpha(reliability_data=data, level_of_measurement="ordinal"))

@@ -1,0 +1,100 @@
+"""Checks of a batch before the model runs, and of the model's signature and output."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from torchmetrics_cam.cams.source import CAMSource
+from torchmetrics_cam.model.scores import ClassIndex, Scores, Target, check_class_idx_and_targets
+from torchmetrics_cam.protocol import EvaluationProtocol
+
+Targets = Target | list[Target] | None
+
+
+def check_batch(
+    sources: Sequence[CAMSource],
+    images: Tensor,
+    class_idx: ClassIndex | None,
+    targets: Targets,
+    cams: Mapping[CAMSource, Tensor],
+    protocol: EvaluationProtocol,
+    *,
+    read_values: bool,
+) -> None:
+    """Validate a batch before the model runs.
+
+    Args:
+        sources: the sources of the maps.
+        images: as for `explain_all`.
+        class_idx: as for `explain_all`.
+        targets: as for `explain_all`.
+        cams: as for `explain_all`.
+        protocol: the settings of the evaluation.
+        read_values: whether to check the values of class indices, which synchronizes a GPU with the host.
+
+    Raises:
+        TypeError: if an argument is of a wrong type.
+        ValueError: if an argument does not fit the others or the sources.
+    """
+    _check_images(images)
+    check_class_idx_and_targets(class_idx, targets, images.shape[0], read_values=read_values)
+    if class_idx is None and targets is None and protocol.class_selection == "given":
+        raise ValueError(f"the protocol {protocol.name!r} explains a given class; pass class_idx or targets")
+    for source in sources:
+        if targets is not None and not source.supports_targets:
+            raise ValueError(
+                f"{source!r} explains a class, not an arbitrary target; pass class_idx instead of targets"
+            )
+        source.check(images, cams.get(source))
+
+
+def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"input_tensor is a {type(images).__name__}; it must be a tensor of images (N, C, *spatial),"
+            " (N, C, H, W) for photos. Convert a NumPy array with torch.from_numpy(array); if its channels"
+            " come last, add .permute(0, 3, 1, 2); stack a list of images with torch.stack"
+        )
+    if not images.is_floating_point():
+        raise TypeError(
+            f"input_tensor is of {images.dtype}; the model's input must be floating point, images.float()"
+        )
+    if not 3 <= images.ndim <= 5:
+        raise ValueError(
+            f"input_tensor has shape {tuple(images.shape)}; images are (N, C, *spatial) with one to three"
+            " spatial dimensions. In a MetricCollection pass them by name:"
+            " update(preds=..., target=..., input_tensor=images)"
+        )
+    if not images.numel():
+        raise ValueError(
+            f"input_tensor has shape {tuple(images.shape)} and holds no image; skip empty batches"
+        )
+
+
+def check_signature(model: nn.Module, images: Tensor) -> None:
+    """Refuse a model that cannot be called with images alone."""
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(images)
+    except TypeError as error:
+        raise TypeError(
+            f"the model is called with the images alone, but its forward{signature} does not accept that"
+            f" ({error}); wrap it in a module whose forward takes the images and passes on the rest"
+        ) from error
+
+
+def check_logits(scores: Scores, sources: Sequence[CAMSource]) -> None:
+    """Refuse an output without one logit for each class, for sources that differentiate the logit.
+
+    Raises:
+        ValueError: if the model returns something else.
+    """
+    if isinstance(scores.raw, Tensor) and scores.raw.shape == scores.scores.shape:
+        return
+    if any(source.graph != "none" for source in sources):
+        given = tuple(scores.raw.shape) if isinstance(scores.raw, Tensor) else type(scores.raw).__name__
+        raise ValueError(
+            f"the protocol takes the CAM of the logit, but the model returns {given}, not one logit for each"
+            " class; return (N, K) or an object with .logits, or use a protocol with cam_of='scores'"
+        )
