@@ -134,9 +134,6 @@ class EvaluationProtocol:
                 f"EvaluationProtocol(road_fractions={fractions!r}): it must be a tuple of numbers in (0, 1),"
                 " such as (0.25, 0.5)"
             )
-        steps = self.curve_steps
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"EvaluationProtocol(curve_steps={steps!r}): it must be a positive integer")
         other = self.other_class
         if other is not None and (not isinstance(other, int) or isinstance(other, bool) or other < 0):
             raise ValueError(

@@ -101,10 +101,11 @@ def run_key(
     metrics = [member for member in metric.modules() if isinstance(member, CAMMetric)]
     functions = [one._pipeline.score_function.logits_fn for one in metrics]
     sources = [source for one in metrics for source in one._pipeline.sources]
+    protocols = [protocol for one in metrics for protocol in one._pipeline.protocols]
     return {
         "metric": without_addresses(str(metric)),
         "protocol": _described(
-            [one.protocol.caption() for one in metrics], lambda: [vars(one.protocol) for one in metrics]
+            [protocol.caption() for protocol in protocols], lambda: [vars(protocol) for protocol in protocols]
         ),
         "measures": str([one._kind_of_sums() for one in metrics]),
         "average": str([one.average for one in metrics]),

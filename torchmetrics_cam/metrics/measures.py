@@ -46,6 +46,7 @@ class Measure:
         of_map: whether it depends on the map itself, and not only on scores of perturbed images.
         elementwise: whether each value depends on one clean and one perturbed score alone.
         explains_masked_images: whether the source has to explain the masked images too.
+        explains_other_class: whether the source has to explain another class of each image too.
         needs_objects: whether it compares the map with annotated objects.
     """
 
@@ -58,6 +59,7 @@ class Measure:
     of_map: bool = False
     elementwise: bool = False
     explains_masked_images: bool = False
+    explains_other_class: bool = False
     needs_objects: bool = False
 
     def summary(self) -> dict[str, Any]:

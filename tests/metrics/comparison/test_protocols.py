@@ -122,7 +122,7 @@ def test_rankings_by_hand():
         ("both", "right"): (("sides",), True),
     }
     expected = stats.spearmanr(list(drops["black"].values()), list(drops["sides"].values())).statistic
-    assert rankings.correlations["black"]["sides"] == pytest.approx(expected, abs=1e-5)
+    assert rankings.correlations["black"]["sides"] == pytest.approx(expected)
     assert rankings.correlations["black"]["black"] == pytest.approx(1)
     assert rankings.alpha == pytest.approx(alpha_of([[2, 3, 1], [3, 1, 2]]))
     assert comparison.rankings("complexity").alpha == pytest.approx(1)
@@ -178,7 +178,7 @@ def test_an_image_counts_if_it_is_valid_under_all_protocols(net, images):
         return torch.where(torch.arange(len(images)).view(-1, 1, 1, 1) == 1, torch.nan, torch.zeros(()))
 
     protocols = ("paper", EvaluationProtocol(name="broken", baseline=broken))
-    comparison = comparison_of(net, measures=["average_drop"], protocols=protocols)
+    comparison = comparison_of(net, measures=["average_drop"], protocols=protocols, controls=False)
     comparison.update(images)
     assert {row["n"] for row in comparison.table().rows} == {len(images) - 1}
     without = comparison_of(net, measures=["average_drop"])

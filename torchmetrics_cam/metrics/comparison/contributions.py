@@ -1,7 +1,7 @@
 """The values of a batch for every method and measure, and the contribution of each image to the sums."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -48,7 +48,6 @@ class ComparedBatch:
                 for measure in measures
             ]
         )
-        valid = batch.counted & values.isfinite().all(0)
         scores = batch.scores
         return cls(
             scores=scores[0],
@@ -56,9 +55,22 @@ class ComparedBatch:
             if batch.has_masked_scores
             else torch.full_like(scores, torch.nan),
             perturbed_scores=batch.perturbed_scores,
-            valid=valid,
-            values=torch.where(valid, values, torch.zeros_like(values)),
-        )
+            valid=batch.counted & values.isfinite().all(0),
+            values=values,
+        ).restricted_to_valid()
+
+    @classmethod
+    def under_each_protocol(cls, batch: Batch, measures: Sequence[Measure]) -> list["ComparedBatch"]:
+        """Compute the measures under each protocol; an image counts if it is valid under all of them."""
+        compared = [cls.of(one, measures) for one in (batch, *batch.under_further_protocols)]
+        if len(compared) == 1:
+            return compared
+        valid = torch.stack([one.valid for one in compared]).all(0)
+        return [replace(one, valid=valid).restricted_to_valid() for one in compared]
+
+    def restricted_to_valid(self) -> "ComparedBatch":
+        """Return the same with values of 0 where an image is not valid."""
+        return replace(self, values=torch.where(self.valid, self.values, torch.zeros_like(self.values)))
 
     @cached_property
     def counted_for_both(self) -> Tensor:

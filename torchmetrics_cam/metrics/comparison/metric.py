@@ -16,8 +16,10 @@ from torchmetrics_cam.metrics.comparison.inputs import (
     CONTROLS,
     check_index,
     check_measures,
+    protocols_in_order,
     sources_with_controls,
 )
+from torchmetrics_cam.metrics.comparison.rankings import Rankings, rankings_of
 from torchmetrics_cam.metrics.comparison.samples import SampleMetric
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
 from torchmetrics_cam.metrics.comparison.table import (
@@ -33,7 +35,7 @@ from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
 from torchmetrics_cam.pipeline.batch import Batch
 from torchmetrics_cam.pipeline.pipeline import Pipeline, Scorer, ValidateArgs
 from torchmetrics_cam.pipeline.sources import index_of, maps_by_source
-from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
+from torchmetrics_cam.protocol import EvaluationProtocol
 
 # The index of each measure's curve.
 CURVES = {"deletion_auc": 0, "insertion_auc": 1}
@@ -59,23 +61,30 @@ class CAMComparison(SampleMetric):
       ``"..._upper"``
 
     A mean equals the value of the single metric over the images for which all measures of the method are
-    finite. Intervals are those of the normal distribution, for proportions Wilson's; for a single image they
+    finite under all protocols.
+    Intervals are those of the normal distribution, for proportions Wilson's; for a single image they
     are NaN.
 
+    Another protocol can change the ranking of the methods. With several ``protocols`` the images are
+    evaluated under each, with the same clean forward pass and, where a protocol does not ask for others, the
+    same maps; only the passes of perturbed images multiply. The keys of further protocols are
+    ``"{protocol}/{method}/{measure}"``. `table` then holds the values under each protocol, and `rankings`
+    says which orders of the methods hold under all of them. All else is about the first protocol.
+
     The states are sums whose size does not depend on the number of images. An entry ``[k, l]`` is over the
-    images that are valid for both methods.
+    images that are valid for both methods, and an entry ``[p]`` is under protocol p.
 
     Attributes:
         count: number of images, int64, ``(K, K)``.
-        sums: sum of the values of method k, float64, for each measure, ``(M, K, K)``.
+        sums: sum of the values of method k, float64, for each protocol and measure, ``(P, M, K, K)``.
         squares: sum of the squared differences of the two methods, and on the diagonal of the squared values.
         wins: number of images on which method k is better than l; differences up to 1e-6 are ties.
         differing: number of images on which the two methods yield different scores or, in a measure of the
-            map, different values, ``(K, K)``.
+            map, different values, ``(P, K, K)``.
         nan_count: number of images that were excluded for each method, because a pixel, a score, a value of
             the map or of a measure is not finite, ``(K,)``.
         degenerate_count: number of the counted images with a constant map, ``(K,)``.
-        outside_count: number of the counted images with a score outside of [0, 1], ``(K,)``.
+        outside_count: number of the counted images with a score outside of [0, 1], ``(P, K)``.
         curves: sums of the deletion and the insertion curves, ``(P, 2, K)``, if one of them is a measure.
 
     Args:
@@ -93,6 +102,8 @@ class CAMComparison(SampleMetric):
         per_sample: whether to keep a row for each image, for `samples`. Memory then grows with their number.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+        protocols: instead of one protocol, several, with different names; needs
+            ``pip install "torchmetrics-cam[rankings]"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -110,9 +121,11 @@ class CAMComparison(SampleMetric):
         TypeError: if a source gives no maps, the sources have no names, ``logits_fn`` or ``scorer`` is not
             callable, or the protocol is of another type.
         ValueError: if sources have different models, a measure is unknown, a name is taken twice, the
-            protocol or the average is unknown, ``batch_size`` or ``num_classes`` is not positive, or an
-            average over classes lacks ``num_classes``; in ``update``, if an argument does not fit the model
-            or the others, or scorer and model disagree.
+            protocol or the average is unknown, two protocols have one name, ``batch_size`` or ``num_classes``
+            is not positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument
+            does not fit the model or the others, or scorer and model disagree.
+        ModuleNotFoundError: if several protocols are given and the package krippendorff is missing; ``pip
+            install "torchmetrics-cam[rankings]"`` has it.
 
     Example:
         >>> import torch
@@ -152,6 +165,7 @@ class CAMComparison(SampleMetric):
         controls: bool = True,
         per_sample: bool = False,
         protocol: EvaluationProtocol | str | None = None,
+        protocols: Sequence[EvaluationProtocol | str] | None = None,
         scorer: Scorer | None = None,
         batch_size: int | None = None,
         num_classes: int | None = None,
@@ -161,9 +175,12 @@ class CAMComparison(SampleMetric):
     ) -> None:
         check_measures(measures)
         named = sources_with_controls(sources, with_controls=controls)
+        first, *further = protocols_in_order(protocol, protocols)
         pipeline = Pipeline(
             list(named.values()),
-            ScoreFunction(logits_fn, as_protocol(protocol)),
+            ScoreFunction(logits_fn, first),
+            further_protocols=further,
+            explains_other_class=any(MEASURES[name].explains_other_class for name in measures),
             scorer=scorer,
             batch_size=batch_size,
             validate_args=validate_args,
@@ -177,16 +194,16 @@ class CAMComparison(SampleMetric):
         self.per_sample = per_sample
         if per_sample:
             self.add_state("records", [], dist_reduce_fx="cat")
-        methods = len(self.methods)
-        pairs, measured_pairs = (methods, methods), (len(self.measures), methods, methods)
+        methods, number = len(self.methods), len(self.protocols)
+        pairs, measured_pairs = (methods, methods), (number, len(self.measures), methods, methods)
         self.add_state("count", self._zeros(torch.int64, *pairs), dist_reduce_fx="sum")
-        self.add_state("differing", self._zeros(torch.int64, *pairs), dist_reduce_fx="sum")
+        self.add_state("differing", self._zeros(torch.int64, number, *pairs), dist_reduce_fx="sum")
         self.add_state("sums", self._zeros(torch.float64, *measured_pairs), dist_reduce_fx="sum")
         self.add_state("squares", self._zeros(torch.float64, *measured_pairs), dist_reduce_fx="sum")
         self.add_state("wins", self._zeros(torch.int64, *measured_pairs), dist_reduce_fx="sum")
         self.add_state("nan_count", self._zeros(torch.int64, methods), dist_reduce_fx="sum")
         self.add_state("degenerate_count", self._zeros(torch.int64, methods), dist_reduce_fx="sum")
-        self.add_state("outside_count", self._zeros(torch.int64, methods), dist_reduce_fx="sum")
+        self.add_state("outside_count", self._zeros(torch.int64, number, methods), dist_reduce_fx="sum")
         self._has_curves = any(measure in CURVES for measure in measures)
         if self._has_curves:
             points = len(curve_fractions(self.protocol))
@@ -197,6 +214,11 @@ class CAMComparison(SampleMetric):
     def sources(self) -> dict[str, CAMSource]:
         """The sources by method; controls come last."""
         return dict(zip(self.methods, self._pipeline.sources, strict=True))
+
+    @property
+    def protocols(self) -> tuple[EvaluationProtocol, ...]:
+        """The protocols; the first one is also `protocol`."""
+        return tuple(self._pipeline.protocols)
 
     def explained(
         self,
@@ -268,35 +290,48 @@ class CAMComparison(SampleMetric):
             batch: of the context `explained`.
             index: as for `update`.
         """
-        compared = ComparedBatch.of(batch, self.measures)
-        valid, outside = compared.valid, batch.outside
-        self.count = self.count + self._sum(batch, compared.counted_for_both)
-        self.differing = self.differing + self._sum(batch, compared.differing(self.measures))
-        self.sums = self.sums + self._sum(batch, compared.sums())
-        self.squares = self.squares + self._sum(batch, compared.squares())
-        self.wins = self.wins + self._sum(batch, compared.wins(self.measures))
+        compared = ComparedBatch.under_each_protocol(batch, self.measures)
+        first, valid = compared[0], compared[0].valid
+        self.count = self.count + self._sum(batch, first.counted_for_both)
+        self.differing = self.differing + self._sum_of_each(
+            batch, [one.differing(self.measures) for one in compared]
+        )
+        self.sums = self.sums + self._sum_of_each(batch, [one.sums() for one in compared])
+        self.squares = self.squares + self._sum_of_each(batch, [one.squares() for one in compared])
+        self.wins = self.wins + self._sum_of_each(batch, [one.wins(self.measures) for one in compared])
         self.nan_count = self.nan_count + self._sum(batch, ~valid.T)
         self.degenerate_count = self.degenerate_count + self._sum(batch, (batch.degenerate & valid).T)
-        self.outside_count = self.outside_count + self._sum(batch, (outside & valid).T)
+        self.outside_count = self.outside_count + self._sum_of_each(
+            batch, [(one.outside & valid).T for one in (batch, *batch.under_further_protocols)]
+        )
         if self._has_curves:
             curves = torch.stack([resampled_curves(one) for one in batch], 2)
             curves = torch.where(valid, curves, torch.zeros_like(curves))
             self.curves = self.curves + self._sum(batch, curves.movedim(3, 0))
         self._count_outputs(batch, valid.any(0))
-        self._record(compared, batch.class_idx, index)
+        self._record(first, batch.class_idx, index)
+
+    def _sum_of_each(self, batch: Batch, values: Sequence[Tensor]) -> Tensor:
+        """Sum values ``(N, *shape)`` under each protocol, ``(P, *shape)``."""
+        return self._sum(batch, torch.stack(list(values), 1))
 
     def compute(self) -> dict[str, Tensor]:
         """Return the mean of every method and measure, and the bounds of its 95 % interval."""
-        statistics = self._statistics()
-        if any(measure.needs_fractions(self.protocol) for measure in self.measures):
-            warn_scores_outside_unit_interval(self.outside_count.amax(-1))
-        means = [statistics.mean(index) for index in range(len(self.measures))]
-        return {
-            f"{method}/{measure.name}{suffix}": value[..., index].to(self.dtype)
-            for index, method in enumerate(self.methods)
-            for measure, values in zip(self.measures, means, strict=True)
-            for suffix, value in zip(("", "_lower", "_upper"), values, strict=True)
-        }
+        for protocol, outside in zip(self.protocols, self.outside_count.unbind(-2), strict=True):
+            if any(measure.needs_fractions(protocol) for measure in self.measures):
+                warn_scores_outside_unit_interval(outside.amax(-1))
+        values: dict[str, Tensor] = {}
+        for number, protocol in enumerate(self.protocols):
+            prefix = f"{protocol.name}/" if number else ""
+            statistics = self._statistics(number)
+            means = [statistics.mean(index) for index in range(len(self.measures))]
+            values |= {
+                f"{prefix}{method}/{measure.name}{suffix}": value[..., index].to(self.dtype)
+                for index, method in enumerate(self.methods)
+                for measure, bounds in zip(self.measures, means, strict=True)
+                for suffix, value in zip(("", "_lower", "_upper"), bounds, strict=True)
+            }
+        return values
 
     def table(self) -> ComparisonTable:
         """Return all values with intervals, ranks and counts; the classes of ``average="none"`` are pooled.
@@ -307,15 +342,44 @@ class CAMComparison(SampleMetric):
             failure = self.compilation and self.compilation.failure
             notes = (self._pipeline.nondeterminism, failure, self._describe_outputs())
             return comparison_table(
-                self._statistics().pooled(),
+                [self._statistics(number).pooled() for number in range(len(self.protocols))],
                 sources=self.sources,
                 controls=self.controls,
                 excluded=self.nan_count,
                 degenerate=self.degenerate_count,
                 model=type(self.model).__name__,
-                score_function=self._pipeline.score_function,
+                score_functions=self._pipeline.score_functions,
                 notes=[note for note in notes if note],
             )
+
+    def rankings(self, measure: str | None = None) -> Rankings:
+        """Return how the ranking of the methods depends on the protocol; every rank must call it.
+
+        Args:
+            measure: the name of the measure; None for the first.
+
+        Returns:
+            The ranks and leaders under each protocol, the orders of two methods that hold under all protocols
+            and those that reverse, and the agreement of the protocols. Controls are left out.
+
+        Raises:
+            ValueError: if there is no such measure, or only one protocol.
+        """
+        measure_index = self._measure_index(measure)
+        if len(self.protocols) == 1:
+            raise ValueError(
+                "there is one protocol, so no ranking to compare with; create the comparison with"
+                ' protocols=("paper", "score_cam"), for example'
+            )
+        with self._all_ranks():
+            statistics = [self._statistics(number).pooled() for number in range(len(self.protocols))]
+        return rankings_of(
+            statistics,
+            measure_index,
+            protocols=[protocol.name for protocol in self.protocols],
+            methods=self.methods,
+            controls=self.controls,
+        )
 
     def win_rate(self, measure: str | None = None) -> tuple[Tensor, Tensor]:
         """Return how often one method is better than another on the same image; every rank must call it.
@@ -421,9 +485,17 @@ class CAMComparison(SampleMetric):
             return comparison_figure(measures, rows[0], ax)
         return comparison_history_figure(measures, rows, ax)
 
-    def _statistics(self) -> ComparisonStatistics:
-        states = (self.count, self.sums, self.squares, self.wins, self.differing)
-        return ComparisonStatistics(self.measures, self.average, *states)
+    def _statistics(self, protocol: int = 0) -> ComparisonStatistics:
+        """Return the statistics under one of the protocols."""
+        return ComparisonStatistics(
+            self.measures,
+            self.average,
+            self.count,
+            self.sums[..., protocol, :, :, :],
+            self.squares[..., protocol, :, :, :],
+            self.wins[..., protocol, :, :, :],
+            self.differing[..., protocol, :, :],
+        )
 
     def _measure_index(self, measure: str | None) -> int:
         names = [one.name for one in self.measures]
@@ -432,6 +504,8 @@ class CAMComparison(SampleMetric):
     def _settings_of_sums(self) -> dict[str, Any]:
         measures = [measure.name for measure in self.measures]
         own = {"methods": list(self.methods), "measures": measures, "per_sample": self.per_sample}
+        if len(self.protocols) > 1:
+            own["protocols"] = list(self.protocols)
         return super()._settings_of_sums() | own
 
     def _kind_of_sums(self) -> list[str]:

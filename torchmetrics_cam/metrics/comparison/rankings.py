@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import isnan
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.regression import spearman_corrcoef
 
+from torchmetrics_cam.functional.correlation import rank_correlation
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
 
 # The rank correlation over two methods is always 1 or -1.
@@ -93,7 +94,7 @@ def rankings_of(
         protocols=tuple(protocols),
         values={
             protocol: {
-                name: None if value != value else value
+                name: None if isnan(value) else value
                 for name, value in zip(names, mean.tolist(), strict=True)
             }
             for protocol, mean in zip(protocols, means, strict=True)
@@ -106,7 +107,7 @@ def rankings_of(
         orders=_orders(statistics, measure, protocols, methods, kept, ranks),
         correlations={
             first: {
-                second: rank_correlation(oriented[row], oriented[column])
+                second: correlation_over_methods(oriented[row], oriented[column])
                 for column, second in enumerate(protocols)
             }
             for row, first in enumerate(protocols)
@@ -153,7 +154,7 @@ def describe_rankings(rankings: Rankings, title: str) -> str:
     return " ".join(sentences)
 
 
-def rank_correlation(first: Tensor, second: Tensor) -> float | None:
+def correlation_over_methods(first: Tensor, second: Tensor) -> float | None:
     """Return Spearman's rank correlation of two measures or protocols over the methods.
 
     Args:
@@ -163,9 +164,8 @@ def rank_correlation(first: Tensor, second: Tensor) -> float | None:
     Returns:
         The correlation; None for fewer than three methods, or where all have one value.
     """
-    if len(first) < FEWEST_METHODS or any(bool((values == values[0]).all()) for values in (first, second)):
-        return None
-    return float(spearman_corrcoef(first, second))
+    correlation = float(rank_correlation(first.unsqueeze(0), second.unsqueeze(0)))
+    return None if len(first) < FEWEST_METHODS or isnan(correlation) else correlation
 
 
 def _listed(names: Sequence[str]) -> str:

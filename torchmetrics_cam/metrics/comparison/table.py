@@ -3,15 +3,21 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.regression import spearman_corrcoef
 
 from torchmetrics_cam.baselines import display_name
+from torchmetrics_cam.metrics.comparison.rankings import (
+    FEWEST_METHODS,
+    Rankings,
+    correlation_over_methods,
+    describe_rankings,
+    rankings_of,
+)
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
 from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.model.scores import ScoreFunction
@@ -19,8 +25,6 @@ from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
 
 # For fewer images, intervals of the normal distribution are too short.
 _FEW_IMAGES = 30
-# The rank correlation over two methods is always 1 or -1.
-_FEWEST_METHODS = 3
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,19 @@ class PairedDifference:
 
 
 @dataclass(frozen=True)
+class ProtocolRows:
+    """The values of a comparison under one further protocol.
+
+    Args:
+        protocol: the settings that the values depend on.
+        rows: as in `ComparisonTable`.
+    """
+
+    protocol: EvaluationProtocol
+    rows: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class ComparisonTable:
     """The values of a comparison with the settings that they depend on; ``str(table)`` is Markdown.
 
@@ -55,10 +72,12 @@ class ComparisonTable:
             ``"indistinct_from"``: the methods that are not significantly different from it at the 5 % level,
             adjusted for all pairs.
         model: the class name of the network.
-        protocol: the settings that the values depend on.
+        protocol: the settings that the values depend on; of several protocols the first.
         logits_fn: the name of the function that computed the scores instead of the protocol, or None.
         average: over images or over classes.
         notes: limitations that a reader must know.
+        further: the values under each further protocol.
+        rankings: how the ranking depends on the protocol, for each measure; empty for one protocol.
     """
 
     measures: Sequence[Mapping[str, Any]]
@@ -68,25 +87,39 @@ class ComparisonTable:
     logits_fn: str | None
     average: str
     notes: Sequence[str]
+    further: Sequence[ProtocolRows] = ()
+    rankings: Sequence[Rankings] = ()
 
     def to_json(self) -> str:
         """Return the table as JSON; an unknown value is ``null``."""
-        protocol = {field.name: getattr(self.protocol, field.name) for field in fields(self.protocol)}
-        protocol |= {name: display_name(protocol[name]) for name in BASELINES}
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return json.dumps({**parts, "protocol": protocol, "agreement": agreement(self)}, indent=2)
+        parts["protocol"] = _settings(self.protocol)
+        parts["further"] = [
+            {"protocol": _settings(one.protocol), "rows": list(one.rows)} for one in self.further
+        ]
+        parts["rankings"] = [asdict(one) for one in self.rankings]
+        return json.dumps({**parts, "agreement": agreement(self)}, indent=2)
 
     def __str__(self) -> str:
+        scores = [f"Scores by logits_fn={self.logits_fn}, not the protocol's."] if self.logits_fn else []
+        parts = [*self._table(self.rows, self.protocol), *scores, *self.notes, *_agreement_note(self)]
+        for one in self.further:
+            parts += ["", *self._table(one.rows, one.protocol)]
+        if self.rankings:
+            titles = {measure["name"]: measure["title"] for measure in self.measures}
+            parts += ["", *(describe_rankings(one, titles[one.measure]) for one in self.rankings)]
+        return "\n".join(parts)
+
+    def _table(self, rows: Sequence[Mapping[str, Any]], protocol: EvaluationProtocol) -> list[str]:
+        """Return the lines of a Markdown table, with the settings of the protocol."""
         header = ["method", *(one["title"] for one in self.measures), "N", "excluded", "degenerate"]
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-        for row in self.rows:
+        for row in rows:
             name = f"control: {row['method']}" if row["control"] else row["method"]
             values = [_cell_text(row[one["name"]]) for one in self.measures]
             lines.append([name, *values, *(str(row[key]) for key in ("n", "excluded", "degenerate"))])
-        scores = [f"Scores by logits_fn={self.logits_fn}, not the protocol's."] if self.logits_fn else []
-        caption = self.protocol.caption(measure["name"] for measure in self.measures)
-        notes = [f"Protocol {caption}", *scores, *self.notes, *_agreement_note(self)]
-        return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *notes])
+        caption = protocol.caption(measure["name"] for measure in self.measures)
+        return [*(f"| {' | '.join(line)} |" for line in lines), "", f"Protocol {caption}"]
 
 
 def agreement(table: ComparisonTable) -> dict[str, dict[str, float | None]]:
@@ -119,7 +152,7 @@ def agreement(table: ComparisonTable) -> dict[str, dict[str, float | None]]:
     names = [measure["name"] for measure in table.measures]
     rows = [row for row in table.rows if not row["control"]]
     rows = [row for row in rows if all(row[name]["value"] is not None for name in names)]
-    if len(rows) < _FEWEST_METHODS:
+    if len(rows) < FEWEST_METHODS:
         return {}
     oriented = {
         measure["name"]: torch.tensor(
@@ -129,47 +162,41 @@ def agreement(table: ComparisonTable) -> dict[str, dict[str, float | None]]:
         for measure in table.measures
     }
     return {
-        first: {second: _rank_correlation(oriented[first], oriented[second]) for second in names}
+        first: {second: correlation_over_methods(oriented[first], oriented[second]) for second in names}
         for first in names
     }
 
 
-def _rank_correlation(first: Tensor, second: Tensor) -> float | None:
-    if any(bool((values == values[0]).all()) for values in (first, second)):
-        return None
-    return float(spearman_corrcoef(first, second))
-
-
 def comparison_table(
-    statistics: ComparisonStatistics,
+    statistics: Sequence[ComparisonStatistics],
     *,
     sources: Mapping[str, Any],
     controls: Sequence[str],
     excluded: Tensor,
     degenerate: Tensor,
     model: str,
-    score_function: ScoreFunction,
+    score_functions: Sequence[ScoreFunction],
     notes: Sequence[str],
 ) -> ComparisonTable:
     """Return the table of a comparison.
 
     Args:
-        statistics: pooled over the classes.
+        statistics: under each protocol, pooled over the classes.
         sources: the sources by method.
         controls: the methods that are controls.
         excluded: number of images that were excluded for each method, ``(*classes, K)``.
         degenerate: number of constant maps of each method, ``(*classes, K)``.
         model: the class name of the network.
-        score_function: the protocol, and the ``logits_fn`` if there is one.
+        score_functions: each protocol, and the ``logits_fn`` if there is one.
         notes: limitations that come before those of the statistics.
     """
     methods = list(sources)
+    first = statistics[0]
     counts, excluded_counts, degenerate_counts = (
         part.view(-1, len(methods)).sum(0).tolist()
-        for part in (statistics.count.diagonal(dim1=-2, dim2=-1).contiguous(), excluded, degenerate)
+        for part in (first.count.diagonal(dim1=-2, dim2=-1).contiguous(), excluded, degenerate)
     )
-    coincide = _others(statistics.coincide(), methods)
-    rows: list[dict[str, Any]] = [
+    described = [
         {
             "method": method,
             "source": repr(sources[method]),
@@ -177,9 +204,44 @@ def comparison_table(
             "n": counts[index],
             "excluded": excluded_counts[index],
             "degenerate": degenerate_counts[index],
-            "coincides_with": coincide[index] if counts[index] else [],
         }
         for index, method in enumerate(methods)
+    ]
+    rows, *further_rows = [_rows(one, described) for one in statistics]
+    protocols = [function.protocol for function in score_functions]
+    logits_fn = score_functions[0].logits_fn
+    names = [protocol.name for protocol in protocols]
+    rankings = [
+        rankings_of(statistics, index, protocols=names, methods=methods, controls=controls)
+        for index in (range(len(first.measures)) if len(names) > 1 else ())
+    ]
+    return ComparisonTable(
+        measures=[measure.summary() for measure in first.measures],
+        rows=rows,
+        model=model,
+        protocol=protocols[0],
+        logits_fn=None if logits_fn is None else display_name(logits_fn),
+        average=first.average,
+        notes=[*notes, *_notes(rows, counts, first)],
+        further=[
+            ProtocolRows(protocol, rows) for protocol, rows in zip(protocols[1:], further_rows, strict=True)
+        ],
+        rankings=rankings,
+    )
+
+
+def _rows(statistics: ComparisonStatistics, described: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of the methods under one protocol, the best of the first measure first.
+
+    Args:
+        statistics: under the protocol.
+        described: what is known of each method without its values.
+    """
+    methods = [row["method"] for row in described]
+    coincide = _others(statistics.coincide(), methods)
+    rows: list[dict[str, Any]] = [
+        {**row, "coincides_with": others if row["n"] else []}
+        for row, others in zip(described, coincide, strict=True)
     ]
     for index, measure in enumerate(statistics.measures):
         bounds = zip(*(part.tolist() for part in statistics.mean(index)), strict=True)
@@ -196,15 +258,7 @@ def comparison_table(
             }
     first = statistics.measures[0].name
     rows.sort(key=lambda row: row[first]["rank"] or len(rows) + 1)
-    return ComparisonTable(
-        measures=[measure.summary() for measure in statistics.measures],
-        rows=rows,
-        model=model,
-        protocol=score_function.protocol,
-        logits_fn=None if score_function.logits_fn is None else display_name(score_function.logits_fn),
-        average=statistics.average,
-        notes=[*notes, *_notes(rows, counts, statistics)],
-    )
+    return rows
 
 
 def rows_of_values(
@@ -254,6 +308,12 @@ def rows_of_values(
                 row[name] = {"value": value, "lower": lower, "upper": upper}
             rows.append(row)
     return rows
+
+
+def _settings(protocol: EvaluationProtocol) -> dict[str, Any]:
+    """Return the fields of a protocol, for JSON."""
+    values = {field.name: getattr(protocol, field.name) for field in fields(protocol)}
+    return values | {name: display_name(values[name]) for name in BASELINES}
 
 
 def _number(value: float) -> float | None:
