@@ -54,6 +54,14 @@ class EvaluationProtocol:
         pointing_tolerance: the distance from the object, in pixels, up to which the pointing game counts a
             hit.
         iou_threshold: the value from which Mask IoU counts a pixel of the map as highlighted, in (0, 1].
+        deletion_grid: the number of cells along each axis that Single Deletion hides one after the other.
+        correlation_grid: the number of cells along each axis of which Faithfulness Correlation draws subsets.
+        correlation_subsets: the number of random subsets, at least 3.
+        correlation_fraction: the fraction of the cells in each subset, in (0, 1).
+        sensitivity_samples: the number of noisy copies of each image for Max-Sensitivity and Average
+            Sensitivity.
+        sensitivity_radius: the largest absolute value of the noise, which is uniform, in units of the model's
+            input.
         other_class: the class whose map Class Sensitivity compares with that of the explained class; None for
             the class with the highest score beside the explained one.
         top_k: the number of highest pixels that Top-K Intersection takes; images must have more pixels.
@@ -103,6 +111,12 @@ class EvaluationProtocol:
     road_noise: float = 0.01
     pointing_tolerance: float = 15.0
     iou_threshold: float = 0.5
+    deletion_grid: int = 4
+    correlation_grid: int = 4
+    correlation_subsets: int = 16
+    correlation_fraction: float = 0.25
+    sensitivity_samples: int = 10
+    sensitivity_radius: float = 0.02
     other_class: int | None = None
     top_k: int = 1000
     class_selection: Literal["argmax", "given"] = "argmax"
@@ -118,7 +132,14 @@ class EvaluationProtocol:
             value = getattr(self, field)
             if not (is_finite_number(value) and 0 < value <= 1):
                 raise ValueError(f"EvaluationProtocol({field}={value!r}): it must lie in (0, 1]")
-        for field in ("normalize_eps", "drop_eps", "gain_eps", "road_noise", "pointing_tolerance"):
+        for field in (
+            "normalize_eps",
+            "drop_eps",
+            "gain_eps",
+            "road_noise",
+            "pointing_tolerance",
+            "sensitivity_radius",
+        ):
             value = getattr(self, field)
             if not (is_finite_number(value) and value >= 0):
                 raise ValueError(
@@ -139,10 +160,21 @@ class EvaluationProtocol:
             raise ValueError(
                 f"EvaluationProtocol(other_class={other!r}): it must be the index of a class, or None"
             )
-        for field in ("curve_steps", "top_k"):
+        for field, least in (
+            ("curve_steps", 1),
+            ("top_k", 1),
+            ("sensitivity_samples", 1),
+            ("deletion_grid", 2),
+            ("correlation_grid", 2),
+            ("correlation_subsets", 3),
+        ):
             value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"EvaluationProtocol({field}={value!r}): it must be a positive integer")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                needed = "a positive integer" if least == 1 else f"an integer of at least {least}"
+                raise ValueError(f"EvaluationProtocol({field}={value!r}): it must be {needed}")
+        fraction = self.correlation_fraction
+        if not (is_finite_number(fraction) and 0 < fraction < 1):
+            raise ValueError(f"EvaluationProtocol(correlation_fraction={fraction!r}): it must lie in (0, 1)")
         for field in BASELINES:
             object.__setattr__(self, field, as_baseline(getattr(self, field)))
         if not self.name:
@@ -232,6 +264,12 @@ _MEASURES_THAT_READ = {
     "road_noise": {"road"},
     "pointing_tolerance": {"pointing_game"},
     "iou_threshold": {"mask_iou"},
+    "deletion_grid": {"single_deletion"},
+    "correlation_grid": {"faithfulness_correlation"},
+    "correlation_subsets": {"faithfulness_correlation"},
+    "correlation_fraction": {"faithfulness_correlation"},
+    "sensitivity_samples": {"max_sensitivity", "average_sensitivity"},
+    "sensitivity_radius": {"max_sensitivity", "average_sensitivity"},
     "other_class": {"class_sensitivity"},
     "top_k": {"top_k_intersection"},
 }

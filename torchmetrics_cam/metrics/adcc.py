@@ -15,7 +15,6 @@ from torchmetrics_cam.metrics.mean import MeasureMetric
 from torchmetrics_cam.metrics.measures import MEASURES, Measure
 from torchmetrics_cam.model.scores import ClassIndex, Target
 from torchmetrics_cam.pipeline.pipeline import Scorer, ValidateArgs
-from torchmetrics_cam.pipeline.sources import refuse_precomputed_maps
 from torchmetrics_cam.protocol import EvaluationProtocol
 
 
@@ -204,7 +203,7 @@ class ADCC(SingleSourceMetric):
         self.averaged_parts = averaged_parts
 
     def _add_states(self) -> None:
-        refuse_precomputed_maps([self.source], "ADCC")
+        MEASURES["adcc"].check([self.source])
         self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
         self.add_state("coherency", self._zeros(torch.float64), dist_reduce_fx="sum")
         self.add_state("complexity", self._zeros(torch.float64), dist_reduce_fx="sum")

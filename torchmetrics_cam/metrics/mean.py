@@ -24,6 +24,7 @@ class MeasureMetric(SingleSourceMetric):
 
     def _add_states(self) -> None:
         self.measure.check([self.source])
+        self._pipeline.explains_other_class = self.measure.further_maps == "another class"
         self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
         self._add_counts()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from torchmetrics_cam.functional.confidence import (
     drop_in_deletion,
     increase_in_confidence,
 )
+from torchmetrics_cam.functional.correlation import faithfulness_correlation, single_deletion
 from torchmetrics_cam.functional.curves import area_under_curve
 from torchmetrics_cam.functional.localization import (
     energy_pointing_game,
@@ -25,9 +26,12 @@ from torchmetrics_cam.functional.localization import (
     top_k_intersection,
 )
 from torchmetrics_cam.functional.road import road_score
+from torchmetrics_cam.functional.sensitivity import class_sensitivity
 from torchmetrics_cam.pipeline.batch import Batch
 from torchmetrics_cam.pipeline.sources import refuse_precomputed_maps
 from torchmetrics_cam.protocol import EvaluationProtocol
+
+FurtherMaps = Literal["", "the masked images", "noisy images", "another class"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class Measure:
             Average Drop is not if the protocol's ``drop`` is ``"absolute"``.
         of_map: whether it depends on the map itself, and not only on scores of perturbed images.
         elementwise: whether each value depends on one clean and one perturbed score alone.
-        explains_masked_images: whether the source has to explain the masked images too.
-        explains_other_class: whether the source has to explain another class of each image too.
+        further_maps: what the source has to explain beside the images: ``"the masked images"``, ``"noisy
+            images"`` or ``"another class"``; empty for nothing.
         needs_objects: whether it compares the map with annotated objects.
     """
 
@@ -58,8 +62,7 @@ class Measure:
     relative: bool = False
     of_map: bool = False
     elementwise: bool = False
-    explains_masked_images: bool = False
-    explains_other_class: bool = False
+    further_maps: FurtherMaps = ""
     needs_objects: bool = False
 
     def summary(self) -> dict[str, Any]:
@@ -78,10 +81,10 @@ class Measure:
         """Validate that the sources have the maps that the measure needs.
 
         Raises:
-            ValueError: if one has no maps of masked images.
+            ValueError: if one has no others than those of the images.
         """
-        if self.explains_masked_images:
-            refuse_precomputed_maps(sources, self.title)
+        if self.further_maps:
+            refuse_precomputed_maps(sources, self.title, self.further_maps)
 
 
 def _of_scores(
@@ -151,6 +154,26 @@ def _road(batch: Batch) -> Tensor:
     return road_score(*batch.road_scores.unbind(1))
 
 
+def _single_deletion(batch: Batch) -> Tensor:
+    return single_deletion(batch.normalized_maps, batch.cell_drops, reduction="none")
+
+
+def _faithfulness_correlation(batch: Batch) -> Tensor:
+    return faithfulness_correlation(batch.subset_sums, batch.subset_drops, reduction="none")
+
+
+def _max_sensitivity(batch: Batch) -> Tensor:
+    return batch.map_changes.amax(0)
+
+
+def _average_sensitivity(batch: Batch) -> Tensor:
+    return batch.map_changes.mean(0)
+
+
+def _class_sensitivity(batch: Batch) -> Tensor:
+    return class_sensitivity(batch.normalized_maps, batch.other_class_maps, reduction="none")
+
+
 def _energy_pointing_game(batch: Batch) -> Tensor:
     assert batch.objects is not None
     return energy_pointing_game(batch.normalized_maps, batch.objects, reduction="none")
@@ -210,7 +233,7 @@ MEASURES = {
         Measure("complexity", "Complexity", _complexity, higher_is_better=False, of_map=True),
         Measure("sparseness", "Sparseness", _sparseness, of_map=True),
         Measure("entropy", "Entropy", _entropy, higher_is_better=False, of_map=True),
-        Measure("coherency", "Coherency", _coherency, of_map=True, explains_masked_images=True),
+        Measure("coherency", "Coherency", _coherency, of_map=True, further_maps="the masked images"),
         # The drop that is part of ADCC, whatever the protocol's is.
         Measure(
             "relative_drop",
@@ -220,7 +243,34 @@ MEASURES = {
             relative=True,
             elementwise=True,
         ),
-        Measure("adcc", "ADCC", _adcc, relative=True, of_map=True, explains_masked_images=True),
+        Measure("adcc", "ADCC", _adcc, relative=True, of_map=True, further_maps="the masked images"),
+        Measure("single_deletion", "Single Deletion", _single_deletion, of_map=True),
+        Measure(
+            "faithfulness_correlation", "Faithfulness Correlation", _faithfulness_correlation, of_map=True
+        ),
+        Measure(
+            "max_sensitivity",
+            "Max-Sensitivity",
+            _max_sensitivity,
+            higher_is_better=False,
+            of_map=True,
+            further_maps="noisy images",
+        ),
+        Measure(
+            "average_sensitivity",
+            "Average Sensitivity",
+            _average_sensitivity,
+            higher_is_better=False,
+            of_map=True,
+            further_maps="noisy images",
+        ),
+        Measure(
+            "class_sensitivity",
+            "Class Sensitivity",
+            _class_sensitivity,
+            of_map=True,
+            further_maps="another class",
+        ),
         Measure(
             "energy_pointing_game",
             "Energy Pointing Game",

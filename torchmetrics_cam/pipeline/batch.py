@@ -193,6 +193,38 @@ class Batch:
         return self._select(self._perturbed.coherency)
 
     @property
+    def cell_drops(self) -> Tensor:
+        """How much the logit drops when each cell of the protocol's ``deletion_grid`` is hidden, ``(S, N)``.
+
+        The cells are in row-major order. The same for all sources, without a dimension K.
+        """
+        return self._perturbed.cell_drops
+
+    @property
+    def subset_drops(self) -> Tensor:
+        """How much the score drops when each of S random subsets of cells is hidden, ``(S, N)``.
+
+        The same for all sources, without a dimension K.
+        """
+        return self._perturbed.subset_drops
+
+    @property
+    def subset_sums(self) -> Tensor:
+        """The sum of the map over each of the subsets, ``(S, N)``."""
+        return self._select(self._perturbed.subset_sums)
+
+    @property
+    def map_changes(self) -> Tensor:
+        """The relative change of the map of each noisy copy of the images, ``(R, N)``."""
+        return self._select(self._perturbed.map_changes)
+
+    @property
+    def other_class_maps(self) -> Tensor:
+        """The maps of another class in [0, 1], ``(N, *spatial)``; NaN where there is no other class."""
+        maps = self._perturbed.other_class_maps
+        return maps if self._source is None else maps[self._source]
+
+    @property
     def perturbed_scores(self) -> Tensor:
         """The scores of perturbed images that have been computed, ``(A, N)``."""
         return self._select(self._perturbed.computed)

@@ -186,10 +186,26 @@ class Replacement(Perturbation):
     def perturb(self, chunk: slice) -> tuple[Tensor, Tensor]:
         """Replace pixels of some of the images."""
         replaced = (self.ranks[chunk] < self.count) != self.keep
-        for_each = self.baseline.ndim == self.images.ndim and len(self.baseline) == len(self.images)
-        baseline = self.baseline[chunk] if for_each else self.baseline
-        images = torch.where(replaced.unsqueeze(1), baseline, self.images[chunk])
-        return images, ~replaced.flatten(1).any(1)
+        return _replace(self.images, replaced, self.baseline, chunk)
+
+
+@dataclass(frozen=True)
+class Hiding(Perturbation):
+    """The images with given pixels replaced, which do not depend on a map.
+
+    Args:
+        images: ``(N, C, *spatial)``.
+        hidden: the pixels, bool, ``(N, *spatial)``.
+        baseline: the values that replace them, of a shape that broadcasts to the images.
+    """
+
+    images: Tensor
+    hidden: Tensor
+    baseline: Tensor
+
+    def perturb(self, chunk: slice) -> tuple[Tensor, Tensor]:
+        """Replace pixels of some of the images."""
+        return _replace(self.images, self.hidden[chunk], self.baseline, chunk)
 
 
 @dataclass(frozen=True)
@@ -221,3 +237,10 @@ class Imputation(Perturbation):
         if self.noise:
             result = result + self.noise * normal_noise(images, self.seed) * imputed.unsqueeze(1)
         return result, ~imputed.flatten(1).any(1)
+
+
+def _replace(images: Tensor, replaced: Tensor, baseline: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+    """Return a chunk of the images with some pixels replaced, and which images are unchanged."""
+    for_each = baseline.ndim == images.ndim and len(baseline) == len(images)
+    result = torch.where(replaced.unsqueeze(1), baseline[chunk] if for_each else baseline, images[chunk])
+    return result, ~replaced.flatten(1).any(1)

@@ -9,11 +9,16 @@ from torch import Tensor
 
 from torchmetrics_cam.baselines import baseline_values
 from torchmetrics_cam.cams.source import CAMSource
+from torchmetrics_cam.functional._noise import hashed_noise
 from torchmetrics_cam.functional.adcc import map_correlation
+from torchmetrics_cam.functional.correlation import grid_cells, random_subsets
 from torchmetrics_cam.functional.curves import perturbed_counts, position_ranks
+from torchmetrics_cam.functional.sensitivity import sensitivity
+from torchmetrics_cam.functional.statistics import sum_dtype
 from torchmetrics_cam.model.scores import ScoreFunction
 from torchmetrics_cam.pipeline.explanation import Explanation
 from torchmetrics_cam.pipeline.perturb import (
+    Hiding,
     Imputation,
     Masking,
     Perturbation,
@@ -155,7 +160,7 @@ class PerturbedScores:
     @cached_property
     def coherency(self) -> Tensor:
         """The similarity of the maps of the clean and of the masked images, ``(K, N)``."""
-        refuse_precomputed_maps(self.pipeline.sources, "Coherency")
+        refuse_precomputed_maps(self.pipeline.sources, "Coherency", "the masked images")
         with self.guarded():
             pairs = zip(self.pipeline.sources, self.explanations, strict=True)
             return torch.stack([self._coherency_of(*pair) for pair in pairs])
@@ -167,6 +172,102 @@ class PerturbedScores:
         (again,) = self.pipeline.explain_again([source], masked, explanation.selector, self.score_function)
         maps, maps_again = (normalized_maps(one, protocol) for one in (explanation, again))
         return map_correlation(maps, maps_again).where(again.valid, torch.nan)
+
+    @cached_property
+    def cell_drops(self) -> Tensor:
+        """How much the logit drops when a cell of a grid is hidden, the same for all sources, ``(S, N)``."""
+        images = self.explanations[0].images
+        cells = grid_cells(images.shape[2:], self.protocol.deletion_grid, device=images.device)
+        hidden = [cell.expand(len(images), *cell.shape) for cell in cells]
+        return self._drops(hidden, of_logits=True)
+
+    @cached_property
+    def subset_drops(self) -> Tensor:
+        """How much the score drops when a subset is hidden, the same for all sources, ``(S, N)``."""
+        cells = self._correlation_cells.unsqueeze(0).flatten(2)
+        hidden = [
+            # Each pixel is in one cell.
+            (subset.unsqueeze(2) & cells).any(1).view(-1, *self.explanations[0].images.shape[2:])
+            for subset in self.subsets.unbind(1)
+        ]
+        return self._drops(hidden)
+
+    @cached_property
+    def subset_sums(self) -> Tensor:
+        """The sum of the map over each subset, ``(S, K, N)``."""
+        cells = self._correlation_cells.flatten(1)
+        maps = torch.stack([normalized_maps(one, self.protocol) for one in self.explanations]).flatten(2)
+        dtype = sum_dtype(maps.device)
+        masses = maps.to(dtype) @ cells.T.to(dtype)
+        return torch.einsum("nsc,knc->skn", self.subsets.to(dtype), masses)
+
+    @cached_property
+    def subsets(self) -> Tensor:
+        """The cells in each random subset, bool, ``(N, S, cells)``."""
+        cells, protocol = len(self._correlation_cells), self.protocol
+        return random_subsets(
+            self.explanations[0].images,
+            cells,
+            size=min(max(round(protocol.correlation_fraction * cells), 1), cells - 1),
+            count=protocol.correlation_subsets,
+            seed=0,
+        )
+
+    @cached_property
+    def _correlation_cells(self) -> Tensor:
+        images = self.explanations[0].images
+        return grid_cells(images.shape[2:], self.protocol.correlation_grid, device=images.device)
+
+    def _drops(self, hidden: Sequence[Tensor], *, of_logits: bool = False) -> Tensor:
+        """Return how much the score, or the logit, drops when pixels are hidden, ``(len(hidden), N)``."""
+        first = self.explanations[0]
+        clean = first.logits if of_logits else first.scores
+        with self.guarded():
+            baseline = baseline_values(first.images, self.protocol.baseline)
+            scores: Tensor = self.pipeline.score(
+                [Hiding(first.images, pixels, baseline) for pixels in hidden],
+                clean,
+                first.selector,
+                score_function=self.score_function,
+                of_logits=of_logits,
+            )
+        return clean - scores
+
+    @cached_property
+    def map_changes(self) -> Tensor:
+        """The relative change of the map of each noisy copy of the images, ``(R, K, N)``."""
+        refuse_precomputed_maps(self.pipeline.sources, "sensitivity", "noisy images")
+        first, protocol = self.explanations[0], self.protocol
+        maps = [normalized_maps(one, protocol) for one in self.explanations]
+        changes = []
+        with self.guarded():
+            for seed in range(protocol.sensitivity_samples):
+                noise = hashed_noise(first.images, first.images[0].numel(), seed) * 2 - 1
+                noise = protocol.sensitivity_radius * noise.view_as(first.images)
+                noisy = self.pipeline.explain_again(
+                    self.pipeline.sources,
+                    first.images + noise.to(first.images.dtype),
+                    first.selector,
+                    self.score_function,
+                )
+                for clean, one in zip(maps, noisy, strict=True):
+                    change = sensitivity(clean, normalized_maps(one, protocol).unsqueeze(0), reduction="none")
+                    changes.append(change.where(one.valid, torch.nan))
+        return torch.stack(changes).view(-1, *self.clean.shape)
+
+    @cached_property
+    def other_class_maps(self) -> Tensor:
+        """The normalized maps of another class, ``(K, N, *spatial)``; NaN where there is no other class."""
+        return torch.stack([self._other_class_map(one) for one in self.explanations])
+
+    def _other_class_map(self, explanation: Explanation) -> Tensor:
+        other = explanation.of_other_class
+        if other is None:
+            raise ValueError("the maps of another class were not asked for when the batch was explained")
+        assert other.selector.class_idx is not None
+        valid = other.valid & (other.selector.class_idx != explanation.selector.class_idx)
+        maps = normalized_maps(other, self.protocol)
+        return maps.where(valid.view(-1, *(1,) * (maps.ndim - 1)), torch.nan)
 
     def guarded(self) -> AbstractContextManager[object]:
         """Guard the model and the random numbers inside: a baseline may be a function that uses either."""

@@ -71,14 +71,19 @@ def index_of(name: str, names: Sequence[str], kind: str) -> int:
     return list(names).index(name)
 
 
-def refuse_precomputed_maps(sources: Sequence[CAMSource], measure: str) -> None:
-    """Refuse sources that have no maps of the masked images.
+def refuse_precomputed_maps(sources: Sequence[CAMSource], measure: str, further_maps: str) -> None:
+    """Refuse sources that have no other maps than those of the images.
+
+    Args:
+        sources: the sources.
+        measure: the title of the measure that needs others.
+        further_maps: what it needs the maps of, such as ``"the masked images"``.
 
     Raises:
         ValueError: if there is one.
     """
     if any(isinstance(source, PrecomputedMaps) for source in sources):
         raise ValueError(
-            f"{measure} needs the maps of the masked images too, and PrecomputedMaps has only those that come"
+            f"{measure} needs the maps of {further_maps} too, and PrecomputedMaps has only those that come"
             " with the batch; pass the CAM that made them"
         )

@@ -180,7 +180,7 @@ class CAMComparison(SampleMetric):
             list(named.values()),
             ScoreFunction(logits_fn, first),
             further_protocols=further,
-            explains_other_class=any(MEASURES[name].explains_other_class for name in measures),
+            explains_other_class=any(MEASURES[name].further_maps == "another class" for name in measures),
             scorer=scorer,
             batch_size=batch_size,
             validate_args=validate_args,
