@@ -142,7 +142,7 @@ def histogram_entropy(maps: Tensor, *, bins: int = 100, reduction: Reduction = "
     """
     if bins < 1:
         raise ValueError(f"bins is {bins}; it must be a positive number of bins")
-    values = maps.flatten(1).to(sum_dtype(maps.device))
+    values = maps.flatten(1).to(sum_dtype(maps.device)).contiguous()
     low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
     inner_edges = low + torch.arange(1, bins, device=maps.device) * ((high - low) / bins)
     index = torch.searchsorted(inner_edges, values, right=True)
