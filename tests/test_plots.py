@@ -7,7 +7,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from torchmetrics_cam.plots import comparison_figure, comparison_history_figure
+from torchmetrics_cam.plots import comparison_figure, comparison_history_figure, rankings_figure
 
 MEASURES = (
     {"name": "average_drop", "title": "Average Drop", "higher_is_better": False},
@@ -36,6 +36,22 @@ def test_comparison_figure_has_a_panel_for_each_measure_and_a_tick_for_each_meth
     assert np.allclose(intervals, [[0.2, 0.4], [0.5, 0.7]])
     fills = [line.get_markerfacecolor() for line in panels[0].lines if len(line.get_xdata()) == 1]
     assert fills == ["black", "white"]
+    assert isinstance(figure, Figure)
+
+
+def test_rankings_figure_draws_a_line_for_each_method_and_its_values():
+    ranking = {
+        "measure": "average_drop",
+        "protocols": ("paper", "$other"),
+        "ranks": {"paper": {"A": 1, "B": 2, "C": None}, "$other": {"A": 2, "B": 1, "C": 3}},
+        "values": {"paper": {"A": 0.1, "B": 0.2, "C": None}, "$other": {"A": 0.5, "B": 0.4, "C": 0.6}},
+    }
+    figure, panel = rankings_figure([ranking], {"average_drop": "Average Drop"})
+    assert [list(line.get_ydata()) for line in panel.lines[:2]] == [[1, 2], [2, 1]]
+    assert np.isnan(panel.lines[2].get_ydata()[0])
+    assert [text.get_text() for text in panel.texts] == ["0.100", "0.500", "0.200", "0.400", "0.600"]
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["paper", r"\$other"]
+    assert panel.yaxis_inverted()
     assert isinstance(figure, Figure)
 
 

@@ -166,6 +166,53 @@ def randomization_figure(
     return axis.figure, axis
 
 
+def rankings_figure(
+    rankings: Sequence[Mapping[str, Any]], titles: Mapping[str, str], axes: Any = None
+) -> tuple["Figure", Any]:
+    """Draw the rank and the value of every method under each protocol, in one panel for each measure.
+
+    Each method is a line from protocol to protocol; where two lines cross, their order reverses.
+
+    Args:
+        rankings: the fields of `Rankings`, for each measure.
+        titles: the titles of the measures by name.
+        axes: one matplotlib axis for each measure, or a single axis for a single measure; None makes a
+            figure.
+
+    Returns:
+        The figure and its axes: one axis for a single measure, else a list.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+        ValueError: if the number of axes is not the number of measures.
+    """
+    methods = list(next(iter(rankings[0]["ranks"].values())))
+    height = 1.4 + 0.36 * len(methods)
+    figure, panels = _panels("rankings_figure", rankings, axes, height=height, sharey=True)
+    for panel, one in zip(panels, rankings, strict=True):
+        positions = range(len(one["protocols"]))
+        for method, style in line_styles(dict.fromkeys(methods, False)).items():
+            ranks = [one["ranks"][protocol][method] for protocol in one["protocols"]]
+            heights = [nan if rank is None else rank for rank in ranks]
+            panel.plot(positions, heights, marker="o", markersize=4, label=plain_text(method), **style)
+            for position, protocol, rank in zip(positions, one["protocols"], ranks, strict=True):
+                if rank is not None:
+                    value = f"{one['values'][protocol][method]:.3f}"
+                    offset = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+                    panel.annotate(value, (position, rank), fontsize=7, **offset)
+        names = [plain_text(protocol) for protocol in one["protocols"]]
+        panel.set_xticks(positions, names, rotation=20, ha="right", fontsize=8)
+        panel.set_xlim(-0.4, len(names) - 0.6)
+        panel.set_title(plain_text(titles[one["measure"]]), fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.locator_params(axis="y", integer=True)
+    panels[0].set_ylim(len(methods) + 0.4, 0.4)
+    panels[0].set_ylabel("rank", fontsize=9)
+    panels[-1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure, panels[0] if len(panels) == 1 else panels
+
+
 def line_styles(is_control: Mapping[str, bool]) -> dict[str, dict[str, Any]]:
     """Return the color and the dashes of each method's line; controls are gray and never solid.
 
@@ -203,7 +250,7 @@ def _cell(rows: Sequence[Row], method: str, measure: str) -> Mapping[str, Any]:
 
 
 def _panels(
-    function: str, measures: Sequence[Measure], axes: Any, *, height: float, sharey: bool
+    function: str, measures: Sequence[Any], axes: Any, *, height: float, sharey: bool
 ) -> tuple["Figure", list[Any]]:
     """Return the given axes, or those of a new figure, one for each measure."""
     if axes is None:

@@ -283,11 +283,37 @@ def test_csv_has_a_row_for_each_method_and_measure(full, tmp_path):
         "n",
         "excluded",
         "degenerate",
+        "protocol",
     ]
     first = full["comparison"]["rows"][0]
     assert rows[0]["method"] == first["method"]
     assert float(rows[0]["value"]) == first["average_drop"]["value"]
     assert EVIL in {one["method"] for one in rows}
+
+
+def test_values_and_ranks_under_each_protocol_are_shown(digits, gallery, tmp_path):
+    model, images, _ = digits
+    sources = {"Grad-CAM": GradCAM(model, "3"), "Layer-CAM": LayerCAM(model, "3"), EVIL: GradCAM(model, "1")}
+    comparison = CAMComparison(sources, protocols=("paper", "score_cam", "grad_cam"))
+    comparison.update(images[:40])
+    results = results_of(comparison)
+    write_report(results, tmp_path / "report.html", gallery=gallery)
+    text = (tmp_path / "report.html").read_text()
+    assert '<h2 id="protocols">' in text
+    assert EVIL not in text
+    (section,) = re.findall(r'<section aria-labelledby="protocols">.*?</section>', text, re.DOTALL)
+    for one in results["comparison"]["rankings"]:
+        assert one["description"].split(":")[0] in section
+        assert "hold under all protocols" in section
+    values = [row["average_drop"]["value"] for row in results["comparison"]["further"][0]["rows"]]
+    assert all(f"{value:.3f}" in section for value in values)
+    # One line for each method and measure in the one figure.
+    assert section.count("<svg") == 1
+    write_csv(results, tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 3 * len(results["methods"])
+    assert {row["protocol"] for row in rows} == {"paper", "score_cam", "grad_cam"}
 
 
 def test_csv_leaves_unknown_values_empty(full, tmp_path):

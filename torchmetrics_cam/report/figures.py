@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchmetrics_cam.plots import COLORMAP, OPACITY, interval_panel, line_styles, plain_text
+from torchmetrics_cam.plots import (
+    COLORMAP,
+    OPACITY,
+    interval_panel,
+    line_styles,
+    plain_text,
+    rankings_figure,
+)
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -78,6 +85,12 @@ def agreement_svg(agreement: Mapping[str, Mapping[str, float | None]], titles: M
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     return _svg(figure, "Rank correlation of each pair of measures over the methods")
+
+
+def rankings_svg(rankings: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> "Markup":
+    """Draw the ranks and values of every method under each protocol."""
+    figure, _ = rankings_figure(rankings, titles)
+    return _svg(figure, "Ranks and values of every method under each protocol")
 
 
 def photo(image: Tensor) -> str:

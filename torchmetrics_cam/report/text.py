@@ -162,11 +162,22 @@ sigmoid(-z) for class 0.', 'Deletion and insertion curves have at most 20 steps.
         "pointing_tolerance": lambda pixels: f"The pointing game has a tolerance of {pixels:g} pixels.",
         "iou_threshold": lambda threshold: f"Mask IoU thresholds the map at {threshold:g}.",
         "top_k": lambda pixels: f"Top-K Intersection takes the {pixels} highest pixels.",
+        "deletion_grid": lambda cells: f"Single Deletion hides {cells} cells along each axis.",
+        "correlation_grid": lambda cells: (
+            f"Faithfulness Correlation hides subsets of {cells} cells along each axis."
+        ),
+        "correlation_subsets": lambda count: f"It draws {count} subsets.",
+        "correlation_fraction": lambda fraction: f"Each subset has {fraction:.0%} of the cells.",
+        "sensitivity_samples": lambda count: f"The sensitivity has {count} noisy copies of each image.",
+        "sensitivity_radius": lambda radius: f"Their noise is uniform and at most {radius:g}.",
+        "other_class": lambda index: (
+            "Class Sensitivity compares with the class of the second-highest score."
+            if index is None
+            else f"Class Sensitivity compares with class {index}."
+        ),
         "class_selection": _CLASS_SELECTION.get,
     }
-    described = [
-        sentence(protocol[field]) for field, sentence in sentences.items() if protocol.get(field) is not None
-    ]
+    described = [sentence(protocol[field]) for field, sentence in sentences.items() if field in protocol]
     return [sentence for sentence in described if sentence]
 
 

@@ -21,7 +21,7 @@ from torchmetrics_cam.report.text import (
 # The name under which the files state which program has written them.
 GENERATOR = "torchmetrics-cam"
 _COUNTS = ("n", "excluded", "degenerate")
-CSV_COLUMNS = ("method", "control", "measure", "value", "lower", "upper", "rank", *_COUNTS)
+CSV_COLUMNS = ("method", "control", "measure", "value", "lower", "upper", "rank", *_COUNTS, "protocol")
 
 
 def write_report(
@@ -67,7 +67,7 @@ def write_report(
 
 
 def write_csv(results: Mapping[str, Any], path: str | Path) -> None:
-    """Write one row for each method and measure; unknown values are empty.
+    """Write one row for each protocol, method and measure; unknown values are empty.
 
     Args:
         results: the content of ``results.json``.
@@ -78,9 +78,11 @@ def write_csv(results: Mapping[str, Any], path: str | Path) -> None:
         writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore")
         writer.writeheader()
         for measure in comparison["measures"]:
-            for row in comparison["rows"]:
-                cells = {**row, **row[measure["name"]], "measure": measure["name"]}
-                writer.writerow({**cells, "method": cell_text(row["method"])})
+            for under in (comparison, *comparison.get("further", [])):
+                for row in under["rows"]:
+                    cells = {**row, **row[measure["name"]], "measure": measure["name"]}
+                    texts = {"method": row["method"], "protocol": under["protocol"]["name"]}
+                    writer.writerow(cells | {name: cell_text(text) for name, text in texts.items()})
 
 
 def cell_text(text: str) -> str:
@@ -107,6 +109,11 @@ def _content(results: Mapping[str, Any], gallery: Mapping[str, Sequence[Explaine
         "ordered": ordered,
         "intervals": {one["name"]: figures.interval_svg(one, ordered[one["name"]]) for one in measures},
         "agreement": figures.agreement_svg(agreement, titles) if len(agreement) > 2 else None,
+        "rankings": comparison.get("rankings") or [],
+        "rankings_figure": figures.rankings_svg(comparison["rankings"], titles)
+        if comparison.get("rankings")
+        else None,
+        "by_protocol": [comparison, *comparison.get("further", [])],
         "curves": [
             figures.curves_svg(curves["fractions"], curves[name], name.capitalize(), controls)
             for name in ("deletion", "insertion")

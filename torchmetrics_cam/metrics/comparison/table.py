@@ -97,7 +97,11 @@ class ComparisonTable:
         parts["further"] = [
             {"protocol": _settings(one.protocol), "rows": list(one.rows)} for one in self.further
         ]
-        parts["rankings"] = [asdict(one) for one in self.rankings]
+        titles = {measure["name"]: measure["title"] for measure in self.measures}
+        parts["rankings"] = [
+            {**asdict(one), "description": describe_rankings(one, titles[one.measure])}
+            for one in self.rankings
+        ]
         return json.dumps({**parts, "agreement": agreement(self)}, indent=2)
 
     def __str__(self) -> str:
