@@ -2,16 +2,21 @@
 
 import math
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from conftest import HostSyncs
+from hypothesis import strategies as st
+from scipy import special, stats
 
 from torchmetrics_cam.functional.statistics import estimate, holm, sum_dtype, wilson_interval
 from torchmetrics_cam.metrics.comparison.contributions import ComparedBatch
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
 from torchmetrics_cam.metrics.measures import MEASURES
+from torchmetrics_cam.protocol import EvaluationProtocol
 
+PAPER = EvaluationProtocol()
 DROP = (MEASURES["average_drop"],)
 BOTH = (MEASURES["average_drop"], MEASURES["increase_in_confidence"])
 
@@ -29,7 +34,9 @@ def batch(values: torch.Tensor, valid: torch.Tensor | None = None) -> ComparedBa
     return ComparedBatch(scores, values[0], values[:1], valid, values)
 
 
-def statistics_of(values: torch.Tensor, measures=DROP, valid=None) -> ComparisonStatistics:
+def statistics_of(
+    values: torch.Tensor, measures=DROP, valid=None, *, protocol=PAPER, outside=0
+) -> ComparisonStatistics:
     found = batch(values, valid)
     parts = (
         found.counted_for_both,
@@ -37,8 +44,9 @@ def statistics_of(values: torch.Tensor, measures=DROP, valid=None) -> Comparison
         found.squares(),
         found.wins(measures),
         found.differing(measures),
+        torch.full((1, values.shape[1]), outside),
     )
-    return ComparisonStatistics(measures, "micro", *(part.sum(0) for part in parts))
+    return ComparisonStatistics(measures, "micro", protocol, *(part.sum(0) for part in parts))
 
 
 def test_sums_are_in_float64_except_on_apple_gpus():
@@ -54,8 +62,8 @@ def test_mean_and_standard_error_equal_scipys():
     found = estimate(*sums(values))
     assert found.mean.item() == pytest.approx(values.mean(), rel=1e-12)
     assert found.standard_error.item() == pytest.approx(stats.sem(values), rel=1e-10)
-    lower, upper = stats.norm.interval(0.95, values.mean(), stats.sem(values))
-    assert [bound.item() for bound in found.interval()] == pytest.approx([lower, upper], rel=1e-10)
+    expected = stats.t.interval(0.95, 299, values.mean(), stats.sem(values))
+    assert [bound.item() for bound in found.interval()] == pytest.approx(expected, rel=1e-10)
 
 
 def test_mean_standard_error_and_interval_by_hand():
@@ -63,8 +71,99 @@ def test_mean_standard_error_and_interval_by_hand():
     assert found.mean == 2
     assert found.standard_error.item() == pytest.approx(math.sqrt(1 / 3))
     lower, upper = found.interval(level=0.9)
-    assert upper.item() - 2 == pytest.approx(1.6448536 * math.sqrt(1 / 3))
+    # The 95th percentile of Student's distribution with 2 degrees of freedom.
+    assert upper.item() - 2 == pytest.approx(2.9199856 * math.sqrt(1 / 3))
     assert lower.item() + upper.item() == pytest.approx(4)
+
+
+# An independent computation of the interval, on the transformed scale and back.
+SCALES = {
+    (0, 1): (special.logit, lambda mean: 1 / (mean * (1 - mean)), special.expit),
+    (-1, 1): (
+        lambda mean: special.logit((mean + 1) / 2),
+        lambda mean: 2 / (1 - mean**2),
+        lambda scaled: 2 * special.expit(scaled) - 1,
+    ),
+    (0, math.inf): (np.log, lambda mean: 1 / mean, np.exp),
+    (-math.inf, 1): (
+        lambda mean: -np.log(1 - mean),
+        lambda mean: 1 / (1 - mean),
+        lambda scaled: 1 - np.exp(-scaled),
+    ),
+    (-math.inf, math.inf): (lambda mean: mean, lambda mean: 1.0, lambda scaled: scaled),
+}
+
+
+@pytest.mark.parametrize("value_range", SCALES)
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+def test_an_interval_in_a_range_is_that_of_the_transformed_mean(value_range, level):
+    values = np.random.default_rng(7).beta(0.4, 2, (6, 11))
+    to_scale, derivative, from_scale = SCALES[value_range]
+    mean = values.mean(1)
+    margin = stats.t.ppf((1 + level) / 2, 10) * stats.sem(values, axis=1) * derivative(mean)
+    low, high = value_range
+    lower, upper = estimate(*sums(values)).interval(level, low=low, high=high)
+    np.testing.assert_allclose(lower, from_scale(to_scale(mean) - margin), rtol=1e-10, atol=1e-15)
+    np.testing.assert_allclose(upper, from_scale(to_scale(mean) + margin), rtol=1e-10, atol=1e-15)
+
+
+def ends(values, low=-math.inf, high=math.inf, level=0.95) -> list[float]:
+    bounds = estimate(*sums(np.array(values, dtype=float))).interval(level, low=low, high=high)
+    return [bound.item() for bound in bounds]
+
+
+def test_a_mean_at_an_end_of_the_range_has_the_bound_of_clopper_and_pearson():
+    """If a fraction f of all samples differed from the end, n would all equal it with probability (1 - f)^n."""
+    lower, upper = ends([0.0] * 20, 0, 1)
+    assert lower == 0
+    assert (1 - upper) ** 20 == pytest.approx(0.025)
+    theirs = stats.binomtest(0, 20).proportion_ci(method="exact")  # Clopper and Pearson's
+    assert [lower, upper] == pytest.approx([theirs.low, theirs.high])
+    assert ends([1.0] * 20, 0, 1) == pytest.approx([1 - upper, 1])
+    assert ends([-0.5] * 20, -0.5, 0.5) == pytest.approx([-0.5, upper - 0.5])
+    assert ends([1.0] * 20, -1, 1) == pytest.approx([1 - 2 * upper, 1])
+    assert ends([0.0] * 20, 0, 1, level=0.9)[1] == pytest.approx(1 - 0.05 ** (1 / 20))
+    # Rounding errors of float32 scores do not make the mean certain.
+    assert ends([1e-8, 0.0, 3e-8, 0.0], 0, 1) == pytest.approx([0, 1 - 0.025**0.25])
+    assert ends([1 + 1e-7, 1.0, 1.0], 0, 1) == pytest.approx([0.025 ** (1 / 3), 1])
+    # One end bounds nothing.
+    assert all(map(math.isnan, ends([0.0] * 20, low=0) + ends([1.0] * 20, high=1)))
+
+
+def test_the_bound_at_the_end_of_the_range_covers_a_rare_value():
+    """The fourth frequency is just above the bound, so that it is missed by every sample without the value."""
+    draws = np.random.default_rng(8).random((4000, 30))
+    for frequency in (0.001, 0.03, 0.09, 1.001 - 0.025 ** (1 / 30), 0.3):
+        rare = torch.tensor(draws < frequency).double()
+        bounds = estimate(torch.tensor(30), rare.sum(1), rare.sum(1)).interval(low=0, high=1)
+        assert covered(*bounds, frequency) >= 0.93, frequency
+
+
+def test_equal_samples_within_the_range_have_an_interval_of_width_0():
+    for value_range in SCALES:
+        assert ends([0.25] * 5, *value_range) == [0.25, 0.25]
+
+
+def test_a_mean_outside_of_the_range_has_the_interval_without_a_range():
+    assert ends([1.5, 2.0, 2.5], 0, 1) == ends([1.5, 2.0, 2.5])
+    assert ends([-1.5, -2.0, -2.5], low=0) == ends([-1.5, -2.0, -2.5])
+    assert ends([1.5, 2.0, 2.5], high=1) == ends([1.5, 2.0, 2.5])
+
+
+@pytest.mark.parametrize("value_range", SCALES)
+@pytest.mark.parametrize("values", [[], [0.5], [0.0], [1.0]])
+def test_fewer_than_two_samples_have_no_interval(values, value_range):
+    assert all(map(math.isnan, ends(values, *value_range)))
+
+
+@hypothesis.given(
+    values=st.lists(st.floats(0, 1, width=32), min_size=2, max_size=12), level=st.floats(0.5, 0.999)
+)
+def test_intervals_stay_in_the_range_and_contain_the_mean(values, level):
+    lower, upper = ends(values, 0, 1, level)
+    mean = np.mean(values)
+    assert 0 <= lower <= mean + 1e-6
+    assert mean - 1e-6 <= upper <= 1
 
 
 @pytest.mark.parametrize(
@@ -79,8 +178,7 @@ def test_few_samples(count, mean, error):
 def test_p_values_equal_scipys_and_are_defined_for_a_standard_error_of_0():
     values = np.random.default_rng(1).normal(0.05, 0.3, (4, 80))
     found = estimate(*sums(values))
-    expected = 2 * stats.norm.sf(np.abs(values.mean(1) / stats.sem(values, axis=1)))
-    np.testing.assert_allclose(found.p_value(), expected, rtol=1e-9)
+    np.testing.assert_allclose(found.p_value(), stats.ttest_1samp(values, 0, axis=1).pvalue, rtol=1e-9)
     constant = estimate(torch.tensor(5), torch.tensor([0.0, 5.0]), torch.tensor([0.0, 5.0]))
     assert constant.p_value().tolist() == [1, 0]
     assert estimate(torch.tensor(1), torch.tensor(0.0), torch.tensor(0.0)).p_value().isnan()
@@ -118,8 +216,37 @@ def test_macro_average_and_its_standard_error():
     assert found.mean.item() == pytest.approx((groups[0].mean() + groups[1].mean()) / 2)
     variance = sum(stats.sem(group) ** 2 for group in groups[:2]) / 4
     assert found.standard_error.item() == pytest.approx(math.sqrt(variance))
+    # Welch's test computes the degrees of freedom of two groups, which the mean and the difference share.
+    welch = stats.ttest_ind(groups[0], -groups[1], equal_var=False)
+    assert found.degrees_of_freedom.item() == pytest.approx(welch.df, rel=1e-10)
+    assert found.p_value().item() == pytest.approx(welch.pvalue, rel=1e-9)
+    expected = np.array(welch.confidence_interval(0.95)) / 2
+    np.testing.assert_allclose(torch.stack(found.interval()), expected, rtol=1e-9)
     one = estimate(torch.tensor([3, 1]), total[:2], squares[:2], over_groups=True)
     assert one.standard_error.isnan()
+    assert all(bound.isnan() for bound in one.interval(low=0, high=1))
+
+
+def test_a_macro_average_at_the_end_of_the_range():
+    """The bound is that of the smallest group's number of samples times the number of groups."""
+    count, zeros = torch.tensor([3, 5, 0]), torch.zeros(3, dtype=torch.float64)
+    lower, upper = estimate(count, zeros, zeros, over_groups=True).interval(low=0, high=1)
+    assert [lower.item(), upper.item()] == pytest.approx([0, 1 - 0.025 ** (1 / 6)])
+    # One group varies: the degrees of freedom are its own.
+    values = torch.tensor([0.0, 1.5, 0.0], dtype=torch.float64), torch.tensor([0.0, 0.85, 0.0])
+    mixed = estimate(torch.tensor([3, 5, 0]), *values, over_groups=True)
+    assert mixed.degrees_of_freedom.item() == pytest.approx(4)
+
+
+def test_intervals_and_p_values_do_not_synchronize_with_the_host():
+    states = sums(np.random.default_rng(9).beta(1, 3, (4, 3, 20)))
+    with HostSyncs() as syncs:
+        for over_groups in (False, True):
+            found = estimate(*states, over_groups=over_groups)
+            for value_range in SCALES:
+                found.interval(low=value_range[0], high=value_range[1])
+            found.p_value()
+    assert (syncs.seen, syncs.copies) == ([], 0)
 
 
 # Statistics of a comparison
@@ -142,8 +269,37 @@ def test_paired_differences_equal_those_of_the_samples():
     assert difference.mean[1, 0].item() == pytest.approx(-apart.mean(), rel=1e-10)
     assert difference.standard_error[0, 1].item() == pytest.approx(stats.sem(apart), rel=1e-8)
     assert difference.standard_error[0, 1] < found.mean(0)[2][0] - found.mean(0)[0][0]
-    # The normal distribution, which for 120 images is close to Student's.
-    assert found.p_value(0)[0, 1].item() == pytest.approx(stats.ttest_1samp(apart, 0).pvalue, rel=0.5)
+    test = stats.ttest_rel(values[0, 0], values[0, 1])
+    assert found.p_value(0)[0, 1].item() == pytest.approx(test.pvalue, rel=1e-6)
+    expected = list(test.confidence_interval())
+    assert [bound[0, 1].item() for bound in difference.interval()] == pytest.approx(expected, rel=1e-8)
+
+
+def test_the_interval_of_a_measure_uses_its_range_where_it_holds():
+    """The range supposes scores in [0, 1] for measures of the scores, and normalized maps for those of maps."""
+    values = torch.tensor([[[0.02, 0.1, 0.0, 0.3], [0.0, 0.0, 0.0, 0.0]]], dtype=torch.float64)
+    names = ("average_drop", "road", "complexity", "coherency", "drop_in_deletion")
+    measures = tuple(MEASURES[name] for name in names)
+    drops = values[0, 0].numpy()
+    plain = stats.t.interval(0.95, 3, drops.mean(), stats.sem(drops))
+    in_range = [ends(drops, *MEASURES[name].value_range) for name in names]
+
+    def bounds(protocol, outside):
+        found = statistics_of(values.expand(5, -1, -1), measures, protocol=protocol, outside=outside)
+        return [[part[0].item() for part in found.mean(index)[1:]] for index in range(5)]
+
+    np.testing.assert_allclose(bounds(PAPER, 0), in_range, rtol=1e-9)
+    raw = bounds(PAPER.replace(scores="raw"), 1)
+    np.testing.assert_allclose(raw, [plain, plain, *in_range[2:4], plain], rtol=1e-9)
+    maps_in_any_unit = bounds(PAPER.replace(normalize="none"), 0)
+    np.testing.assert_allclose(maps_in_any_unit, [*in_range[:2], plain, plain, in_range[4]], rtol=1e-9)
+
+
+def test_every_measure_has_a_range():
+    for measure in MEASURES.values():
+        low, high = measure.value_range
+        assert low < high
+        assert math.isfinite(low) or math.isfinite(high), measure.name
 
 
 def test_wins_and_ties_are_counted_separately():

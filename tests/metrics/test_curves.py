@@ -9,6 +9,7 @@ import torchcam.methods
 import torchcam.metrics
 from conftest import Calls, HostSyncs, small_net
 from processes import results_of
+from scipy import special, stats
 from scipy.integrate import trapezoid
 from torch import nn
 from torchmetrics import MetricCollection
@@ -288,11 +289,32 @@ def test_curves_their_intervals_and_the_plot(net, images):
     assert metric.plot(ax=axis)[0] is figure
     (line,) = axis.get_lines()[:1]
     np.testing.assert_allclose(line.get_ydata(), scores, rtol=1e-6)
+    by_image = []
+    for image in images.split(1):
+        single = DeletionAUC(LayerCAM(net, "body"), protocol=PAPER.replace(curve_steps=12))
+        single.update(image)
+        by_image.append(single.curve()[1].numpy())
+    mean, error = np.mean(by_image, 0), stats.sem(by_image, axis=0)
+    margin = stats.t.ppf(0.975, len(images) - 1) * error / (mean * (1 - mean))
+    band = axis.collections[0].get_paths()[0].vertices[:, 1]
+    for sign in (-1, 1):
+        bounds = special.expit(special.logit(mean) + sign * margin)
+        assert all(np.isclose(band, bound, rtol=1e-5).any() for bound in bounds)
     by_class = DeletionAUC(
         LayerCAM(net, "body"), protocol=PAPER.replace(curve_steps=12), num_classes=5, average="none"
     )
     by_class.update(images)
     torch.testing.assert_close(by_class.curve()[1], scores, rtol=1e-6, atol=1e-8)
+
+
+def test_the_band_of_a_curve_of_raw_scores_has_no_range(net, images):
+    metric = DeletionAUC(LayerCAM(net, "body"), lambda output: 1 + output.softmax(1), protocol=PAPER)
+    metric.update(images[:2])
+    axis = metric.plot()[1]
+    lower, upper = metric._mean_curves().interval()
+    band = axis.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() == pytest.approx(upper.max().item())
+    assert band.min() == pytest.approx(lower.min().item())
 
 
 def test_images_of_other_sizes_have_one_curve(net):

@@ -1,15 +1,21 @@
 """Standard errors, confidence intervals and p-values of means, computed from sums over the samples.
 
-The sums can be added over batches and processes, so no sample has to be kept. Intervals and p-values use the
-normal distribution, which is adequate for about thirty samples or more.
+The sums can be added over batches and processes, so no sample has to be kept. Intervals and p-values of means
+use Student's t distribution, and the intervals stay in the range of the values where it is known.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
+
+from torchmetrics_cam.functional._student_t import two_sided_quantile, two_sided_tail
+
+# A mean that differs from an end of the range by no more than this, in units of the range, is at this end:
+# rounding errors of float32 scores reach a tenth of it.
+_END_TOLERANCE = 1e-6
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
@@ -24,32 +30,79 @@ class Estimate:
     Args:
         mean: the mean of the samples; NaN without samples.
         standard_error: its standard error, of the same shape; NaN for fewer than two samples.
+        degrees_of_freedom: those of the standard error, of a shape that broadcasts.
+        count: the number of samples, of a shape that broadcasts. For a mean over groups, it is the number of
+            groups times that of the smallest group's samples.
     """
 
     mean: Tensor
     standard_error: Tensor
+    degrees_of_freedom: Tensor
+    count: Tensor
 
-    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Return the confidence interval of the mean, from the normal distribution.
+    def interval(
+        self, level: float = 0.95, *, low: float = -math.inf, high: float = math.inf
+    ) -> tuple[Tensor, Tensor]:
+        r"""Return the confidence interval of the mean.
+
+        Without a range it is :math:`\bar x \pm t\,\mathrm{SE}`, with the quantile t of Student's
+        distribution. In a range it is computed on a scale without ends and transformed back, so that it stays
+        in the range:
+
+        .. math:: g^{-1}\left(g(\bar x) \pm t\,\mathrm{SE}\,g'(\bar x)\right), \qquad
+                  g(x) = \log(x - \mathrm{low}) - \log(\mathrm{high} - x)
+
+        :math:`g` is the logit of the range; the logarithm of an infinite end is left out.
+
+        If the mean is at an end of the range, all samples are, and a standard error of 0 does not show how
+        many of all possible samples differ. The interval then reaches from this end over the fraction
+        :math:`1 - (\frac{1 - \mathrm{level}}{2})^{1/n}` of the range, about 3.7/n for a level of 0.95. It is
+        the bound of Clopper and Pearson: if more of all samples differed, n equal ones would have a
+        probability below ``(1 - level) / 2``. A range with one end bounds nothing there, so the interval is
+        NaN. Samples that all have the same value elsewhere in the range have an interval of width 0, as
+        without a range.
 
         Args:
             level: the confidence level, in (0, 1).
+            low: the lowest value that a sample can have.
+            high: the highest.
 
         Returns:
-            Lower and upper bound.
+            Lower and upper bound; NaN for fewer than two samples. A mean outside of the range has the
+            interval without a range.
+
+        Source: for the ends of the range, Clopper and Pearson, Biometrika 26 (1934), 404-413
         """
-        margin = _normal_quantile(level) * self.standard_error
-        return self.mean - margin, self.mean + margin
+        margin = two_sided_quantile(level, self.degrees_of_freedom) * self.standard_error
+        plain = torch.stack([self.mean - margin, self.mean + margin])
+        if math.isinf(low) and math.isinf(high):
+            return plain[0], plain[1]
+        if math.isinf(low):
+            lower, upper = replace(self, mean=-self.mean).interval(level, low=-high)
+            return -upper, -lower
+        width = high - low if math.isfinite(high) else 1.0
+        above, below = (self.mean - low) / width, (high - self.mean) / width
+        factor = (margin / width * (1 / above + 1 / below)).exp()
+        share = above if math.isfinite(high) else torch.zeros_like(above)
+        bounds = torch.stack([above / (share + (1 - share) * each) for each in (factor, 1 / factor)])
+        is_bounded = self.standard_error.isfinite() & math.isfinite(high)
+        fraction = torch.where(is_bounded, -(math.log((1 - level) / 2) / self.count).expm1(), torch.nan)
+        at_end = torch.stack([0 * fraction, fraction])
+        bounds = torch.where(above <= _END_TOLERANCE, at_end, bounds)
+        bounds = torch.where(below <= _END_TOLERANCE, 1 - at_end.flip(0), bounds)
+        is_outside = torch.minimum(above, below) < -_END_TOLERANCE
+        bounds = torch.where(is_outside, plain, low + width * bounds)
+        return bounds[0], bounds[1]
 
     def p_value(self) -> Tensor:
-        """Return the two-sided p-value of the null hypothesis that the true mean is 0.
+        """Return the two-sided p-value of the null hypothesis that the true mean is 0, by Student's t test.
 
         With a standard error of 0 it is 1 for a mean of 0, and 0 for any other mean. It is NaN where the
         standard error is.
         """
-        z = self.mean.abs() / self.standard_error
-        z = torch.where(self.mean == 0, torch.zeros_like(z), z)
-        p_value = torch.special.erfc(z / math.sqrt(2))
+        is_constant = self.standard_error == 0
+        t = torch.where(is_constant, 0, self.mean.abs() / self.standard_error)
+        p_value = torch.where(is_constant & (self.mean != 0), 0, two_sided_tail(t, self.degrees_of_freedom))
         return torch.where(self.standard_error.isnan(), self.standard_error, p_value)
 
 
@@ -58,6 +111,11 @@ def estimate(count: Tensor, total: Tensor, squares: Tensor, *, over_groups: bool
 
     .. math:: \bar x = \frac{1}{n} \sum x_i, \qquad
               \mathrm{SE} = \sqrt{\frac{\sum x_i^2 - n \bar x^2}{n (n - 1)}}
+
+    The standard error has :math:`n - 1` degrees of freedom, and that of a mean over groups g the degrees of
+    freedom of Welch and Satterthwaite:
+
+    .. math:: \nu = \frac{\left(\sum_g \mathrm{SE}_g^2\right)^2}{\sum_g \mathrm{SE}_g^4 / (n_g - 1)}
 
     Args:
         count: :math:`n`, the number of samples, of any shape.
@@ -70,12 +128,18 @@ def estimate(count: Tensor, total: Tensor, squares: Tensor, *, over_groups: bool
     Returns:
         An estimate of the broadcast shape, without the first dimension if ``over_groups``.
 
+    Source: Satterthwaite, Biometrics Bulletin 2 (1946), 110-114; Welch, Biometrika 34 (1947), 28-35
+
     Example:
         >>> import torch
         >>> from torchmetrics_cam.functional.statistics import estimate
         >>> result = estimate(torch.tensor(4), torch.tensor(2.0), torch.tensor(2.0))  # samples 0, 0, 1, 1
         >>> result.mean, result.standard_error
         (tensor(0.5000), tensor(0.2887))
+        >>> result.interval()
+        (tensor(-0.4187), tensor(1.4187))
+        >>> result.interval(low=0.0, high=1.0)
+        (tensor(0.0247), tensor(0.9753))
 
     """
     count = count.to(total.dtype)
@@ -83,10 +147,18 @@ def estimate(count: Tensor, total: Tensor, squares: Tensor, *, over_groups: bool
     variance = (squares - count * mean.square()).clamp(min=0) / (count - 1)
     variance_of_mean = torch.where(count > 1, variance / count, torch.full_like(variance, torch.nan))
     if not over_groups:
-        return Estimate(mean, variance_of_mean.sqrt())
+        return Estimate(mean, variance_of_mean.sqrt(), count - 1, count)
     has_samples = (count > 0).expand_as(mean)
-    variance_sum = torch.where(has_samples, variance_of_mean, torch.zeros_like(variance)).sum(0)
-    return Estimate(mean.nanmean(0), variance_sum.sqrt() / has_samples.sum(0))
+    groups, count = has_samples.sum(0), count.expand_as(mean)
+    parts = torch.where(has_samples, variance_of_mean, 0)
+    total_variance = parts.sum(0)
+    shares = torch.where(total_variance > 0, parts / total_variance, has_samples / groups)
+    return Estimate(
+        mean.nanmean(0),
+        total_variance.sqrt() / groups,
+        1 / torch.where(has_samples, shares.square() / (count - 1), 0).sum(0),
+        groups * torch.where(has_samples, count, torch.inf).amin(0),
+    )
 
 
 def wilson_interval(count: Tensor, successes: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:

@@ -63,8 +63,9 @@ class CurveMetric(SingleSourceMetric):
             return super().plot(val, ax)
         from torchmetrics_cam.plots import curve_figure
 
-        mean = self._mean_curves()
-        parts = (mean.mean, *mean.interval())
+        with self._all_ranks():
+            mean, has_range = self._mean_curves(), not self.outside_count.any()
+        parts = (mean.mean, *(mean.interval(low=0, high=1) if has_range else mean.interval()))
         curves = {
             name: tuple(part[:, index] for part in parts) for index, name in self._curve_names().items()
         }

@@ -1,5 +1,6 @@
 """The measures by name: the value of each image of a batch, and the properties of the measure."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,10 +44,13 @@ class Measure:
         title: as in tables and figures.
         values: from the batch of one source to the value of each image, ``(N,)``; if the measure is
             ``elementwise``, also from the batch of K sources to ``(K, N)``.
+        value_range: the lowest and the highest value of an image if scores and maps lie in [0, 1]; infinite
+            where there is no limit.
         higher_is_better: whether a higher value is better.
         proportion: whether each value is 0 or 1, so that their mean is a proportion.
         relative: whether it is relative to the score, and has no meaning for scores outside of [0, 1];
             Average Drop is not if the protocol's ``drop`` is ``"absolute"``.
+        of_scores: whether it is an average or a difference of scores, and in their units.
         of_map: whether it depends on the map itself, and not only on scores of perturbed images.
         elementwise: whether each value depends on one clean and one perturbed score alone.
         further_maps: what the source has to explain beside the images: ``"the masked images"``, ``"noisy
@@ -57,9 +61,11 @@ class Measure:
     name: str
     title: str
     values: Callable[[Batch], Tensor]
+    value_range: tuple[float, float] = (-math.inf, math.inf)
     higher_is_better: bool = True
     proportion: bool = False
     relative: bool = False
+    of_scores: bool = False
     of_map: bool = False
     elementwise: bool = False
     further_maps: FurtherMaps = ""
@@ -72,6 +78,16 @@ class Measure:
     def needs_fractions(self, protocol: EvaluationProtocol) -> bool:
         """Return whether the measure has no meaning for scores outside of [0, 1]."""
         return self.relative and not (self.name == "average_drop" and protocol.drop == "absolute")
+
+    def range_in(self, protocol: EvaluationProtocol) -> tuple[float, float]:
+        """Return the lowest and the highest value of an image if scores lie in [0, 1]."""
+        maps_have_any_unit = self.of_map and protocol.normalize == "none"
+        return (-math.inf, math.inf) if maps_have_any_unit else self.value_range
+
+    @property
+    def range_needs_fractions(self) -> bool:
+        """Whether values leave the ``value_range`` where scores are outside of [0, 1]."""
+        return self.relative or self.of_scores
 
     def better(self, values: Tensor, others: Tensor) -> Tensor:
         """Return where the values are better than the others."""
@@ -213,6 +229,7 @@ MEASURES = {
             "average_drop",
             "Average Drop",
             _average_drop,
+            (0, 1),
             higher_is_better=False,
             relative=True,
             elementwise=True,
@@ -221,37 +238,59 @@ MEASURES = {
             "increase_in_confidence",
             "Increase in Confidence",
             _increase_in_confidence,
+            (0, 1),
             proportion=True,
             elementwise=True,
         ),
-        Measure("average_gain", "Average Gain", _average_gain, relative=True, elementwise=True),
-        Measure("drop_in_deletion", "Drop in Deletion", _drop_in_deletion, relative=True, elementwise=True),
-        Measure("deletion_auc", "Deletion AUC", _deletion_auc, higher_is_better=False),
-        Measure("insertion_auc", "Insertion AUC", _insertion_auc),
-        Measure("symmetric_relevance_gain", "Symmetric Relevance Gain", _symmetric_relevance_gain),
-        Measure("road", "ROAD", _road),
-        Measure("complexity", "Complexity", _complexity, higher_is_better=False, of_map=True),
-        Measure("sparseness", "Sparseness", _sparseness, of_map=True),
-        Measure("entropy", "Entropy", _entropy, higher_is_better=False, of_map=True),
-        Measure("coherency", "Coherency", _coherency, of_map=True, further_maps="the masked images"),
+        Measure("average_gain", "Average Gain", _average_gain, (0, 1), relative=True, elementwise=True),
+        Measure(
+            "drop_in_deletion",
+            "Drop in Deletion",
+            _drop_in_deletion,
+            (-math.inf, 1),
+            relative=True,
+            elementwise=True,
+        ),
+        Measure(
+            "deletion_auc", "Deletion AUC", _deletion_auc, (0, 1), higher_is_better=False, of_scores=True
+        ),
+        Measure("insertion_auc", "Insertion AUC", _insertion_auc, (0, 1), of_scores=True),
+        Measure(
+            "symmetric_relevance_gain",
+            "Symmetric Relevance Gain",
+            _symmetric_relevance_gain,
+            (-1, 1),
+            of_scores=True,
+        ),
+        Measure("road", "ROAD", _road, (-0.5, 0.5), of_scores=True),
+        Measure("complexity", "Complexity", _complexity, (0, 1), higher_is_better=False, of_map=True),
+        Measure("sparseness", "Sparseness", _sparseness, (0, 1), of_map=True),
+        Measure("entropy", "Entropy", _entropy, (0, math.inf), higher_is_better=False, of_map=True),
+        Measure("coherency", "Coherency", _coherency, (0, 1), of_map=True, further_maps="the masked images"),
         # The drop that is part of ADCC, whatever the protocol's is.
         Measure(
             "relative_drop",
             "Relative Drop",
             _relative_drop,
+            (0, 1),
             higher_is_better=False,
             relative=True,
             elementwise=True,
         ),
-        Measure("adcc", "ADCC", _adcc, relative=True, of_map=True, further_maps="the masked images"),
-        Measure("single_deletion", "Single Deletion", _single_deletion, of_map=True),
+        Measure("adcc", "ADCC", _adcc, (0, 1), relative=True, of_map=True, further_maps="the masked images"),
+        Measure("single_deletion", "Single Deletion", _single_deletion, (-1, 1), of_map=True),
         Measure(
-            "faithfulness_correlation", "Faithfulness Correlation", _faithfulness_correlation, of_map=True
+            "faithfulness_correlation",
+            "Faithfulness Correlation",
+            _faithfulness_correlation,
+            (-1, 1),
+            of_map=True,
         ),
         Measure(
             "max_sensitivity",
             "Max-Sensitivity",
             _max_sensitivity,
+            (0, math.inf),
             higher_is_better=False,
             of_map=True,
             further_maps="noisy images",
@@ -260,6 +299,7 @@ MEASURES = {
             "average_sensitivity",
             "Average Sensitivity",
             _average_sensitivity,
+            (0, math.inf),
             higher_is_better=False,
             of_map=True,
             further_maps="noisy images",
@@ -268,6 +308,7 @@ MEASURES = {
             "class_sensitivity",
             "Class Sensitivity",
             _class_sensitivity,
+            (0, 1),
             of_map=True,
             further_maps="another class",
         ),
@@ -275,23 +316,33 @@ MEASURES = {
             "energy_pointing_game",
             "Energy Pointing Game",
             _energy_pointing_game,
+            (0, 1),
             of_map=True,
             needs_objects=True,
         ),
-        Measure("pointing_game", "Pointing Game", _pointing_game, of_map=True, needs_objects=True),
-        Measure("mask_iou", "Mask IoU", _mask_iou, of_map=True, needs_objects=True),
+        Measure("pointing_game", "Pointing Game", _pointing_game, (0, 1), of_map=True, needs_objects=True),
+        Measure("mask_iou", "Mask IoU", _mask_iou, (0, 1), of_map=True, needs_objects=True),
         Measure(
             "relevance_rank_accuracy",
             "Relevance Rank Accuracy",
             _relevance_rank_accuracy,
+            (0, 1),
             of_map=True,
             needs_objects=True,
         ),
-        Measure("localization_auc", "Localization AUC", _localization_auc, of_map=True, needs_objects=True),
+        Measure(
+            "localization_auc",
+            "Localization AUC",
+            _localization_auc,
+            (0, 1),
+            of_map=True,
+            needs_objects=True,
+        ),
         Measure(
             "top_k_intersection",
             "Top-K Intersection",
             _top_k_intersection,
+            (0, 1),
             of_map=True,
             needs_objects=True,
         ),

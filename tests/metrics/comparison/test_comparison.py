@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import captum.attr
+import numpy as np
 import pytest
 import pytorch_grad_cam
 import torch
@@ -15,7 +16,7 @@ from conftest import Calls, HostSyncs, small_net
 from matplotlib.figure import Figure
 from processes import results_of
 from restoration import CONTEXTS, Fragile, traces
-from scipy import stats
+from scipy import special, stats
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import MetricCollection
@@ -335,14 +336,17 @@ def test_statistics_are_those_of_the_samples(net, images):
     difference = comparison.paired_difference("Grad-CAM", "Layer-CAM")
     apart = (first - second).numpy()
     assert difference.mean.item() == pytest.approx(apart.mean(), rel=1e-9)
-    half = 1.959964 * stats.sem(apart)
-    assert difference.upper.item() - difference.lower.item() == pytest.approx(2 * half, rel=1e-6)
+    test = stats.ttest_1samp(apart, 0)
+    expected = test.confidence_interval()
+    assert [difference.lower.item(), difference.upper.item()] == pytest.approx(list(expected), rel=1e-6)
+    assert difference.p_value.item() == pytest.approx(test.pvalue, rel=1e-6)
     assert difference.count == 12
     wins, ties = comparison.win_rate("average_drop")
     assert wins[0, 2].item() == pytest.approx((first < second).double().mean().item())
     assert ties[0, 2] == 0
-    mean, lower = (comparison.compute()[f"Grad-CAM/average_drop{end}"] for end in ("", "_lower"))
-    assert (mean - lower).item() == pytest.approx(1.959964 * stats.sem(first.numpy()), rel=1e-6)
+    mean, margin = first.mean().item(), stats.t.ppf(0.975, 11) * stats.sem(first.numpy())
+    lower = special.expit(special.logit(mean) - margin / (mean * (1 - mean)))
+    assert comparison.compute()["Grad-CAM/average_drop_lower"].item() == pytest.approx(lower, rel=1e-6)
 
 
 def test_values_that_differ_by_rounding_errors_tie_and_this_is_documented(net, images):
@@ -407,6 +411,22 @@ def test_what_is_kept_of_each_image(net, images):
     )
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_interval_of_scores_has_the_range_of_probabilities_only_for_probabilities(net, images, shift):
+    comparison = CAMComparison(
+        own(net), lambda output: output.softmax(1) + shift, measures=["deletion_auc"], per_sample=True
+    )
+    comparison.update(images)
+    values = comparison.samples()["deletion_auc"][:, 0].numpy()
+    mean, margin = values.mean(), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    expected = [mean - margin, mean + margin]
+    if shift == 0:
+        expected = special.expit(special.logit(mean) + np.array([-1, 1]) * margin / (mean * (1 - mean)))
+    found = comparison.compute()
+    name = f"{comparison.methods[0]}/deletion_auc"
+    assert [found[f"{name}{end}"].item() for end in ("_lower", "_upper")] == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_table_for_people_and_for_programs(net, images):
     comparison = CAMComparison(own(net), batch_size=4)
     comparison.update(images)
@@ -423,7 +443,8 @@ def test_the_table_for_people_and_for_programs(net, images):
         CONTROLS, key=lambda name: by_method[name]["average_drop"]["value"]
     )
     text = str(table)
-    assert "| control: uniform map | 0.000 (0.000 to 0.000) |" in text
+    # No image in 12 has a drop, so that 1 - .025^(1/12) of all images could.
+    assert "| control: uniform map | 0.000 (0.000 to 0.265) |" in text
     assert "12 images are few" in text
     assert "Protocol paper: scores=softmax" in text
     figure, axes = comparison.plot()

@@ -61,9 +61,8 @@ class CAMComparison(SampleMetric):
       ``"..._upper"``
 
     A mean equals the value of the single metric over the images for which all measures of the method are
-    finite under all protocols.
-    Intervals are those of the normal distribution, for proportions Wilson's; for a single image they
-    are NaN.
+    finite under all protocols. Intervals are those of Student's t distribution, in the range of the measure,
+    and for proportions Wilson's; for a single image only Wilson's are defined, the others are NaN.
 
     Another protocol can change the ranking of the methods. With several ``protocols`` the images are
     evaluated under each, with the same clean forward pass and, where a protocol does not ask for others, the
@@ -490,11 +489,13 @@ class CAMComparison(SampleMetric):
         return ComparisonStatistics(
             self.measures,
             self.average,
+            self.protocols[protocol],
             self.count,
             self.sums[..., protocol, :, :, :],
             self.squares[..., protocol, :, :, :],
             self.wins[..., protocol, :, :, :],
             self.differing[..., protocol, :, :],
+            self.outside_count[..., protocol, :],
         )
 
     def _measure_index(self, measure: str | None) -> int:

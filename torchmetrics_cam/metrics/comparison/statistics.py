@@ -1,5 +1,6 @@
 """From the sums of a comparison to means with intervals, paired differences, wins and ranks."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torchmetrics_cam.functional.statistics import Estimate, estimate, holm, wilson_interval
 from torchmetrics_cam.metrics.arguments import Average
 from torchmetrics_cam.metrics.measures import Measure
+from torchmetrics_cam.protocol import EvaluationProtocol
 
 # Methods coincide if they yield different scores on no more than this fraction of the images.
 COINCIDENCE = 0.01
@@ -21,21 +23,26 @@ class ComparisonStatistics:
     Args:
         measures: the measures.
         average: over images, or over classes.
+        protocol: the settings that the values depend on.
         count: number of images that are valid for both methods, ``(*classes, K, K)``.
         sums: sum of the values of the first method, ``(*classes, M, K, K)``.
         squares: sum of the squared differences; on the diagonal of the squared values.
         wins: number of images on which the first method is better.
         differing: number of images on which the two methods yield different scores or, in a measure of the
             map, different values, ``(*classes, K, K)``.
+        outside: number of images with a score outside of [0, 1], for which measures of the scores have no
+            range, ``(*classes, K)``.
     """
 
     measures: tuple[Measure, ...]
     average: Average
+    protocol: EvaluationProtocol
     count: Tensor
     sums: Tensor
     squares: Tensor
     wins: Tensor
     differing: Tensor
+    outside: Tensor
 
     def mean(self, measure: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean of each method with its bounds, ``(K,)``, or ``(classes, K)`` for each class."""
@@ -44,9 +51,13 @@ class ComparisonStatistics:
             for state in (self.count, self.sums[..., measure, :, :], self.squares[..., measure, :, :])
         )
         mean = estimate(count, total, squares, over_groups=self.average == "macro")
-        if self.measures[measure].proportion and self.average != "macro":
+        definition = self.measures[measure]
+        if definition.proportion and self.average != "macro":
             return mean.mean, *wilson_interval(count, total)
-        return mean.mean, *mean.interval()
+        low, high = definition.range_in(self.protocol)
+        if definition.range_needs_fractions and self.outside.any():
+            low, high = -math.inf, math.inf
+        return mean.mean, *mean.interval(low=low, high=high)
 
     def difference(self, measure: int) -> Estimate:
         """Return the mean paired difference of every two methods, first minus second, ``(K, K)``."""
@@ -114,8 +125,10 @@ class ComparisonStatistics:
         """Return the statistics over the images of all classes, where each class had its own values."""
         if self.average != "none":
             return self
-        states = (self.count, self.sums, self.squares, self.wins, self.differing)
-        return ComparisonStatistics(self.measures, "micro", *(state.sum(0) for state in states))
+        states = (self.count, self.sums, self.squares, self.wins, self.differing, self.outside)
+        return ComparisonStatistics(
+            self.measures, "micro", self.protocol, *(state.sum(0) for state in states)
+        )
 
 
 def _without_diagonal(pairs: Tensor) -> Tensor:

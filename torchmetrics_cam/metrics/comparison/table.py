@@ -26,7 +26,6 @@ from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
 # For fewer images, intervals of the normal distribution are too short.
 _FEW_IMAGES = 30
 
-
 @dataclass(frozen=True)
 class PairedDifference:
     """The difference of two methods on the same images.
