@@ -4,9 +4,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# With fewer images, intervals of the normal distribution are too short.
-_FEW = 30
-
 _SCORES = {
     "softmax": "The score of a class is its softmax probability; from a single logit z, sigmoid(z) for class"
     " 1 and sigmoid(-z) for class 0.",
@@ -68,10 +65,6 @@ def summarize_comparison(comparison: Mapping[str, Any]) -> list[str]:
             f"Warning: every map of {join_names(constant)} is constant. This happens at a layer whose spatial"
             " positions do not affect the class scores; choose an earlier layer."
         )
-    fewest = min(row["n"] for row in rows)
-    if fewest < _FEW:
-        images = "1 image" if fewest == 1 else f"{fewest} images"
-        sentences.append(f"With only {images}, the intervals are too short and the ranking is preliminary.")
     return sentences
 
 

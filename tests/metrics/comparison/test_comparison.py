@@ -445,7 +445,7 @@ def test_the_table_for_people_and_for_programs(net, images):
     text = str(table)
     # No image in 12 has a drop, so that 1 - .025^(1/12) of all images could.
     assert "| control: uniform map | 0.000 (0.000 to 0.265) |" in text
-    assert "12 images are few" in text
+    assert "Average Drop: of the 95 % intervals of 10 images, 92.1 % contained the true mean" in text
     assert "Protocol paper: scores=softmax" in text
     figure, axes = comparison.plot()
     assert isinstance(figure, Figure)
@@ -608,7 +608,7 @@ def test_a_method_without_a_valid_image_coincides_with_none(net, images):
     comparison.update(images)
     table = comparison.table()
     assert all(row["coincides_with"] == [] for row in table.rows)
-    assert "12 images are few" in str(table)
+    assert "of the 95 % intervals of 10 images" in str(table)
     assert {row["method"]: row["average_drop"]["rank"] for row in table.rows}["broken"] is None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchmetrics_cam.baselines import display_name
+from torchmetrics_cam.metrics.comparison.coverage import coverage_notes
 from torchmetrics_cam.metrics.comparison.rankings import (
     FEWEST_METHODS,
     Rankings,
@@ -23,8 +24,6 @@ from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.model.scores import ScoreFunction
 from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
 
-# For fewer images, intervals of the normal distribution are too short.
-_FEW_IMAGES = 30
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -344,12 +343,8 @@ def _notes(
         " to 0.1 % of the score. They count as one method here, and share a rank."
         for group in sorted(groups)
     ]
-    fewest = min((count for count in counts if count), default=_FEW_IMAGES)
-    if fewest < _FEW_IMAGES:
-        notes.append(
-            f"{fewest} images are few: intervals of the normal distribution are too short below"
-            f" {_FEW_IMAGES}."
-        )
+    if any(counts):
+        notes += coverage_notes(statistics.measures, min(count for count in counts if count))
     if statistics.average == "macro":
         single = int((statistics.count.diagonal(dim1=1, dim2=2) == 1).any(1).sum())
         if single:
