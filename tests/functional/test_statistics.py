@@ -40,6 +40,7 @@ def statistics_of(
     found = batch(values, valid)
     parts = (
         found.counted_for_both,
+        found.defined_for_both,
         found.sums(),
         found.squares(),
         found.wins(measures),

@@ -207,14 +207,17 @@ def _read_samples(results: Path, digest: Any) -> list[dict[str, str]]:
 
 
 def _difference(first: Run, second: Run, shared: Sequence[ImageKey], method: str, measure: str) -> str:
-    """Return the mean difference over the images that are valid in both runs, with its interval."""
+    """Return the mean difference over the images that have a value in both runs, with its interval."""
     pairs = [(first.samples[key], second.samples[key]) for key in shared]
     pairs = [(a, b) for a, b in pairs if method in a.values and method in b.values]
-    if not pairs:
+    found = [(a.values[method][measure] - b.values[method][measure], a.class_idx) for a, b in pairs]
+    # NaN where the measure is not defined for the image.
+    found = [(difference, class_idx) for difference, class_idx in found if not math.isnan(difference)]
+    if not found:
         return "-"
-    differences = [a.values[method][measure] - b.values[method][measure] for a, b in pairs]
+    differences, explained = map(list, zip(*found, strict=True))
     over_classes = first.over_classes and second.over_classes
-    classes = torch.tensor([a.class_idx if over_classes else 0 for a, _ in pairs])
+    classes = torch.tensor(explained if over_classes else [0] * len(explained))
     _, group, count = torch.unique(classes, return_inverse=True, return_counts=True)
     values = torch.tensor(differences, dtype=torch.float64)
     total, squares = (values.new_zeros(len(count)).index_add(0, group, one) for one in (values, values**2))

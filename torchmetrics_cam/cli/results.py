@@ -237,7 +237,7 @@ def _per_class(comparison: CAMComparison, class_names: Sequence[str] | None) -> 
         valid = samples["valid"][of_class]
         values = {
             method: {
-                measure.name: _numbers(samples[measure.name][of_class][:, column][valid[:, column]].mean())
+                measure.name: _numbers(samples[measure.name][of_class][:, column][valid[:, column]].nanmean())
                 for measure in comparison.measures
             }
             for column, method in enumerate(comparison.methods)

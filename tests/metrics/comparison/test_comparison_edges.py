@@ -18,7 +18,7 @@ from torchmetrics_cam import (
     DeletionAUC,
     EvaluationProtocol,
 )
-from torchmetrics_cam.cams import CenterMap, GradCAM, UniformMap
+from torchmetrics_cam.cams import CallableSource, CenterMap, GradCAM, UniformMap
 from torchmetrics_cam.model import random_numbers
 
 PAPER = EvaluationProtocol.preset("paper")
@@ -90,6 +90,44 @@ def test_a_curve_that_nobody_asked_for_leaves_out_no_image(net, images):
         comparison.update(images)
         excluded[measure] = comparison.nan_count.tolist()
     assert excluded == {"insertion_auc": [0], "deletion_auc": [12]}
+
+
+@pytest.mark.parametrize("average", ["micro", "macro"])
+def test_an_image_without_a_value_of_one_measure_counts_for_the_others(average, net, images):
+    constant = [image.clone() for image in images[:3]]
+
+    def partly_constant(model, batch, class_idx):
+        varies = [not any(torch.equal(image, one) for one in constant) for image in batch]
+        return batch.mean(1) * torch.tensor(varies).view(-1, 1, 1)
+
+    sources = {"Grad-CAM": GradCAM(net, "body"), "partly": CallableSource(net, partly_constant)}
+    settings = {"average": average, "num_classes": None if average == "micro" else 5}
+    measures = ["average_drop", "single_deletion"]
+    comparison = CAMComparison(sources, measures=measures, per_sample=True, **settings)
+    comparison.update(images[:5])
+    comparison.update(images[5:])
+    values = comparison.compute()
+    rows = {row["method"]: row for row in comparison.table().rows}
+    single = AverageDrop(sources["partly"], **settings)
+    single.update(images)
+    assert values["partly/average_drop"].item() == pytest.approx(single.compute().item(), rel=1e-6)
+    assert values["uniform map/average_drop"] == 0
+    assert values["uniform map/single_deletion"].isnan()
+    ranks = CAMComparison({"partly": sources["partly"]}, measures=measures[1:], controls=False, **settings)
+    ranks.update(images[3:])
+    assert values["partly/single_deletion"].item() == pytest.approx(
+        ranks.compute()["partly/single_deletion"].item()
+    )
+    assert [rows["partly"][name]["n"] for name in measures] == [12, 9]
+    assert [rows["uniform map"][name]["n"] for name in measures] == [12, 0]
+    assert {row["excluded"] for row in rows.values()} == {0}
+    assert comparison.paired_difference("Grad-CAM", "partly", "single_deletion").count == 9
+    assert comparison.samples()["single_deletion"][:3, 1].isnan().all()
+    assert comparison.samples()["valid"].all()
+    note = (
+        "Single Deletion is not defined for every map: uniform map has a value on 0 of 12 images, partly has"
+    )
+    assert note in str(comparison.table())
 
 
 def test_methods_that_a_measure_of_the_map_tells_apart_do_not_coincide(images):

@@ -27,7 +27,7 @@ class ComparedBatch:
         masked_scores: of the masked images, ``(K, N)``; NaN if no measure needs them.
         perturbed_scores: of all perturbed images, ``(A, K, N)``.
         valid: which images are counted for which method, ``(K, N)``.
-        values: of each measure, ``(M, K, N)``; 0 where an image is not counted.
+        values: of each measure, ``(M, K, N)``; not finite where it is not defined.
     """
 
     scores: Tensor
@@ -55,9 +55,9 @@ class ComparedBatch:
             if batch.has_masked_scores
             else torch.full_like(scores, torch.nan),
             perturbed_scores=batch.perturbed_scores,
-            valid=batch.counted & values.isfinite().all(0),
+            valid=batch.counted,
             values=values,
-        ).restricted_to_valid()
+        )
 
     @classmethod
     def under_each_protocol(cls, batch: Batch, measures: Sequence[Measure]) -> list["ComparedBatch"]:
@@ -66,11 +66,7 @@ class ComparedBatch:
         if len(compared) == 1:
             return compared
         valid = torch.stack([one.valid for one in compared]).all(0)
-        return [replace(one, valid=valid).restricted_to_valid() for one in compared]
-
-    def restricted_to_valid(self) -> "ComparedBatch":
-        """Return the same with values of 0 where an image is not valid."""
-        return replace(self, values=torch.where(self.valid, self.values, torch.zeros_like(self.values)))
+        return [replace(one, valid=valid) for one in compared]
 
     @cached_property
     def counted_for_both(self) -> Tensor:
@@ -78,16 +74,27 @@ class ComparedBatch:
         valid = self.valid.T
         return valid.unsqueeze(2) & valid.unsqueeze(1)
 
+    @cached_property
+    def defined(self) -> Tensor:
+        """Which of the counted images have a value of each measure, bool, ``(M, K, N)``."""
+        return self.values.isfinite() & self.valid
+
+    @cached_property
+    def defined_for_both(self) -> Tensor:
+        """Which images have a value of each measure for both of two methods, bool, ``(N, M, K, K)``."""
+        defined = self.defined.permute(2, 0, 1)
+        return defined.unsqueeze(3) & defined.unsqueeze(2)
+
     def sums(self) -> Tensor:
-        """Return the value of the first method where both are counted, ``(N, M, K, K)``."""
-        return self._values * self.counted_for_both.unsqueeze(1)
+        """Return the value of the first method where both have one, ``(N, M, K, K)``."""
+        return self._values * self.defined_for_both
 
     def squares(self) -> Tensor:
         """Return the squared difference of two methods, or on the diagonal the squared value."""
         values = self._values
         diagonal = torch.eye(len(self.valid), dtype=torch.bool, device=values.device)
         squares = torch.where(diagonal, values, values - values.mT).square()
-        return squares * self.counted_for_both.unsqueeze(1)
+        return squares * self.defined_for_both
 
     def wins(self, measures: Sequence[Measure]) -> Tensor:
         """Return where the first method is better than the second, bool, ``(N, M, K, K)``."""
@@ -97,13 +104,14 @@ class ComparedBatch:
             difference > TIE if measure.higher_is_better else difference < -TIE
             for measure, difference in zip(measures, differences, strict=True)
         ]
-        return torch.stack(better, 1) & self.counted_for_both.unsqueeze(1)
+        return torch.stack(better, 1) & self.defined_for_both
 
     def differing(self, measures: Sequence[Measure]) -> Tensor:
         """Return where two methods yield different scores or different values of the map, ``(N, K, K)``."""
         dtype = sum_dtype(self.scores.device)
         differing = _differ(self.perturbed_scores.to(dtype), self.scores.to(dtype))
-        of_map = [values for measure, values in zip(measures, self.values, strict=True) if measure.of_map]
+        values = self.values.where(self.defined, 0)
+        of_map = [each for measure, each in zip(measures, values, strict=True) if measure.of_map]
         if of_map:
             zero = self.scores.new_zeros((), dtype=dtype)
             differing = differing | _differ(torch.stack(of_map).to(dtype), zero)
@@ -111,8 +119,12 @@ class ComparedBatch:
 
     @cached_property
     def _values(self) -> Tensor:
-        """The values in the dtype of the sums, to be combined with their transpose, ``(N, M, K, 1)``."""
-        return self.values.permute(2, 0, 1).unsqueeze(3).to(sum_dtype(self.valid.device))
+        """The values in the dtype of the sums, to be combined with their transpose, ``(N, M, K, 1)``.
+
+        They are 0 where they are not defined.
+        """
+        values = self.values.where(self.defined, 0).to(sum_dtype(self.valid.device))
+        return values.permute(2, 0, 1).unsqueeze(3)
 
 
 def _differ(values: Tensor, reference: Tensor) -> Tensor:

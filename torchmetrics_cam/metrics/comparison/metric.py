@@ -60,9 +60,10 @@ class CAMComparison(SampleMetric):
       ``"{method}/{measure}"``, and the bounds of its interval as ``"{method}/{measure}_lower"`` and
       ``"..._upper"``
 
-    A mean equals the value of the single metric over the images for which all measures of the method are
-    finite under all protocols. Intervals are those of Student's t distribution, in the range of the measure,
-    and for proportions Wilson's; for a single image only Wilson's are defined, the others are NaN.
+    An image counts for a method if its pixels, its map and all of its scores are finite, under all protocols.
+    A mean is over those of them for which the measure is defined. Intervals are those of Student's t
+    distribution, in the range of the measure, and for proportions Wilson's; for a single image only Wilson's
+    are defined, the others are NaN.
 
     Another protocol can change the ranking of the methods. With several ``protocols`` the images are
     evaluated under each, with the same clean forward pass and, where a protocol does not ask for others, the
@@ -75,13 +76,16 @@ class CAMComparison(SampleMetric):
 
     Attributes:
         count: number of images, int64, ``(K, K)``.
+        defined: number of images that have a value of both methods, int64, for each protocol and measure,
+            ``(P, M, K, K)``. It is lower than ``count`` where a measure is not defined, as Single Deletion of
+            a constant map.
         sums: sum of the values of method k, float64, for each protocol and measure, ``(P, M, K, K)``.
         squares: sum of the squared differences of the two methods, and on the diagonal of the squared values.
         wins: number of images on which method k is better than l; differences up to 1e-6 are ties.
         differing: number of images on which the two methods yield different scores or, in a measure of the
             map, different values, ``(P, K, K)``.
-        nan_count: number of images that were excluded for each method, because a pixel, a score, a value of
-            the map or of a measure is not finite, ``(K,)``.
+        nan_count: number of images that were excluded for each method, because a pixel, a score or a value of
+            the map is not finite, ``(K,)``.
         degenerate_count: number of the counted images with a constant map, ``(K,)``.
         outside_count: number of the counted images with a score outside of [0, 1], ``(P, K)``.
         curves: sums of the deletion and the insertion curves, ``(P, 2, K)``, if one of them is a measure.
@@ -146,6 +150,7 @@ class CAMComparison(SampleMetric):
     higher_is_better: bool | None = None
 
     count: Tensor
+    defined: Tensor
     sums: Tensor
     squares: Tensor
     wins: Tensor
@@ -196,6 +201,7 @@ class CAMComparison(SampleMetric):
         methods, number = len(self.methods), len(self.protocols)
         pairs, measured_pairs = (methods, methods), (number, len(self.measures), methods, methods)
         self.add_state("count", self._zeros(torch.int64, *pairs), dist_reduce_fx="sum")
+        self.add_state("defined", self._zeros(torch.int64, *measured_pairs), dist_reduce_fx="sum")
         self.add_state("differing", self._zeros(torch.int64, number, *pairs), dist_reduce_fx="sum")
         self.add_state("sums", self._zeros(torch.float64, *measured_pairs), dist_reduce_fx="sum")
         self.add_state("squares", self._zeros(torch.float64, *measured_pairs), dist_reduce_fx="sum")
@@ -292,6 +298,7 @@ class CAMComparison(SampleMetric):
         compared = ComparedBatch.under_each_protocol(batch, self.measures)
         first, valid = compared[0], compared[0].valid
         self.count = self.count + self._sum(batch, first.counted_for_both)
+        self.defined = self.defined + self._sum_of_each(batch, [one.defined_for_both for one in compared])
         self.differing = self.differing + self._sum_of_each(
             batch, [one.differing(self.measures) for one in compared]
         )
@@ -425,7 +432,7 @@ class CAMComparison(SampleMetric):
             difference.mean,
             *difference.interval(),
             statistics.p_value(measure_index),
-            statistics.count,
+            statistics.defined[..., measure_index, :, :],
         )
         mean, lower, upper, p_value, count = (value[..., row, column] for value in values)
         return PairedDifference(
@@ -491,6 +498,7 @@ class CAMComparison(SampleMetric):
             self.average,
             self.protocols[protocol],
             self.count,
+            self.defined[..., protocol, :, :, :],
             self.sums[..., protocol, :, :, :],
             self.squares[..., protocol, :, :, :],
             self.wins[..., protocol, :, :, :],

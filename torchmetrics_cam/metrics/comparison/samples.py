@@ -35,9 +35,9 @@ class SampleMetric(CAMMetric):
         Returns:
             ``"index"`` (-1 where it is not known), ``"class_idx"`` (-1 for a target) and ``"score"``,
             ``(N,)``; ``"masked_score"``, ``"valid"`` and each measure under its name, ``(N, K)`` in the order
-            of ``methods``; NaN where an image is not counted. Where ``update`` was given no index, it is the
-            number of images before this one, and not known after images of several ranks or of several
-            metrics were joined.
+            of ``methods``; NaN where an image is not counted, or a measure is not defined. Where ``update``
+            was given no index, it is the number of images before this one, and not known after images of
+            several ranks or of several metrics were joined.
 
         Raises:
             ValueError: if the comparison was made without ``per_sample=True``.
@@ -95,8 +95,7 @@ class SampleMetric(CAMMetric):
             else torch.as_tensor(index).as_subclass(Tensor)
         )
         classes = torch.full_like(scores, -1) if class_idx is None else class_idx
-        # An image that is not counted adds 0 to the sums; in a row, 0 would look like the best drop.
-        values = torch.where(compared.valid, compared.values, torch.nan)
+        values = torch.where(compared.defined, compared.values, torch.nan)
         first = [column.unsqueeze(0) for column in (given.to(scores.device), classes, scores)]
         blocks = [*first, compared.masked_scores, compared.valid, values.flatten(0, 1)]
         columns = torch.cat([block.to(sum_dtype(block.device)) for block in blocks])

@@ -25,6 +25,7 @@ class ComparisonStatistics:
         average: over images, or over classes.
         protocol: the settings that the values depend on.
         count: number of images that are valid for both methods, ``(*classes, K, K)``.
+        defined: number of those that have a value of both methods, ``(*classes, M, K, K)``.
         sums: sum of the values of the first method, ``(*classes, M, K, K)``.
         squares: sum of the squared differences; on the diagonal of the squared values.
         wins: number of images on which the first method is better.
@@ -38,6 +39,7 @@ class ComparisonStatistics:
     average: Average
     protocol: EvaluationProtocol
     count: Tensor
+    defined: Tensor
     sums: Tensor
     squares: Tensor
     wins: Tensor
@@ -48,7 +50,11 @@ class ComparisonStatistics:
         """Return the mean of each method with its bounds, ``(K,)``, or ``(classes, K)`` for each class."""
         count, total, squares = (
             state.diagonal(dim1=-2, dim2=-1)
-            for state in (self.count, self.sums[..., measure, :, :], self.squares[..., measure, :, :])
+            for state in (
+                self.defined[..., measure, :, :],
+                self.sums[..., measure, :, :],
+                self.squares[..., measure, :, :],
+            )
         )
         mean = estimate(count, total, squares, over_groups=self.average == "macro")
         definition = self.measures[measure]
@@ -59,11 +65,16 @@ class ComparisonStatistics:
             low, high = -math.inf, math.inf
         return mean.mean, *mean.interval(low=low, high=high)
 
+    def number_defined(self, measure: int) -> Tensor:
+        """Return the number of images, of all classes, that have a value of each method, ``(K,)``."""
+        methods = self.defined.shape[-1]
+        return self.defined[..., measure, :, :].diagonal(dim1=-2, dim2=-1).reshape(-1, methods).sum(0)
+
     def difference(self, measure: int) -> Estimate:
         """Return the mean paired difference of every two methods, first minus second, ``(K, K)``."""
         total = self.sums[..., measure, :, :]
         return estimate(
-            self.count,
+            self.defined[..., measure, :, :],
             total - total.mT,
             _without_diagonal(self.squares[..., measure, :, :]),
             over_groups=self.average == "macro",
@@ -79,7 +90,7 @@ class ComparisonStatistics:
 
         ``wins`` counts no image on which two values differ by at most 1e-6, so these are ties.
         """
-        wins = self.wins[..., measure, :, :].to(self.sums.dtype) / self.count
+        wins = self.wins[..., measure, :, :].to(self.sums.dtype) / self.defined[..., measure, :, :]
         ties = 1 - wins - wins.mT
         return (wins.nanmean(0), ties.nanmean(0)) if self.average == "macro" else (wins, ties)
 
@@ -125,7 +136,7 @@ class ComparisonStatistics:
         """Return the statistics over the images of all classes, where each class had its own values."""
         if self.average != "none":
             return self
-        states = (self.count, self.sums, self.squares, self.wins, self.differing, self.outside)
+        states = (self.count, self.defined, self.sums, self.squares, self.wins, self.differing, self.outside)
         return ComparisonStatistics(
             self.measures, "micro", self.protocol, *(state.sum(0) for state in states)
         )

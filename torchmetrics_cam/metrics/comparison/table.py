@@ -66,9 +66,9 @@ class ComparisonTable:
         measures: ``"name"``, ``"title"`` and ``"higher_is_better"`` of each measure.
         rows: a row for each method, the best of the first measure first. ``"method"``, ``"source"``,
             ``"control"``, ``"n"``, ``"excluded"``, ``"degenerate"``, ``"coincides_with"``, and for every
-            measure, under its name, ``"value"``, ``"lower"``, ``"upper"``, ``"rank"`` and
-            ``"indistinct_from"``: the methods that are not significantly different from it at the 5 % level,
-            adjusted for all pairs.
+            measure, under its name, ``"n"``, the number of images for which it is defined, ``"value"``,
+            ``"lower"``, ``"upper"``, ``"rank"`` and ``"indistinct_from"``: the methods that are not
+            significantly different from it at the 5 % level, adjusted for all pairs.
         model: the class name of the network.
         protocol: the settings that the values depend on; of several protocols the first.
         logits_fn: the name of the function that computed the scores instead of the protocol, or None.
@@ -249,9 +249,13 @@ def _rows(statistics: ComparisonStatistics, described: Sequence[Mapping[str, Any
         bounds = zip(*(part.tolist() for part in statistics.mean(index)), strict=True)
         ranks = statistics.ranks(index)
         not_different = _others(statistics.not_significantly_different(index), methods)
-        for row, numbers, rank, others in zip(rows, bounds, ranks, not_different, strict=True):
+        defined = statistics.number_defined(index).tolist()
+        for row, numbers, number, rank, others in zip(
+            rows, bounds, defined, ranks, not_different, strict=True
+        ):
             value, lower, upper = map(_number, numbers)
             row[measure.name] = {
+                "n": number,
                 "value": value,
                 "lower": lower,
                 "upper": upper,
@@ -343,13 +347,28 @@ def _notes(
         " to 0.1 % of the score. They count as one method here, and share a rank."
         for group in sorted(groups)
     ]
-    if any(counts):
-        notes += coverage_notes(statistics.measures, min(count for count in counts if count))
+    for index, measure in enumerate(statistics.measures):
+        defined = [number for number in statistics.number_defined(index).tolist() if number]
+        if defined:
+            notes += coverage_notes([measure], min(defined))
+        notes += _undefined_note(rows, measure)
+    # For very few images it is the same sentence for each measure.
+    notes = list(dict.fromkeys(notes))
     if statistics.average == "macro":
         single = int((statistics.count.diagonal(dim1=1, dim2=2) == 1).any(1).sum())
         if single:
             notes.append(f"{single} classes have one image, so a mean over classes has no interval.")
     return notes
+
+
+def _undefined_note(rows: Sequence[Mapping[str, Any]], measure: Measure) -> list[str]:
+    """Return a sentence about the images for which a measure is not defined, if there are any."""
+    found = [
+        f"{row['method']} has a value on {row[measure.name]['n']} of {row['n']} images"
+        for row in rows
+        if row[measure.name]["n"] < row["n"]
+    ]
+    return [f"{measure.title} is not defined for every map: {', '.join(found)}."] if found else []
 
 
 def _agreement_note(table: ComparisonTable) -> list[str]:
