@@ -26,6 +26,7 @@ from torchmetrics_cam.metrics import (
     agreement,
 )
 from torchmetrics_cam.metrics.randomization import parameter_randomization
+from torchmetrics_cam.mosaic import MosaicDataset
 from torchmetrics_cam.pipeline.batch import Batch, explain
 from torchmetrics_cam.protocol import EvaluationProtocol
 
@@ -48,6 +49,7 @@ __all__ = [
     "InsertionAUC",
     "LocalizationAUC",
     "MaskIoU",
+    "MosaicDataset",
     "PointingGame",
     "RelevanceRankAccuracy",
     "Sparseness",

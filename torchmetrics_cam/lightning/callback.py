@@ -52,7 +52,9 @@ class CAMEvaluation(Callback):
         max_batches: the number of batches of a validation to evaluate on each device; None for all.
         inputs: a function from the batch to its images, or to the arguments of ``update`` by name, such as
             ``lambda batch: {"input_tensor": batch[0], "class_idx": batch[1]}``. None takes the images of
-            ``(images, labels)`` or of a dict, and explains the model's top class.
+            ``(images, labels)`` or of a dict, and explains the model's top class. A dict of
+            ``"input_tensor"``, ``"class_idx"`` and ``"objects"``, as `MosaicDataset` gives it, is taken as
+            it is.
         dataloader_idx: the index of the validation dataloader to evaluate. For another dataloader, add a
             second callback with another ``name``.
         logits_fn: a function from the model's raw output to scores ``(N, K)``; None takes the protocol's.

@@ -19,6 +19,8 @@ BatchInputs = Callable[[Any], Any]
 
 # Where several tensors of a batch could be images, the first of these names that occurs decides.
 _IMAGE_NAMES = ("input_tensor", "pixel_values", "images", "image", "inputs", "input", "x")
+# A batch with exactly these names, such as one of a MosaicDataset, has all arguments of `update`.
+_LOCALIZATION_NAMES = {"input_tensor", "class_idx", "objects"}
 
 
 def update_arguments(batch: Any, inputs: BatchInputs | None) -> dict[str, Any]:
@@ -27,12 +29,15 @@ def update_arguments(batch: Any, inputs: BatchInputs | None) -> dict[str, Any]:
     Args:
         batch: a batch of the dataloader.
         inputs: a function from the batch to its images, or to the arguments of ``update`` by name; None
-            searches the batch for images.
+            searches the batch for images, or takes a dict of ``"input_tensor"``, ``"class_idx"`` and
+            ``"objects"`` as it is.
 
     Raises:
         TypeError: if ``inputs`` returns neither a tensor nor a mapping.
         ValueError: if the batch has no images, or several tensors that could be images.
     """
+    if inputs is None and isinstance(batch, Mapping) and batch.keys() == _LOCALIZATION_NAMES:
+        return dict(batch)
     found = images_of(batch) if inputs is None else inputs(batch)
     if isinstance(found, Tensor):
         return {"input_tensor": found}

@@ -74,7 +74,9 @@ def evaluate(
             are not None. Those functions must keep the order, or ``inputs`` must give ``"index"``.
         inputs: a function from the batch to its images, or to the arguments of ``update`` by name, such as
             ``lambda batch: {"input_tensor": batch[0], "class_idx": batch[1]}``. None takes the images of
-            ``(images, labels)`` or of a dict, and explains the model's top class.
+            ``(images, labels)`` or of a dict, and explains the model's top class. A dict of
+            ``"input_tensor"``, ``"class_idx"`` and ``"objects"``, as `MosaicDataset` gives it, is taken as
+            it is.
         batch_size: the number of images in a batch of one device; ignored if ``data`` is a dataloader.
         num_workers: the number of processes that load images; ignored if ``data`` is a dataloader.
         partial: a folder in which each rank saves its partial result. After an interruption, the same call
