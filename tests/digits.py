@@ -1,4 +1,6 @@
-"""A LightningModule trained on scikit-learn's digits, with its data and Trainer, for the Lightning tests."""
+"""Networks trained on scikit-learn's digits: a LightningModule with its data and Trainer, and one of any input size."""
+
+from functools import cache
 
 import lightning.pytorch as pl
 import torch
@@ -100,3 +102,42 @@ def trainer(folder, **settings) -> pl.Trainer:
     return pl.Trainer(
         accelerator="cpu", default_root_dir=folder, **({"max_epochs": 2, "devices": 1} | quiet | settings)
     )
+
+
+def large(first: int, last: int) -> TensorDataset:
+    """Digits of 16 x 16 pixels, large enough for the tiles of a mosaic."""
+    pixels, labels = data(first, last).tensors
+    return TensorDataset(nn.functional.interpolate(pixels, (16, 16), mode="bilinear"), labels)
+
+
+def network_of_any_size() -> nn.Sequential:
+    """Return a network that pools over all pixels, so that it also classifies the digits of a mosaic."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+
+
+@cache
+def trained_on_large_digits() -> nn.Sequential:
+    """Return such a network trained on all digits but the first 100, of the size of an image and of a tile."""
+    pixels, labels = large(100, 1700).tensors
+    small = nn.functional.avg_pool2d(pixels, 2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = network_of_any_size()
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+        for _ in range(6):
+            for batch in torch.randperm(len(pixels)).split(32):
+                for images in (pixels, small):
+                    optimizer.zero_grad()
+                    nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+                    optimizer.step()
+    return model.eval()

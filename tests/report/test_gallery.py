@@ -143,6 +143,25 @@ def test_the_gallery_has_the_best_and_the_worst_images_of_the_first_measure(net,
         gallery(comparison, **settings, count=1)
 
 
+def test_the_object_of_an_image_is_enclosed_by_a_box(net, images):
+    comparison = CAMComparison({"Grad-CAM": GradCAM(net, "body")}, per_sample=True)
+    comparison.update(images)
+    objects = torch.zeros(4, 12, 12, dtype=torch.bool)
+    objects[:, 3:6, 6:] = True
+    found = gallery(
+        comparison,
+        image_of=lambda index: images[index],
+        file_of=str,
+        class_names=None,
+        to_colors=lambda batch: batch,
+        count=1,
+        objects_of=lambda index: objects[index],
+    )
+    assert found["best"][0].box == {"left": 0.5, "top": 0.25, "width": 0.5, "height": 0.25}
+    assert replace(found["best"][0], objects=None).box is None
+    assert replace(found["best"][0], objects=torch.zeros(4, 4).bool()).box is None
+
+
 # Colors
 
 

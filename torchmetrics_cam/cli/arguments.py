@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 PROG = "torchmetrics-cam"
-# Measures that compare maps with annotated objects are left out: a folder of images has no annotation.
-MEASURE_NAMES = [name for name, measure in MEASURES.items() if not measure.needs_objects]
+# Measures that compare maps with objects need --mosaic: a folder of images has no annotation.
+_LOCALIZATION = [name for name, measure in MEASURES.items() if measure.needs_objects]
 PROTOCOL_FIELDS = [field.name for field in fields(EvaluationProtocol) if field.name != "name"]
 
 # One name, names separated by commas, or a list in a YAML file; the names of layers may be numbers.
@@ -152,9 +152,14 @@ def _evaluate() -> "ArgumentParser":
     add("--methods", type=Names, default="grad_cam,layer_cam", help=f"CAM methods: {', '.join(METHODS)}")
     add("--layer", type=Names, default="auto", help="target layer, several separated by commas, or `auto`")
     measures = ",".join(DEFAULT_MEASURES)
-    add("--measures", type=Names, default=measures, help=f"measures: {', '.join(MEASURE_NAMES)}")
-    explain = "explain the `top` class of the model, or the `label` of each image"
-    add("--explain", type=Literal["top", "label"], default="top", help=explain)
+    add("--measures", type=Names, default=measures, help=f"measures: {', '.join(MEASURES)}")
+    explain = "explain the `top` class of the model (default), or the `label` of each image (with --mosaic)"
+    add("--explain", type=Literal["top", "label"], default=None, help=explain)
+    mosaic = (
+        "explain the label of each image in a mosaic of N x N images of different classes. Its tile is the"
+        f" object with which measures of localization compare the map: --measures {','.join(_LOCALIZATION)}"
+    )
+    add("--mosaic", type=int, default=None, metavar="N", help=mosaic)
     add("--limit", type=int, default=None, help="number of images, a random sample that is always the same")
     add("--image_size", type=int, default=None, help="height and width of the images in pixels")
     add("--batch_size", type=PositiveInt, default=32, help="images per batch on each device")

@@ -12,6 +12,7 @@ from torchmetrics_cam.cli.names import nearest
 # Libraries shorten or change the names of a few classes. In another order hardly any name would be equal.
 _EQUAL_NAMES_OF_IMAGENET = 900
 _LISTED = 3
+EXPLAIN_LABEL = "--explain label"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,11 @@ def imagenet_ids() -> list[str]:
 
 
 def match_classes(
-    data: Sequence[str], model: Sequence[str] | None, wordnet_ids: Sequence[str] | None = None
+    data: Sequence[str],
+    model: Sequence[str] | None,
+    wordnet_ids: Sequence[str] | None = None,
+    *,
+    option: str = EXPLAIN_LABEL,
 ) -> ClassMatch:
     """Find the output of the network for each class of a dataset.
 
@@ -49,6 +54,7 @@ def match_classes(
         model: the names of the network's classes; None if they are not known.
         wordnet_ids: the WordNet ids of the network's classes; None stands for those of ImageNet-1k, if the
             network has its classes.
+        option: the option that needs labels, for messages.
 
     Raises:
         UsageError: if a class of the dataset belongs to no output of the network, or to several.
@@ -63,18 +69,24 @@ def match_classes(
             reason = (
                 "WordNet ids, if the network's outputs are the 1,000 classes of ImageNet-1k in their order"
             )
-        indices = _indices(data, known_ids, where)
+        indices = _indices(data, known_ids, where, option)
         return ClassMatch(indices, reason, len(known_ids) if model is None else None)
     if model is None:
         raise UsageError(
-            f"--explain label: the data has class names, such as {data[0]!r}, and the network has none, so a"
+            f"{option}: the data has class names, such as {data[0]!r}, and the network has none, so a"
             " label cannot be matched with one of its outputs; return (model, transform, class_names) from"
-            " the function of --model, or use --explain top"
+            f" the function of --model, or {without_labels(option)}"
         )
-    return ClassMatch(_indices(data, model, "the class names of the network"), "class names of the network")
+    indices = _indices(data, model, "the class names of the network", option)
+    return ClassMatch(indices, "class names of the network")
 
 
-def _indices(wanted: Sequence[str], available: Sequence[str], where: str) -> list[int]:
+def without_labels(option: str) -> str:
+    """Return what to do instead, for messages, if an option needs labels and the data has none."""
+    return "use --explain top" if option == EXPLAIN_LABEL else f"omit {option}"
+
+
+def _indices(wanted: Sequence[str], available: Sequence[str], where: str, option: str) -> list[int]:
     positions: dict[str, list[int]] = {}
     for position, name in enumerate(available):
         positions.setdefault(_normalized(name), []).append(position)
@@ -83,15 +95,15 @@ def _indices(wanted: Sequence[str], available: Sequence[str], where: str) -> lis
         listed = ", ".join(map(repr, missing[:_LISTED]))
         more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
         raise UsageError(
-            f"--explain label: {len(missing)} of the {len(wanted)} classes of the data are not among {where}:"
+            f"{option}: {len(missing)} of the {len(wanted)} classes of the data are not among {where}:"
             f" {listed}{more}; the nearest names to the first are {nearest(missing[0], available)}. Rename"
             " them, use a dataset of your own (package.module:factory) whose labels are indices of the"
-            " network's outputs, or use --explain top"
+            f" network's outputs, or {without_labels(option)}"
         )
     for name in wanted:
         if len(found := positions[_normalized(name)]) > 1:
             raise UsageError(
-                f"--explain label: the class {name!r} of the data is the name of the network's classes"
+                f"{option}: the class {name!r} of the data is the name of the network's classes"
                 f" {' and '.join(map(str, found))}, so its images cannot be told apart; name the folders of"
                 " ImageNet by WordNet id, such as n02012849, or use a dataset of your own"
                 " (package.module:factory) whose labels are indices of the network's outputs"

@@ -53,6 +53,7 @@ class Run:
         values: the value of each measure by method and name of the measure; None if it is not known.
         over_classes: whether values are averages over classes.
         samples: the images.
+        in_order: the index, the digest and the class of each image, on which all mosaics depend.
     """
 
     description: str
@@ -62,6 +63,7 @@ class Run:
     values: dict[str, dict[str, float | None]]
     over_classes: bool
     samples: dict[ImageKey, Sample]
+    in_order: list[tuple[str, str, str]]
 
 
 def run(arguments: Any) -> None:
@@ -109,6 +111,12 @@ def _describe_images(first: Run, second: Run, shared: Sequence[ImageKey]) -> lis
         {sample.file for key, sample in samples.items() if key not in other}
         for samples, other in ((first.samples, second.samples), (second.samples, first.samples))
     ]
+    have_mosaics = all(run.settings["--mosaic"] for run in (first, second))
+    if have_mosaics and first.in_order != second.in_order:
+        sentences.append(
+            "Warning: an image is among others in its mosaic in A than in B, because the images of the runs,"
+            " their order or their classes differ."
+        )
     if changed := len(others[0] & others[1]):
         sentences.append(
             f"Warning: {changed} of the other images have the same name in both runs, but different content."
@@ -147,7 +155,11 @@ def _read_run(file: Path) -> Run:
 def _run_of(results: dict[str, Any], rows: Sequence[dict[str, str]]) -> Run:
     model, data, comparison = results["model"], results["data"], results["comparison"]
     titles = {str(measure["name"]): str(measure["title"]) for measure in comparison["measures"]}
-    explained = {"--explain": data["explained"], "--average": comparison["average"]}
+    explained = {
+        "--explain": data["explained"],
+        "--mosaic": data.get("mosaic"),
+        "--average": comparison["average"],
+    }
     protocol = {name: value for name, value in comparison["protocol"].items() if name != "name"}
     values = {
         str(row["method"]): {
@@ -171,6 +183,7 @@ def _run_of(results: dict[str, Any], rows: Sequence[dict[str, str]]) -> Run:
         values=values,
         over_classes=comparison["average"] == "macro",
         samples=samples,
+        in_order=[(row["index"], row["sha256"], row["class_idx"]) for row in rows],
     )
 
 

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torchmetrics_cam.cli.classes import ClassMatch, imagenet_ids, match_classes
+from torchmetrics_cam.cli.classes import (
+    EXPLAIN_LABEL,
+    ClassMatch,
+    imagenet_ids,
+    match_classes,
+    without_labels,
+)
 from torchmetrics_cam.cli.errors import UnreadableError, UsageError, summary
 from torchmetrics_cam.cli.images import Origin, find_origin
 from torchmetrics_cam.report.text import printable
@@ -32,6 +38,7 @@ class Images(Dataset[Item | None]):
         wordnet_ids: the WordNet ids of the model's classes; see `match_classes`.
         labeled: whether every image needs a label that is a class index of the model. Class names of the data
             are then matched with those of the model.
+        option: the option that needs labels, for messages.
 
     Raises:
         UsageError: if a class of the data belongs to no class of the model, or to several.
@@ -46,8 +53,10 @@ class Images(Dataset[Item | None]):
         class_names: Sequence[str] | None = None,
         wordnet_ids: Sequence[str] | None = None,
         labeled: bool = False,
+        option: str = EXPLAIN_LABEL,
     ) -> None:
         self._origin = origin
+        self._option = option
         self._labeled = labeled
         self._transform = transform
         self._order = list(range(len(origin)))
@@ -57,7 +66,7 @@ class Images(Dataset[Item | None]):
         own_names = origin.class_names
         self._match: ClassMatch | None = None
         if labeled and own_names is not None:
-            self._match = match_classes(own_names, class_names, wordnet_ids)
+            self._match = match_classes(own_names, class_names, wordnet_ids, option=option)
         self.class_names = class_names if labeled or own_names is None else own_names
         if self.needed_outputs is not None:
             self.class_names = imagenet_ids()
@@ -109,6 +118,21 @@ class Images(Dataset[Item | None]):
         class_idx = self._class_index(label, index) if self._labeled else _whole_number(label)
         return {"image": image, "index": index, "label": -1 if class_idx is None else class_idx}
 
+    def labels(self) -> list[int | None]:
+        """Return the class index of each image, and None for images without a label that cannot be read.
+
+        Of a folder or a saved dataset no image is read.
+
+        Raises:
+            UsageError: if an image that can be read has no label that is a class index.
+        """
+        labels = enumerate(self._origin.labels(self._order))
+        # An image without a label is no reason to stop if it cannot be read either.
+        return [
+            None if label is None and self[index] is None else self._class_index(label, index)
+            for index, label in labels
+        ]
+
     def fingerprint(self) -> str:
         """Return a checksum that changes with the images, as far as this is visible without decoding them."""
         return self._origin.fingerprint()
@@ -133,20 +157,20 @@ class Images(Dataset[Item | None]):
         number = _whole_number(label)
         if label is None or (number is not None and number < 0):
             raise UsageError(
-                f"--explain label needs a label for every image, and {self.file(index)} has no label; sort"
-                " the images into subfolders named after the classes, remove this one, or explain the top"
-                " class with --explain top"
+                f"{self._option} needs a label for every image, and {self.file(index)} has no label; sort"
+                " the images into subfolders named after the classes, remove this one, or"
+                f" {without_labels(self._option)}"
             )
         if number is None:
             raise UsageError(
-                f"--explain label: {self.file(index)} has the label {label!r}, which is not a whole number;"
-                " return the index of a class, or explain the top class with --explain top"
+                f"{self._option}: {self.file(index)} has the label {label!r}, which is not a whole number;"
+                f" return the index of a class, or {without_labels(self._option)}"
             )
         classes = self.class_names if self._match is None else self._match.indices
         if classes is not None and number >= len(classes):
             has = "network" if self._match is None else "dataset"
             raise UsageError(
-                f"--explain label: {self.file(index)} has the label {number}, and the {has} has"
+                f"{self._option}: {self.file(index)} has the label {number}, and the {has} has"
                 f" {len(classes)} classes; labels are 0 to {len(classes) - 1}"
             )
         return number if self._match is None else self._match.indices[number]
@@ -172,6 +196,7 @@ def load_data(
     class_names: Sequence[str] | None = None,
     wordnet_ids: Sequence[str] | None = None,
     labeled: bool = False,
+    option: str = EXPLAIN_LABEL,
 ) -> Images:
     """Load the images of ``--data``.
 
@@ -184,6 +209,7 @@ def load_data(
         class_names: the names of the model's classes; see `Images`.
         wordnet_ids: the WordNet ids of the model's classes; see `Images`.
         labeled: whether every image needs a label that is a class index of the model.
+        option: the option that needs labels, for messages.
 
     Raises:
         UsageError: if there is no such folder or function, no image can be read, or labels are needed and
@@ -199,6 +225,7 @@ def load_data(
         class_names=class_names,
         wordnet_ids=wordnet_ids,
         labeled=labeled,
+        option=option,
     )
     if len(images) == 0:
         raise UsageError(f"--data {name} contains no image")
@@ -225,10 +252,9 @@ def collate(items: Sequence[Item | None]) -> dict[str, Tensor] | None:
             f"images of one batch have shapes {shapes[0]} and {shapes[1]}; resize all images to one size in"
             " the transform, or set --batch-size 1"
         )
-    return {
-        "image": torch.stack([item["image"] for item in readable]),
-        "index": torch.tensor([item["index"] for item in readable]),
-        "label": torch.tensor([item["label"] for item in readable]),
+    tensors = [name for name in ("image", "objects") if name in readable[0]]
+    return {name: torch.stack([item[name] for item in readable]) for name in tensors} | {
+        name: torch.tensor([item[name] for item in readable]) for name in ("index", "label")
     }
 
 

@@ -255,6 +255,7 @@ def _about(model: torch.nn.Module, photos: Sequence[str], out: Path, seconds: fl
             "class_names": class_names(),
             "explained": "top class",
             "labels": None,
+            "mosaic": None,
         },
         "seed": 0,
         "settings": {"out": str(out)},

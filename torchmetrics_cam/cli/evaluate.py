@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from torchmetrics_cam.cli.arguments import MEASURE_NAMES, Names, names_in, protocol_of
-from torchmetrics_cam.cli.data import Images, collate, load_data
+from torchmetrics_cam.cli.arguments import Names, names_in, protocol_of
+from torchmetrics_cam.cli.classes import EXPLAIN_LABEL, without_labels
+from torchmetrics_cam.cli.data import Images, Item, collate, load_data
 from torchmetrics_cam.cli.errors import UsageError, summary
 from torchmetrics_cam.cli.folder import check_partial, prepare_folder, remove_partial_files, write_errors
 from torchmetrics_cam.cli.layers import LayerChoice, check_layer, choose_layer
 from torchmetrics_cam.cli.methods import make_sources
 from torchmetrics_cam.cli.models import LoadedModel, load_model
+from torchmetrics_cam.cli.mosaics import Mosaics, resolve_options
 from torchmetrics_cam.cli.names import nearest
 from torchmetrics_cam.cli.results import (
     compilation_of,
@@ -34,9 +36,15 @@ from torchmetrics_cam.cli.results import (
 from torchmetrics_cam.lightning import evaluate
 from torchmetrics_cam.lightning.resume import PartialResultError, weights_checksum
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
+from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.model.scores import logits_of
 from torchmetrics_cam.report.gallery import gallery
-from torchmetrics_cam.report.text import describe_compilation, printable, summarize_comparison
+from torchmetrics_cam.report.text import (
+    describe_compilation,
+    describe_mosaic,
+    printable,
+    summarize_comparison,
+)
 
 PARTIAL = "partial"
 # Number of unreadable files that are listed on the terminal.
@@ -52,7 +60,9 @@ def run(arguments: Any) -> None:
     """
     started = time.perf_counter()
     _check(arguments)
-    protocol, measures = protocol_of(arguments), _measures(arguments.measures)
+    measures = _measures(arguments.measures)
+    resolve_options(arguments, measures)
+    protocol = protocol_of(arguments)
     out = prepare_folder(arguments.out)
     partial = out / PARTIAL
     check_partial(partial)
@@ -60,6 +70,7 @@ def run(arguments: Any) -> None:
         seed(arguments.seed)
     loaded = load_model(arguments.model, arguments.checkpoint, image_size=arguments.image_size)
     explain_labels = arguments.explain == "label"
+    option = "--mosaic" if arguments.mosaic else EXPLAIN_LABEL
     images = load_data(
         arguments.data,
         loaded.transform,
@@ -67,10 +78,12 @@ def run(arguments: Any) -> None:
         class_names=loaded.class_names,
         wordnet_ids=loaded.wordnet_ids,
         labeled=explain_labels,
+        option=option,
     )
-    first = next(item for item in (images[index] for index in range(len(images))) if item is not None)
+    explained = Mosaics(images, arguments.mosaic) if arguments.mosaic else images
+    first = next(item for item in (explained[index] for index in range(len(images))) if item is not None)
     if images.needed_outputs is not None:
-        _check_outputs(loaded.model, first["image"], images.needed_outputs)
+        _check_outputs(loaded.model, first["image"], images.needed_outputs, option)
     layer = _layer(arguments.layer, loaded, first["image"])
     methods = names_in(arguments.methods, "--methods")
     sources = make_sources(methods, loaded.model, layer.names, reshape_transform=layer.reshape_transform)
@@ -94,7 +107,7 @@ def run(arguments: Any) -> None:
     # The same names may refer to something else later: a network after more training, other photos.
     fingerprints = {"weights": weights_checksum(loaded.model), "images": images.fingerprint()}
     with write_errors(out, only_certain=True):
-        comparison = _evaluated(comparison_of, images, arguments, partial, fingerprints)
+        comparison = _evaluated(comparison_of, explained, arguments, partial, fingerprints)
     if comparison is None:
         return
     # This process has the states of all processes, and the others have ended.
@@ -129,6 +142,7 @@ def run(arguments: Any) -> None:
             "class_names": None if names is None else list(names),
             "explained": "label" if explain_labels else "top class",
             "labels": images.label_source,
+            "mosaic": arguments.mosaic,
         },
         "compilation": compilation_of(comparison) if arguments.compile else None,
         "seed": arguments.seed,
@@ -136,7 +150,8 @@ def run(arguments: Any) -> None:
     }
     pictures = gallery(
         comparison,
-        image_of=lambda index: images[index]["image"],  # type: ignore[index]
+        image_of=lambda index: explained[index]["image"],  # type: ignore[index]
+        objects_of=(lambda index: explained[index]["objects"]) if arguments.mosaic else None,  # type: ignore[index]
         file_of=images.file,
         class_names=names,
         to_colors=loaded.to_colors,
@@ -161,6 +176,8 @@ def run(arguments: Any) -> None:
         print(f"Not used: {len(group['files'])} in the folder, because {group['reason']}; see the report")
     if images.label_source is not None:
         print(f"Labels: {images.label_source}")
+    if arguments.mosaic:
+        print(f"Mosaic: {describe_mosaic(arguments.mosaic)}")
     print(f"Layer {', '.join(layer.names)}: {layer.reason}\nTransform: {loaded.transform_name}")
     # A failure is one of the notes of the table.
     if results["compilation"] and results["compilation"]["failure"] is None:
@@ -177,25 +194,25 @@ def _check(arguments: Any) -> None:
         raise UsageError("--average macro needs --num-classes, the number of the model's classes")
 
 
-def _check_outputs(model: nn.Module, image: Tensor, needed: int) -> None:
+def _check_outputs(model: nn.Module, image: Tensor, needed: int, option: str) -> None:
     with torch.no_grad():
         output = logits_of(model(image.unsqueeze(0)))
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != needed:
         given = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise UsageError(
-            "--explain label: the classes of the data are WordNet ids of ImageNet-1k, and the network"
-            f" returns {given}, not (N, {needed}); return (model, transform, class_names) from the function"
-            " of --model, with the WordNet ids or names of its classes, or use --explain top"
+            f"{option}: the classes of the data are WordNet ids of ImageNet-1k, and the network returns"
+            f" {given}, not (N, {needed}); return (model, transform, class_names) from the function of"
+            f" --model, with the WordNet ids or names of its classes, or {without_labels(option)}"
         )
 
 
 def _measures(value: Names) -> list[str]:
     names = names_in(value, "--measures")
     for name in names:
-        if name not in MEASURE_NAMES:
+        if name not in MEASURES:
             raise UsageError(
-                f"--measures: {name!r} is not one of {', '.join(MEASURE_NAMES)}; did you mean"
-                f" {nearest(name, MEASURE_NAMES, count=1)}?"
+                f"--measures: {name!r} is not one of {', '.join(MEASURES)}; did you mean"
+                f" {nearest(name, MEASURES, count=1)}?"
             )
     return names
 
@@ -218,7 +235,7 @@ def _layer(value: Names, loaded: LoadedModel, image: Tensor) -> LayerChoice:
 
 def _evaluated(
     comparison_of: Callable[[int], CAMComparison],
-    images: Images,
+    images: Dataset[Item | None],
     arguments: Any,
     partial: Path,
     fingerprints: dict[str, str],
@@ -227,6 +244,9 @@ def _evaluated(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
     batch_size = arguments.batch_size
+    inputs = _labeled_images if arguments.explain == "label" else _images
+    if arguments.mosaic:
+        inputs = _mosaics
     # Without a number of devices, Lightning takes all, or as many as torchrun has started.
     devices = {} if arguments.devices == "auto" else {"devices": arguments.devices}
     # Constructed first, so that an invalid argument leaves no partial result.
@@ -238,7 +258,7 @@ def _evaluated(
             evaluate(
                 comparison,
                 loader,
-                inputs=_labeled_images if arguments.explain == "label" else _images,
+                inputs=inputs,
                 partial=partial,
                 # Needed until the result files are written.
                 keep_partial=True,
@@ -289,6 +309,11 @@ def _images(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def _labeled_images(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the arguments of ``update`` to explain the labels."""
     return {**_images(batch), "class_idx": batch["label"]}
+
+
+def _mosaics(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the arguments of ``update`` to explain the label of one tile, which is the object."""
+    return {**_labeled_images(batch), "objects": batch["objects"]}
 
 
 def _is_distributed() -> bool:

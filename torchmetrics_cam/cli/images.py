@@ -18,9 +18,7 @@ from torchmetrics_cam.cli.errors import UnreadableError, UsageError, import_libr
 from torchmetrics_cam.cli.listing import list_folder
 from torchmetrics_cam.cli.names import call_factory
 from torchmetrics_cam.cli.pixels import check_colors, pixel_range, to_8_bits
-
-_IMAGE_KEYS = ("image", "img", "pixel_values", "input", "inputs", "x")
-_LABEL_KEYS = ("label", "labels", "target", "class", "y")
+from torchmetrics_cam.mosaic import image_and_label
 
 
 def find_origin(name: str) -> "Origin":
@@ -101,6 +99,9 @@ class _Folder:
     def read(self, position: int) -> tuple[Any, int | None]:
         return read_image(self._files[position]), self._labels[position]
 
+    def labels(self, positions: Sequence[int]) -> list[int | None]:
+        return [self._labels[position] for position in positions]
+
     def pixel_range(self, position: int) -> str | None:
         return _range_of(self._files[position])
 
@@ -165,6 +166,13 @@ class _SavedDataset(_Rows):
             raise UnreadableError("this row has no image")
         return read_image(content), row[self._label] if self._label else None
 
+    def labels(self, positions: Sequence[int]) -> list[int | None]:
+        if self._label is None:
+            return [None] * len(positions)
+        # A column is read without the images.
+        column = self._data.select_columns(self._label)
+        return [column[position][self._label] for position in positions]
+
     def pixel_range(self, position: int) -> str | None:
         content = self._content(self._data[position])
         return _range_of(content) if content else None
@@ -218,6 +226,16 @@ class _FactoryDataset(_Rows):
         except Exception as error:
             raise UnreadableError(summary(error)) from error
 
+    def labels(self, positions: Sequence[int]) -> list[Any]:
+        """Read the images for their labels, which may be transformed; None where an image cannot be read."""
+        labels = []
+        for position in positions:
+            try:
+                labels.append(self.read(position)[1])
+            except UnreadableError:
+                labels.append(None)
+        return labels
+
     def pixel_range(self, position: int) -> str | None:
         """Return the range of an image that was read in this process; to read it again may be expensive."""
         return self._ranges.get(position)
@@ -225,13 +243,7 @@ class _FactoryDataset(_Rows):
 
 def _image_and_label(item: Any) -> tuple[Any, Any]:
     """Return the tensor or image of PIL of an item of the user's dataset, and its label or None."""
-    image: Any = item
-    label: Any = None
-    if isinstance(item, dict):
-        image = next((item[key] for key in _IMAGE_KEYS if key in item), item)
-        label = next((item[key] for key in _LABEL_KEYS if key in item), None)
-    elif isinstance(item, tuple | list) and item:
-        image, label = item[0], item[1] if len(item) > 1 else None
+    image, label = image_and_label(item)
     if not isinstance(image, Tensor | _pillow().Image):
         raise UnreadableError(
             f"the item is a {type(image).__name__}; it must be a tensor, an image of PIL, (image, label) or a"

@@ -86,6 +86,12 @@ _PAPERS = {
         "Interpretable Semantic Photo Geolocation",
         2021,
     ),
+    "2104.00032": (
+        "bohle2021coda",
+        r"B{\"o}hle, Moritz and Fritz, Mario and Schiele, Bernt",
+        "Convolutional Dynamic Alignment Networks for Interpretable Classifications",
+        2021,
+    ),
 }
 _OF_MEASURE = {
     "average_gain": "2301.07002",
@@ -103,9 +109,10 @@ _OF_MEASURE = {
     "relevance_rank_accuracy": "2003.07258",
     "top_k_intersection": "2104.14995",
 }
+_MOSAICS = "2104.00032"
 
 
-def bibtex(measures: Sequence[str], version: str | None = None) -> str:
+def bibtex(measures: Sequence[str], version: str | None = None, *, has_mosaics: bool = False) -> str:
     """Return BibTeX of the software, of the Grad-CAM++ paper and of the papers of the measures.
 
     The default protocol is that of the Grad-CAM++ paper.
@@ -113,8 +120,11 @@ def bibtex(measures: Sequence[str], version: str | None = None) -> str:
     Args:
         measures: the names of the measures.
         version: the version of the software; None for the installed one.
+        has_mosaics: whether the images are mosaics, whose paper is cited too.
     """
     numbers = ["1710.11063", *(_OF_MEASURE[name] for name in measures if name in _OF_MEASURE)]
+    if has_mosaics:
+        numbers.append(_MOSAICS)
     papers = [_paper(number, *_PAPERS[number]) for number in dict.fromkeys(numbers)]
     return "\n\n".join([_SOFTWARE.format(version=version or __version__), *papers])
 

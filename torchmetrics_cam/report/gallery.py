@@ -42,6 +42,7 @@ class ExplainedImage:
         drops: the drop of the score from the image to each masked image.
         index: the index of the image in its dataset, if it is known.
         file: the name of its file, if it has one.
+        objects: the pixels of the object that the map is compared with, bool, ``(H, W)``, if there is one.
     """
 
     image: Tensor
@@ -54,6 +55,21 @@ class ExplainedImage:
     drops: Sequence[float]
     index: int | None = None
     file: str | None = None
+    objects: Tensor | None = None
+
+    @property
+    def box(self) -> dict[str, float] | None:
+        """The smallest box around the object, as fractions of the image; None without an object."""
+        if self.objects is None or not self.objects.any():
+            return None
+        height, width = self.objects.shape
+        rows, columns = (self.objects.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
+        return {
+            "left": columns[0] / width,
+            "top": rows[0] / height,
+            "width": (columns[-1] + 1 - columns[0]) / width,
+            "height": (rows[-1] + 1 - rows[0]) / height,
+        }
 
     @property
     def drop(self) -> float:
@@ -151,6 +167,7 @@ def gallery(
     class_names: Sequence[str] | None,
     to_colors: Callable[[Tensor], Tensor],
     count: int,
+    objects_of: Callable[[int], Tensor] | None = None,
 ) -> dict[str, list[ExplainedImage]]:
     """Return the images with the best and the worst values of the first measure, averaged over the methods.
 
@@ -163,6 +180,7 @@ def gallery(
         class_names: the names of the classes; a class without a name is shown by its number.
         to_colors: the function from images ``(N, C, H, W)`` to their colors in [0, 1].
         count: the largest number of images of each kind.
+        objects_of: the function from an index to the object of the image, ``(H, W)``; None without objects.
 
     Returns:
         The images in colors, under ``"best"`` the best first, under ``"worst"`` the worst first.
@@ -187,7 +205,8 @@ def gallery(
         images = image_of(index).unsqueeze(0)
         batch = explain(comparison.sources, images, class_idx, protocol=comparison.protocol)
         (image,) = explained_images([batch], [0], class_names)
-        return replace(image.in_colors(to_colors), index=index, file=file_of(index))
+        objects = None if objects_of is None else objects_of(index)
+        return replace(image.in_colors(to_colors), index=index, file=file_of(index), objects=objects)
 
     return {kind: [explained(one) for one in found] for kind, found in (("best", best), ("worst", worst))}
 

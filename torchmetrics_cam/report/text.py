@@ -202,6 +202,18 @@ def describe_compilation(compilation: Mapping[str, Any]) -> str:
     return f"{compilation['seconds']:.1f} s, for the copy of the network that scored the perturbed images"
 
 
+def describe_mosaic(tiles: int) -> str:
+    """Return what is explained in a mosaic, and what share of a map that ignores the class lies there.
+
+    Args:
+        tiles: the number of tiles on a side.
+    """
+    return (
+        f"each image in a mosaic of {tiles} x {tiles} images of different classes, with its tile as the"
+        f" object; a map that ignores the class has 1/{tiles**2} of its sum on the tile, on average"
+    )
+
+
 def join_names(names: Sequence[str]) -> str:
     """Join names as in a sentence: ``"A, B and C"``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

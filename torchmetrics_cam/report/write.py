@@ -13,6 +13,7 @@ from torchmetrics_cam.report.citations import bibtex
 from torchmetrics_cam.report.gallery import ExplainedImage
 from torchmetrics_cam.report.text import (
     describe_compilation,
+    describe_mosaic,
     describe_protocol,
     printable,
     summarize_comparison,
@@ -57,6 +58,7 @@ def write_report(
     )
     environment.filters |= {
         "compilation": describe_compilation,
+        "mosaic": describe_mosaic,
         "number": _number,
         "setting": _setting,
         "photo": figures.photo,
@@ -100,6 +102,7 @@ def _content(results: Mapping[str, Any], gallery: Mapping[str, Sequence[Explaine
     agreement = comparison.get("agreement") or {}
     curves = results.get("curves") or {}
     controls = {row["method"] for row in rows if row["control"]}
+    mosaic = results["data"].get("mosaic")
     protocol = {name: value for name, value in comparison["protocol"].items() if reads(titles, name)}
     return {
         "r": results,
@@ -121,9 +124,14 @@ def _content(results: Mapping[str, Any], gallery: Mapping[str, Sequence[Explaine
         ],
         "classes": results.get("per_class") or [],
         "gallery": {kind: images for kind, images in gallery.items() if images},
+        "mosaic": mosaic,
         "protocol": describe_protocol(protocol),
         "generator": f"{GENERATOR} {__version__}",
-        "bibtex": bibtex(list(titles), (results.get("versions") or {}).get("torchmetrics-cam")),
+        "bibtex": bibtex(
+            list(titles),
+            (results.get("versions") or {}).get("torchmetrics-cam"),
+            has_mosaics=mosaic is not None,
+        ),
     }
 
 
