@@ -12,9 +12,10 @@ from processes import START_METHOD
 from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torchmetrics import MetricCollection, MinMaxMetric
 from torchvision.datasets import FakeData, VisionDataset
 
-from torchmetrics_cam import CAMComparison, EnergyPointingGame, EvaluationProtocol, MosaicDataset
+from torchmetrics_cam import AverageDrop, CAMComparison, EnergyPointingGame, EvaluationProtocol, MosaicDataset
 from torchmetrics_cam.cams import CallableSource, GradCAM, PrecomputedMaps, UniformMap
 from torchmetrics_cam.lightning import evaluate
 from torchmetrics_cam.lightning.data import update_arguments
@@ -354,6 +355,23 @@ def test_evaluate_takes_mosaics_as_they_are(trained):
     assert value.item() == pytest.approx(by_hand.compute().item(), abs=1e-6)
     assert metric.total == 100
     assert evaluate(EnergyPointingGame(UniformMap(model)), mosaics, **CPU) == 0.25
+
+
+def test_other_metrics_are_evaluated_on_mosaics_without_the_objects(trained):
+    model, images = trained
+    mosaics = MosaicDataset(Subset(images, range(40)))
+    (batch,) = DataLoader(mosaics, batch_size=40)
+    drop, energy = AverageDrop(GradCAM(model, "5")), EnergyPointingGame(GradCAM(model, "5"))
+    drop.update(batch["input_tensor"], batch["class_idx"])
+    energy.update(**batch)
+    for metric in (AverageDrop(GradCAM(model, "5")), MinMaxMetric(AverageDrop(GradCAM(model, "5")))):
+        value = evaluate(metric, mosaics, **CPU)
+        value = value["raw"] if isinstance(value, dict) else value
+        assert value.item() == pytest.approx(drop.compute().item(), abs=1e-6)
+    both = {"drop": AverageDrop(GradCAM(model, "5")), "energy": EnergyPointingGame(GradCAM(model, "5"))}
+    values = evaluate(MetricCollection(both), mosaics, **CPU)
+    assert values["drop"].item() == pytest.approx(drop.compute().item(), abs=1e-6)
+    assert values["energy"].item() == pytest.approx(energy.compute().item(), abs=1e-6)
 
 
 def test_only_a_batch_with_all_three_names_is_taken_as_it_is():

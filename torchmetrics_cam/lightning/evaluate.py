@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,7 @@ class _TestLoop(LightningModule):
         self.metric = metric
         self.loader = loader
         self.inputs = inputs
+        self.takes_objects = _takes_objects(metric)
         self.outcome = outcome
         self.starting_process = os.getpid()
         self.partial_folder = partial_folder
@@ -249,6 +251,8 @@ class _TestLoop(LightningModule):
         indexed = batch if isinstance(batch, IndexedBatch) else IndexedBatch(None, [], batch)
         if indexed.content is not None:
             arguments = update_arguments(indexed.content, self.inputs)
+            if self.inputs is None and not self.takes_objects:
+                arguments.pop("objects", None)
             if _keeps_samples(self.metric):
                 arguments.setdefault("index", indexed.index_of_images(len(arguments["input_tensor"])))
             self.metric.update(**arguments)
@@ -334,6 +338,12 @@ def _keeps_samples(metric: AnyMetric) -> bool:
     current = metric[-1] if isinstance(metric, MetricTracker) else metric
     members = current.values() if isinstance(current, MetricCollection) else [current]
     return any(isinstance(member, CAMComparison) and member.per_sample for member in members)
+
+
+def _takes_objects(metric: AnyMetric) -> bool:
+    """Return whether ``update`` of a metric of this package takes objects, also inside a wrapper."""
+    members = [member for member in metric.modules() if isinstance(member, CAMMetric)]
+    return any("objects" in signature(member.update).parameters for member in members)
 
 
 @contextmanager
