@@ -58,10 +58,10 @@ class MosaicDataset(Dataset[Mosaic | None]):
             tensors. An item that is None stands for an image that cannot be read: its mosaic is None, and in
             other mosaics another image takes its place.
         tiles: the number of tiles in each dimension, at least 2.
-        labels: the label of each item, which replaces that of the item; None for an item without one. By
-            default the labels are the dataset's ``targets`` or ``labels``, as torchvision's datasets have
-            them, also inside a `torch.utils.data.Subset`. Without these, every item is read once when the
-            mosaics are made.
+        labels: the label of each item, which replaces that of the item; None only for one that cannot be
+            read. By default the labels are the dataset's ``targets`` or ``labels``, as torchvision's datasets
+            have them, also inside a `torch.utils.data.Subset`. Without these, every item is read once when
+            the mosaics are made.
         keep_size: whether a mosaic has the size of one image, as networks with a fixed input size need it.
             Each pixel of a tile is then the mean of the pixels that it covers. False keeps the size of the
             tiles.
