@@ -24,6 +24,7 @@ from torchmetrics_cam.cli.data import load_data
 from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.cli.results import start_or_resume
 from torchmetrics_cam.lightning import evaluate
+from torchmetrics_cam.metrics.measures import MEASURES
 
 NETWORK = """
 import numpy as np
@@ -51,7 +52,9 @@ def unlabeled():
 def nine_pixels():
     return [(torch.rand(1, 16, 16 + number % 2), number) for number in range(10)]
 """
-LOCALIZATION = "energy_pointing_game,pointing_game,mask_iou"
+LOCALIZATION = [name for name, measure in MEASURES.items() if measure.needs_objects]
+# An image has 256 pixels, fewer than the highest ones that the default compares with the tile.
+OPTIONS = ["--mosaic", "2", "--measures", ",".join(LOCALIZATION), "--top-k", "64"]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
     with pytest.MonkeyPatch.context() as patch:
         enter(place, patch)
-        assert main(arguments(out, "--mosaic", "2", "--measures", LOCALIZATION, "--pictures", "2")) == 0
+        assert main(arguments(out, *OPTIONS, "--pictures", "2")) == 0
     return out
 
 
@@ -108,8 +111,8 @@ def test_values_are_those_of_the_dataset_of_mosaics(whole, inside):
     model.load_state_dict(torch.load("weights.pt"))
     comparison = CAMComparison(
         {"Grad-CAM": GradCAM(model.eval(), "5")},
-        measures=LOCALIZATION.split(","),
-        protocol=EvaluationProtocol(pointing_tolerance=0),
+        measures=LOCALIZATION,
+        protocol=EvaluationProtocol(pointing_tolerance=0, top_k=64),
     )
     for item in mosaics:
         if item is not None:
@@ -119,13 +122,16 @@ def test_values_are_those_of_the_dataset_of_mosaics(whole, inside):
     for method in ("Grad-CAM", "uniform map", "center map"):
         row = row_of(whole, method)
         assert row["n"] == 50
-        for measure in LOCALIZATION.split(","):
+        for measure in LOCALIZATION:
             assert row[measure]["value"] == pytest.approx(expected[f"{method}/{measure}"].item(), abs=1e-5)
 
 
 def test_grad_cam_finds_the_tile_and_controls_have_its_share(whole):
     assert row_of(whole, "Grad-CAM")["energy_pointing_game"]["value"] > 0.4
-    assert row_of(whole, "uniform map")["energy_pointing_game"]["value"] == 0.25
+    for measure in ("energy_pointing_game", "pointing_game", "mask_iou", "relevance_rank_accuracy"):
+        assert row_of(whole, "uniform map")[measure]["value"] == 0.25
+    assert row_of(whole, "Grad-CAM")["localization_auc"]["value"] > 0.6
+    assert row_of(whole, "uniform map")["localization_auc"]["value"] == 0.5
     assert row_of(whole, "center map")["pointing_game"]["value"] == 0.25
 
 
@@ -160,13 +166,12 @@ def test_two_processes_give_the_values_of_one(whole, inside, tmp_path, monkeypat
         return evaluate(*given, **(settings | {"devices": 2, "strategy": strategy}))
 
     monkeypatch.setattr("torchmetrics_cam.cli.evaluate.evaluate", on_two_processes)
-    given = ["--mosaic", "2", "--measures", LOCALIZATION, "--pictures", "0"]
-    assert main(arguments(tmp_path / "out", *given)) == 0
+    assert main(arguments(tmp_path / "out", *OPTIONS, "--pictures", "0")) == 0
     assert results(tmp_path / "out")["hardware"]["processes"] == 2
     one, two = numbers(whole), numbers(tmp_path / "out")
     for first, second in zip(one["comparison"]["rows"], two["comparison"]["rows"], strict=True):
         assert (first["method"], first["n"]) == (second["method"], second["n"])
-        for measure in LOCALIZATION.split(","):
+        for measure in LOCALIZATION:
             assert first[measure]["value"] == pytest.approx(second[measure]["value"], abs=1e-6)
 
 
