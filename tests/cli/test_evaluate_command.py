@@ -363,6 +363,46 @@ def test_output_names_the_best_method_and_counts_unreadable_files(inside, tmp_pa
     assert "\nTransform: mine.transform\nReport: " in printed
 
 
+def test_several_protocols_in_one_run(inside, tmp_path, capsys):
+    """Another baseline, and fields that all protocols have in common."""
+    options = ["--protocol", "paper,paper:baseline=1.5,score_cam", "--measures", "average_drop,average_gain"]
+    assert main(arguments(tmp_path / "out", *options, "--normalize", "before_resize")) == 0
+    printed = capsys.readouterr().out
+    stored = results(tmp_path / "out")
+    comparison = stored["comparison"]
+    assert comparison["protocol"]["name"] == "modified paper"
+    names = [one["protocol"]["name"] for one in comparison["further"]]
+    assert names == ["paper:baseline=1.5", "modified score_cam"]
+    assert [one["protocol"]["baseline"] for one in comparison["further"]] == ["1.5", "0.0"]
+    assert {one["protocol"]["normalize"] for one in [comparison, *comparison["further"]]} == {"before_resize"}
+    assert "Of 1 orders of two methods" in printed or "lead" in printed
+    assert all(ranking["description"] in printed for ranking in comparison["rankings"])
+    assert '<h2 id="protocols">' in (tmp_path / "out" / "report.html").read_text()
+    # Each protocol as it is alone.
+    alone = ["--protocol", "paper", "--baseline", "1.5", "--measures", "average_drop,average_gain"]
+    assert main(arguments(tmp_path / "alone", *alone, "--normalize", "before_resize")) == 0
+    expected = {row["method"]: row for row in results(tmp_path / "alone")["comparison"]["rows"]}
+    for row in comparison["further"][0]["rows"]:
+        for measure in ("average_drop", "average_gain"):
+            assert row[measure]["value"] == pytest.approx(expected[row["method"]][measure]["value"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("paper,paper", "names of protocols are ['paper', 'paper']"),
+        ("paper,papers", "'papers' is not a preset"),
+        ("paper,paper:base=1", "'base=1' is no field=value of a protocol"),
+        ("paper,paper:baseline", "did you mean 'baseline'?"),
+        ("paper,paper:mask_fraction=2", "must lie in (0, 1]"),
+        ("paper,xplique", "xplique explains a given class; add --explain label"),
+    ],
+)
+def test_protocols_that_cannot_be_are_refused(given, message, inside, tmp_path, capsys):
+    assert main(arguments(tmp_path / "out", "--protocol", given)) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_protocol_and_its_fields(inside, tmp_path):
     fields = ["--protocol", "score_cam", "--mask-fraction", "0.3", "--baseline", "mean"]
     assert main(arguments(tmp_path / "out", *fields, "--measures", "average_drop,deletion_auc")) == 0

@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ from torchmetrics_cam.__about__ import __version__
 from torchmetrics_cam.cli.errors import UsageError, import_library
 from torchmetrics_cam.cli.methods import METHODS
 from torchmetrics_cam.cli.models import MODEL_NAMES
+from torchmetrics_cam.cli.names import nearest
 from torchmetrics_cam.metrics.measures import DEFAULT_MEASURES, MEASURES
 from torchmetrics_cam.protocol import BASELINES, PRESETS, EvaluationProtocol
 
@@ -183,8 +185,12 @@ def _evaluate() -> "ArgumentParser":
     unchanged = "resume although it cannot be checked whether a function is unchanged"
     add("--assume_unchanged", action="store_true", help=unchanged)
     add("--out", type=str, default="torchmetrics-cam-results", help="the output folder")
-    presets = f"preset: {', '.join(PRESETS)}; the options below replace its fields"
-    add("--protocol", type=str, default="paper", help=presets)
+    presets = (
+        f"presets: {', '.join(PRESETS)}; the first counts, and others show whether the ranking depends on the"
+        " protocol. A preset can have fields of its own, as in paper,paper:baseline=blur; the options below"
+        " replace fields of all"
+    )
+    add("--protocol", type=Names, default="paper", help=presets)
     subcommand.add_class_arguments(EvaluationProtocol, skip={"name", *BASELINES})
     for name, pixels in zip(BASELINES, ("masked", "deleted", "not yet inserted"), strict=True):
         # Narrower than the field: a tensor or a function cannot be written on a command line.
@@ -214,18 +220,49 @@ def _demo() -> "ArgumentParser":
     return subcommand
 
 
-def protocol_of(arguments: Any) -> EvaluationProtocol:
-    """Return the preset with the fields that were given.
+def protocols_of(arguments: Any) -> list[EvaluationProtocol]:
+    """Return the presets of ``--protocol`` with the fields that were given.
 
     Raises:
-        UsageError: if there is no such preset, or a field does not accept its value.
+        UsageError: if there is no such preset or field, or a field does not accept its value.
     """
     changes = {name: arguments[name] for name in PROTOCOL_FIELDS if arguments[name] is not None}
+    return [_protocol(entry, changes) for entry in names_in(arguments.protocol, "--protocol")]
+
+
+def _protocol(entry: str, changes: dict[str, Any]) -> EvaluationProtocol:
+    """Return a preset with some fields changed.
+
+    Args:
+        entry: the name of the preset and fields of this protocol alone, as ``"paper:baseline=blur"``.
+        changes: the fields that all protocols have in common.
+    """
+    preset, *settings = entry.split(":")
+    own: dict[str, Any] = {}
+    for setting in settings:
+        field, equals, value = setting.partition("=")
+        field = field.replace("-", "_")
+        if not equals or field not in PROTOCOL_FIELDS:
+            raise UsageError(
+                f"--protocol {entry}: {setting!r} is no field=value of a protocol, as in paper:baseline=blur;"
+                f" did you mean {nearest(field, PROTOCOL_FIELDS, count=1)}?"
+            )
+        own[field] = _number(value)
     try:
-        preset = EvaluationProtocol.preset(arguments.protocol)
-        return preset.replace(**changes) if changes else preset
+        protocol = EvaluationProtocol.preset(preset)
+        if own:
+            return protocol.replace(**{**changes, **own, "name": entry})
+        return protocol.replace(**changes) if changes else protocol
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
+
+
+def _number(text: str) -> int | float | str:
+    """Return a text as a number, or as it is."""
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
+    return text
 
 
 def names_in(value: Names, option: str) -> list[str]:

@@ -14,7 +14,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from torchmetrics_cam.cli.arguments import Names, names_in, protocol_of
+from torchmetrics_cam.cli.arguments import Names, names_in, protocols_of
 from torchmetrics_cam.cli.classes import EXPLAIN_LABEL, without_labels
 from torchmetrics_cam.cli.data import Images, Item, collate, load_data
 from torchmetrics_cam.cli.errors import UsageError, summary
@@ -62,7 +62,10 @@ def run(arguments: Any) -> None:
     _check(arguments)
     measures = _measures(arguments.measures)
     resolve_options(arguments, measures)
-    protocol = protocol_of(arguments)
+    protocols = protocols_of(arguments)
+    given = [protocol.name for protocol in protocols if protocol.class_selection == "given"]
+    if given and arguments.explain != "label":
+        raise UsageError(f"--protocol {given[0]} explains a given class; add --explain label")
     out = prepare_folder(arguments.out)
     partial = out / PARTIAL
     check_partial(partial)
@@ -92,7 +95,7 @@ def run(arguments: Any) -> None:
         try:
             return CAMComparison(
                 sources,
-                protocol=protocol,
+                protocols=protocols,
                 measures=measures,
                 per_sample=True,
                 num_classes=arguments.num_classes,

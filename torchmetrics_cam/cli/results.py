@@ -66,7 +66,7 @@ def results_of(comparison: CAMComparison, class_names: Sequence[str] | None) -> 
         "format": FORMAT,
         "methods": list(comparison.methods),
         "comparison": json.loads(table.to_json()),
-        "protocol_text": str(table.protocol),
+        "protocol_text": "\n".join(map(str, comparison.protocols)),
         "win_rates": {measure.name: _win_rate(comparison, measure.name) for measure in comparison.measures},
         "paired": _paired_differences(comparison),
         "per_class": _per_class(comparison, class_names),
