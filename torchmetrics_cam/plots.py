@@ -198,8 +198,9 @@ def rankings_figure(
             for position, protocol, rank in zip(positions, one["protocols"], ranks, strict=True):
                 if rank is not None:
                     value = f"{one['values'][protocol][method]:.3f}"
-                    offset = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
-                    panel.annotate(value, (position, rank), fontsize=7, **offset)
+                    place = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+                    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+                    panel.annotate(value, (position, rank), fontsize=7, bbox=behind, **place)
         names = [plain_text(protocol) for protocol in one["protocols"]]
         panel.set_xticks(positions, names, rotation=20, ha="right", fontsize=8)
         panel.set_xlim(-0.4, len(names) - 0.6)

@@ -123,27 +123,28 @@ def describe_rankings(rankings: Rankings, title: str) -> str:
         rankings: the rankings by one measure.
         title: the name of the measure in tables.
     """
-    protocols = ", ".join(rankings.protocols)
-    leaders = set(rankings.leaders.values())
-    if len(leaders) == 1 and all(leaders):
-        (names,) = leaders
-        sentences = [f"{title}: {_listed(names)} {'leads' if len(names) == 1 else 'lead'} under {protocols}."]
+    protocols_of: dict[tuple[str, ...], list[str]] = {}
+    for protocol, names in rankings.leaders.items():
+        protocols_of.setdefault(names, []).append(protocol)
+    led = [
+        f"{_listed(names) if names else 'no method'} under {_listed(protocols)}"
+        for names, protocols in protocols_of.items()
+    ]
+    if len(led) == 1:
+        (names,) = protocols_of
+        sentences = [f"{title}: best is {led[0]}." if len(names) < 2 else f"{title}: best are {led[0]}."]
     else:
-        led = [
-            f"{_listed(names) if names else 'no method'} under {protocol}"
-            for protocol, names in rankings.leaders.items()
-        ]
-        sentences = [f"{title}: the leader depends on the protocol: {'; '.join(led)}."]
+        sentences = [f"{title}: the best method depends on the protocol: {'; '.join(led)}."]
     reversals = [order for order in rankings.orders if order.reversed_under]
     count = len(rankings.orders)
     if count:
         sentences.append(
-            f"Of {count} orders of two methods, {count - len(reversals)} hold under all protocols and"
-            f" {len(reversals)} reverse."
+            f"Of {count} {'order' if count == 1 else 'orders'} of two methods, {count - len(reversals)} hold"
+            f" under all protocols and {len(reversals)} reverse."
         )
     significant = [order for order in reversals if order.is_significant]
     sentences += [
-        f"{order.better} before {order.worse} reverses under {', '.join(order.reversed_under)}, significantly"
+        f"{order.better} before {order.worse} reverses under {_listed(order.reversed_under)}, significantly"
         " in both directions."
         for order in significant
     ]
