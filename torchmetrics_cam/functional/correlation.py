@@ -58,11 +58,11 @@ def single_deletion(maps: Tensor, drops: Tensor, *, reduction: Reduction = "mean
             f"drops has shape {tuple(drops.shape)} and maps {tuple(maps.shape)}; drops must be (g**{dims},"
             f" {len(maps)}), one for each cell of a grid with g cells along each axis and each map"
         )
-    cells = grid_cells(maps.shape[1:], per_axis, device=maps.device).flatten(1)
-    values = (maps.flatten(1).to(sum_dtype(maps.device)) / _RESOLUTION).round()
+    sums = cell_sums(maps, cell_numbers(maps.shape[1:], per_axis, device=maps.device), len(drops))
     # The cells of a constant map would differ where they have not all the same number of pixels.
+    values = _rounded(maps)
     constant = values.amax(1) == values.amin(1)
-    correlation = rank_correlation(values @ cells.to(values.dtype).T, drops.T)
+    correlation = rank_correlation(sums, drops.T)
     return reduce_samples(correlation.where(~constant, torch.nan).to(value_dtype(maps)), reduction)
 
 
@@ -133,19 +133,55 @@ def grid_cells(size: Sequence[int], per_axis: int, *, device: torch.device | str
                 [0, 0, 1, 1, 1]], dtype=torch.int32)
 
     """
-    if not 1 <= per_axis <= min(size):
-        raise ValueError(
-            f"an image of {' x '.join(map(str, size))} pixels has no grid of {per_axis} cells along each"
-            f" axis; choose a number from 1 to {min(size)}"
-        )
+    cells = torch.arange(per_axis ** len(size), device=device)
+    return cell_numbers(size, per_axis, device=device) == cells.view(-1, *(1,) * len(size))
+
+
+def cell_numbers(size: Sequence[int], per_axis: int, *, device: torch.device | str | None = None) -> Tensor:
+    """Return the number of the cell that each pixel is in, int64, ``(*size)``; see `grid_cells`.
+
+    Raises:
+        ValueError: if an axis has fewer pixels than cells, or ``per_axis`` is not positive.
+    """
+    check_grid(size, per_axis)
     numbers = torch.zeros((), dtype=torch.int64, device=device)
     for side in size:
         first_pixels = (torch.arange(per_axis, device=device) * side / per_axis).round()
         pixels = torch.arange(side, device=device)
         cell = (pixels.unsqueeze(1) >= first_pixels).sum(1) - 1
         numbers = numbers.unsqueeze(-1) * per_axis + cell
-    cells = torch.arange(per_axis ** len(size), device=device)
-    return numbers == cells.view(-1, *(1,) * len(size))
+    return numbers
+
+
+def check_grid(size: Sequence[int], per_axis: int) -> None:
+    """Validate that an image has a grid of so many cells.
+
+    Raises:
+        ValueError: if an axis has fewer pixels than cells, or ``per_axis`` is not positive.
+    """
+    if not 1 <= per_axis <= min(size):
+        raise ValueError(
+            f"an image of {' x '.join(map(str, size))} pixels has no grid of {per_axis} cells along each"
+            f" axis; choose a number from 1 to {min(size)}"
+        )
+
+
+def cell_sums(maps: Tensor, numbers: Tensor, cells: int) -> Tensor:
+    """Return the sum of each map over each cell, in float64 where the device has it, ``(N, cells)``.
+
+    Args:
+        maps: in [0, 1], ``(N, *spatial)``, summed with a resolution of 1e-9.
+        numbers: as `cell_numbers`.
+        cells: the number of cells.
+    """
+    values = _rounded(maps)
+    sums = values.new_zeros(len(maps), cells).index_add(1, numbers.flatten(), values)
+    return sums * _RESOLUTION
+
+
+def _rounded(maps: Tensor) -> Tensor:
+    """Return the values of each map as multiples of the resolution, integers in ``sum_dtype``, ``(N, P)``."""
+    return (maps.flatten(1).to(sum_dtype(maps.device)) / _RESOLUTION).round()
 
 
 def random_subsets(images: Tensor, units: int, *, size: int, count: int, seed: int) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from torchmetrics_cam.cams.source import CAMSource
@@ -175,7 +176,9 @@ def _single_deletion(batch: Batch) -> Tensor:
 
 
 def _faithfulness_correlation(batch: Batch) -> Tensor:
-    return faithfulness_correlation(batch.subset_sums, batch.subset_drops, reduction="none")
+    # The sums of a constant map would differ where the cells have not all the same number of pixels.
+    sums = batch.subset_sums.where(~batch.degenerate, torch.nan)
+    return faithfulness_correlation(sums, batch.subset_drops, reduction="none")
 
 
 def _max_sensitivity(batch: Batch) -> Tensor:

@@ -191,21 +191,25 @@ class Replacement(Perturbation):
 
 @dataclass(frozen=True)
 class Hiding(Perturbation):
-    """The images with given pixels replaced, which do not depend on a map.
+    """The images with some cells of a grid replaced, which do not depend on a map.
 
     Args:
         images: ``(N, C, *spatial)``.
-        hidden: the pixels, bool, ``(N, *spatial)``.
+        hidden: which cells, bool, ``(N, cells)``.
+        numbers: the number of the cell that each pixel is in, ``(*spatial)``.
         baseline: the values that replace them, of a shape that broadcasts to the images.
     """
 
     images: Tensor
     hidden: Tensor
+    numbers: Tensor
     baseline: Tensor
 
     def perturb(self, chunk: slice) -> tuple[Tensor, Tensor]:
-        """Replace pixels of some of the images."""
-        return _replace(self.images, self.hidden[chunk], self.baseline, chunk)
+        """Replace cells of some of the images; one whose cells show the baseline already is unchanged."""
+        replaced = self.hidden[chunk].index_select(1, self.numbers.flatten())
+        result, _ = _replace(self.images, replaced.view(-1, *self.numbers.shape), self.baseline, chunk)
+        return result, (result == self.images[chunk]).flatten(1).all(1)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from torchmetrics_cam.baselines import baseline_values
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.functional._noise import hashed_noise
 from torchmetrics_cam.functional.adcc import map_correlation
-from torchmetrics_cam.functional.correlation import grid_cells, random_subsets
+from torchmetrics_cam.functional.correlation import cell_numbers, cell_sums, random_subsets
 from torchmetrics_cam.functional.curves import perturbed_counts, position_ranks
 from torchmetrics_cam.functional.sensitivity import sensitivity
-from torchmetrics_cam.functional.statistics import sum_dtype
 from torchmetrics_cam.model.scores import ScoreFunction
 from torchmetrics_cam.pipeline.explanation import Explanation
 from torchmetrics_cam.pipeline.perturb import (
@@ -29,6 +28,8 @@ from torchmetrics_cam.pipeline.perturb import (
 )
 from torchmetrics_cam.pipeline.pipeline import Pipeline
 from torchmetrics_cam.pipeline.sources import refuse_precomputed_maps
+
+_SUBSETS_SEED = 0x2545F491
 
 
 class PerturbedScores:
@@ -176,56 +177,59 @@ class PerturbedScores:
     @cached_property
     def cell_drops(self) -> Tensor:
         """How much the logit drops when a cell of a grid is hidden, the same for all sources, ``(S, N)``."""
-        images = self.explanations[0].images
-        cells = grid_cells(images.shape[2:], self.protocol.deletion_grid, device=images.device)
-        hidden = [cell.expand(len(images), *cell.shape) for cell in cells]
-        return self._drops(hidden, of_logits=True)
+        images, per_axis = self.explanations[0].images, self.protocol.deletion_grid
+        numbers = cell_numbers(images.shape[2:], per_axis, device=images.device)
+        cells = torch.eye(per_axis**numbers.ndim, dtype=torch.bool, device=images.device)
+        hidden = [cell.expand(len(images), -1) for cell in cells.unbind()]
+        return self._drops(hidden, numbers, of_logits=True)
 
     @cached_property
     def subset_drops(self) -> Tensor:
         """How much the score drops when a subset is hidden, the same for all sources, ``(S, N)``."""
-        cells = self._correlation_cells.unsqueeze(0).flatten(2)
-        hidden = [
-            # Each pixel is in one cell.
-            (subset.unsqueeze(2) & cells).any(1).view(-1, *self.explanations[0].images.shape[2:])
-            for subset in self.subsets.unbind(1)
-        ]
-        return self._drops(hidden)
+        return self._drops(self.subsets.unbind(1), self._correlation_cells)
 
     @cached_property
     def subset_sums(self) -> Tensor:
         """The sum of the map over each subset, ``(S, K, N)``."""
-        cells = self._correlation_cells.flatten(1)
-        maps = torch.stack([normalized_maps(one, self.protocol) for one in self.explanations]).flatten(2)
-        dtype = sum_dtype(maps.device)
-        masses = maps.to(dtype) @ cells.T.to(dtype)
-        return torch.einsum("nsc,knc->skn", self.subsets.to(dtype), masses)
+        numbers, cells = self._correlation_cells, self.subsets.shape[2]
+        maps = [normalized_maps(one, self.protocol) for one in self.explanations]
+        sums = torch.stack([cell_sums(one, numbers, cells) for one in maps])
+        return torch.einsum("nsc,knc->skn", self.subsets.to(sums.dtype), sums)
 
     @cached_property
     def subsets(self) -> Tensor:
         """The cells in each random subset, bool, ``(N, S, cells)``."""
-        cells, protocol = len(self._correlation_cells), self.protocol
+        protocol = self.protocol
+        cells = protocol.correlation_grid**self._correlation_cells.ndim
         return random_subsets(
             self.explanations[0].images,
             cells,
             size=min(max(round(protocol.correlation_fraction * cells), 1), cells - 1),
             count=protocol.correlation_subsets,
-            seed=0,
+            # Not that of a random map, which would then decide which cells are hidden.
+            seed=_SUBSETS_SEED,
         )
 
     @cached_property
     def _correlation_cells(self) -> Tensor:
+        """The number of the cell that each pixel is in, ``(*spatial)``."""
         images = self.explanations[0].images
-        return grid_cells(images.shape[2:], self.protocol.correlation_grid, device=images.device)
+        return cell_numbers(images.shape[2:], self.protocol.correlation_grid, device=images.device)
 
-    def _drops(self, hidden: Sequence[Tensor], *, of_logits: bool = False) -> Tensor:
-        """Return how much the score, or the logit, drops when pixels are hidden, ``(len(hidden), N)``."""
+    def _drops(self, hidden: Sequence[Tensor], numbers: Tensor, *, of_logits: bool = False) -> Tensor:
+        """Return how much the score, or the logit, drops when cells are hidden, ``(len(hidden), N)``.
+
+        Args:
+            hidden: which cells are hidden together, each bool, ``(N, cells)``.
+            numbers: the number of the cell that each pixel is in, ``(*spatial)``.
+            of_logits: whether the logit is meant.
+        """
         first = self.explanations[0]
         clean = first.logits if of_logits else first.scores
         with self.guarded():
             baseline = baseline_values(first.images, self.protocol.baseline)
             scores: Tensor = self.pipeline.score(
-                [Hiding(first.images, pixels, baseline) for pixels in hidden],
+                [Hiding(first.images, cells, numbers, baseline) for cells in hidden],
                 clean,
                 first.selector,
                 score_function=self.score_function,
@@ -246,7 +250,8 @@ class PerturbedScores:
                 noise = protocol.sensitivity_radius * noise.view_as(first.images)
                 noisy = self.pipeline.explain_again(
                     self.pipeline.sources,
-                    first.images + noise.to(first.images.dtype),
+                    # Rounded once, to the dtype of the model.
+                    (first.images + noise).to(first.images.dtype),
                     first.selector,
                     self.score_function,
                 )
