@@ -172,7 +172,7 @@ def test_messages_of_single_deletion():
         single_deletion(torch.rand(3, 8, 8), torch.rand(4, 2))
     with pytest.raises(
         ValueError,
-        match="an image of 3 x 9 pixels has no grid of 4 cells along each axis; choose a number from 1 to 3",
+        match="an image of 3 x 9 pixels has no grid of 4 cells along each axis; choose per_axis from 1 to 3",
     ):
         grid_cells((3, 9), 4)
     with pytest.raises(ValueError, match="has no grid of 0 cells"):

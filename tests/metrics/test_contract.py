@@ -28,8 +28,10 @@ from torchmetrics_cam import (
     ROAD,
     AverageDrop,
     AverageGain,
+    AverageSensitivity,
     CAMComparison,
     ClassificationMetric,
+    ClassSensitivity,
     Coherency,
     Complexity,
     DeletionAUC,
@@ -37,13 +39,17 @@ from torchmetrics_cam import (
     EnergyPointingGame,
     Entropy,
     EvaluationProtocol,
+    FaithfulnessCorrelation,
     IncreaseInConfidence,
     InsertionAUC,
     LocalizationAUC,
     MaskIoU,
+    MaxSensitivity,
     PointingGame,
     RelevanceRankAccuracy,
+    SingleDeletion,
     Sparseness,
+    SymmetricRelevanceGain,
     TopKIntersection,
 )
 from torchmetrics_cam.cams import CallableSource, GradCAM, PrecomputedMaps, UniformMap
@@ -51,7 +57,8 @@ from torchmetrics_cam.metrics.measures import MEASURES
 
 SCALAR = [
     AverageDrop, IncreaseInConfidence, AverageGain, DropInDeletion, DeletionAUC, InsertionAUC, ROAD, Complexity,
-    Sparseness, Entropy, Coherency, ADCC,
+    Sparseness, Entropy, Coherency, ADCC, SymmetricRelevanceGain, SingleDeletion, FaithfulnessCorrelation,
+    MaxSensitivity, AverageSensitivity, ClassSensitivity,
 ]  # fmt: skip
 LOCALIZATION = [
     EnergyPointingGame, PointingGame, MaskIoU, RelevanceRankAccuracy, LocalizationAUC, TopKIntersection,
@@ -76,7 +83,11 @@ def assert_same_states(metric, before):
 def test_rule_01_constants_are_of_the_class_and_cannot_be_set(net, cls):
     metric = cls(GradCAM(net, "body"))
     assert (cls.is_differentiable, cls.full_state_update) == (False, False)
-    other_bounds = {DropInDeletion: (None, 1.0), ROAD: (-0.5, 0.5), Entropy: (0.0, None)}
+    other_bounds = {DropInDeletion: (None, 1.0), ROAD: (-0.5, 0.5)}
+    other_bounds |= dict.fromkeys((Entropy, MaxSensitivity, AverageSensitivity), (0.0, None))
+    other_bounds |= dict.fromkeys(
+        (SymmetricRelevanceGain, SingleDeletion, FaithfulnessCorrelation), (-1.0, 1.0)
+    )
     bounds = other_bounds.get(cls, (0.0, 1.0))
     assert (cls.plot_lower_bound, cls.plot_upper_bound) == bounds
     for constant in ("higher_is_better", "is_differentiable", "full_state_update"):
@@ -87,7 +98,7 @@ def test_rule_01_constants_are_of_the_class_and_cannot_be_set(net, cls):
 
 
 def test_rule_01_higher_is_better_as_the_measure_says():
-    lower = {AverageDrop, DeletionAUC, Complexity, Entropy}
+    lower = {AverageDrop, DeletionAUC, Complexity, Entropy, MaxSensitivity, AverageSensitivity}
     assert {cls for cls in SCALAR if not cls.higher_is_better} == lower
     assert ClassificationMetric.higher_is_better is None
     for cls in SCALAR:

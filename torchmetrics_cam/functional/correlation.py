@@ -153,8 +153,13 @@ def cell_numbers(size: Sequence[int], per_axis: int, *, device: torch.device | s
     return numbers
 
 
-def check_grid(size: Sequence[int], per_axis: int) -> None:
+def check_grid(size: Sequence[int], per_axis: int, name: str = "per_axis") -> None:
     """Validate that an image has a grid of so many cells.
+
+    Args:
+        size: as for `grid_cells`.
+        per_axis: as for `grid_cells`.
+        name: the name of the setting that is ``per_axis``.
 
     Raises:
         ValueError: if an axis has fewer pixels than cells, or ``per_axis`` is not positive.
@@ -162,7 +167,7 @@ def check_grid(size: Sequence[int], per_axis: int) -> None:
     if not 1 <= per_axis <= min(size):
         raise ValueError(
             f"an image of {' x '.join(map(str, size))} pixels has no grid of {per_axis} cells along each"
-            f" axis; choose a number from 1 to {min(size)}"
+            f" axis; choose {name} from 1 to {min(size)}"
         )
 
 

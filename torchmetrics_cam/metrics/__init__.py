@@ -11,6 +11,7 @@ from torchmetrics_cam.metrics.confidence import (
     DropInDeletion,
     IncreaseInConfidence,
 )
+from torchmetrics_cam.metrics.correlation import FaithfulnessCorrelation, SingleDeletion
 from torchmetrics_cam.metrics.curves import ROAD, DeletionAUC, InsertionAUC, SymmetricRelevanceGain
 from torchmetrics_cam.metrics.localization import (
     EnergyPointingGame,
@@ -20,13 +21,16 @@ from torchmetrics_cam.metrics.localization import (
     RelevanceRankAccuracy,
     TopKIntersection,
 )
+from torchmetrics_cam.metrics.sensitivity import AverageSensitivity, ClassSensitivity, MaxSensitivity
 
 __all__ = [
     "ADCC",
     "ROAD",
     "AverageDrop",
     "AverageGain",
+    "AverageSensitivity",
     "CAMComparison",
+    "ClassSensitivity",
     "ClassificationMetric",
     "Coherency",
     "Complexity",
@@ -34,12 +38,15 @@ __all__ = [
     "DropInDeletion",
     "EnergyPointingGame",
     "Entropy",
+    "FaithfulnessCorrelation",
     "IncreaseInConfidence",
     "InsertionAUC",
     "LocalizationAUC",
     "MaskIoU",
+    "MaxSensitivity",
     "PointingGame",
     "RelevanceRankAccuracy",
+    "SingleDeletion",
     "Sparseness",
     "SymmetricRelevanceGain",
     "TopKIntersection",

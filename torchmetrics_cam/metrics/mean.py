@@ -28,6 +28,10 @@ class MeasureMetric(SingleSourceMetric):
         self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
         self._add_counts()
 
+    @property
+    def _checked_measures(self) -> tuple[Measure]:
+        return (self.measure,)
+
     def update(
         self,
         input_tensor: Tensor,

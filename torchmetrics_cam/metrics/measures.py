@@ -17,7 +17,7 @@ from torchmetrics_cam.functional.confidence import (
     drop_in_deletion,
     increase_in_confidence,
 )
-from torchmetrics_cam.functional.correlation import faithfulness_correlation, single_deletion
+from torchmetrics_cam.functional.correlation import check_grid, faithfulness_correlation, single_deletion
 from torchmetrics_cam.functional.curves import area_under_curve
 from torchmetrics_cam.functional.localization import (
     energy_pointing_game,
@@ -57,6 +57,8 @@ class Measure:
         further_maps: what the source has to explain beside the images: ``"the masked images"``, ``"noisy
             images"`` or ``"another class"``; empty for nothing.
         needs_objects: whether it compares the map with annotated objects.
+        needs_class: whether it has no meaning for targets.
+        grid: the field of the protocol that is the number of cells along each axis; empty for no grid.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Measure:
     elementwise: bool = False
     further_maps: FurtherMaps = ""
     needs_objects: bool = False
+    needs_class: bool = False
+    grid: str = ""
 
     def summary(self) -> dict[str, Any]:
         """Return name, title and direction, as tables and figures need them."""
@@ -102,6 +106,17 @@ class Measure:
         """
         if self.further_maps:
             refuse_precomputed_maps(sources, self.title, self.further_maps)
+
+    def check_batch(self, images: Any, targets: Any, protocol: EvaluationProtocol) -> None:
+        """Validate what this measure needs of a batch, before the model runs.
+
+        Raises:
+            ValueError: if targets are given and it needs a class, or the images are smaller than its grid.
+        """
+        if targets is not None and self.needs_class:
+            raise ValueError(f"targets were given, and {self.title} needs a class; pass class_idx instead")
+        if self.grid and isinstance(images, Tensor) and images.ndim > 2:
+            check_grid(images.shape[2:], getattr(protocol, self.grid), self.grid)
 
 
 def _of_scores(
@@ -281,13 +296,22 @@ MEASURES = {
             elementwise=True,
         ),
         Measure("adcc", "ADCC", _adcc, (0, 1), relative=True, of_map=True, further_maps="the masked images"),
-        Measure("single_deletion", "Single Deletion", _single_deletion, (-1, 1), of_map=True),
+        Measure(
+            "single_deletion",
+            "Single Deletion",
+            _single_deletion,
+            (-1, 1),
+            of_map=True,
+            needs_class=True,
+            grid="deletion_grid",
+        ),
         Measure(
             "faithfulness_correlation",
             "Faithfulness Correlation",
             _faithfulness_correlation,
             (-1, 1),
             of_map=True,
+            grid="correlation_grid",
         ),
         Measure(
             "max_sensitivity",
@@ -314,6 +338,7 @@ MEASURES = {
             (0, 1),
             of_map=True,
             further_maps="another class",
+            needs_class=True,
         ),
         Measure(
             "energy_pointing_game",
