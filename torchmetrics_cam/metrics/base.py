@@ -17,7 +17,6 @@ from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.functional.statistics import sum_dtype
 from torchmetrics_cam.metrics.arguments import Average, check_averaging
 from torchmetrics_cam.metrics.compute_groups import identity, keep_own
-from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.model.compiled import Compilation
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
 from torchmetrics_cam.pipeline.batch import Batch
@@ -148,11 +147,6 @@ class CAMMetric(Metric):
         super().persistent(mode)
         self._persistent["identity"] = False
 
-    @property
-    def _checked_measures(self) -> Sequence[Measure]:
-        """The measures whose demands on a batch are checked before the model runs."""
-        return ()
-
     @contextmanager
     def _explained(
         self,
@@ -169,9 +163,6 @@ class CAMMetric(Metric):
             raise ValueError(
                 f"average={self.average!r} is over classes, and targets have none; pass class_idx instead"
             )
-        for measure in self._checked_measures:
-            for protocol in self._pipeline.protocols:
-                measure.check_batch(images, targets, protocol)
         with self._pipeline.active(images):
             batch = Batch.of(
                 self._pipeline,

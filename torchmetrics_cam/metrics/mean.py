@@ -28,10 +28,6 @@ class MeasureMetric(SingleSourceMetric):
         self.add_state("value", self._zeros(torch.float64), dist_reduce_fx="sum")
         self._add_counts()
 
-    @property
-    def _checked_measures(self) -> tuple[Measure]:
-        return (self.measure,)
-
     def update(
         self,
         input_tensor: Tensor,
@@ -56,6 +52,7 @@ class MeasureMetric(SingleSourceMetric):
             TypeError: if an argument is of a wrong type.
             ValueError: if an argument does not fit the model or the others. The states are unchanged then.
         """
+        self.measure.check_batch(input_tensor, targets, self.protocol)
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams) as batch:
             self._accumulate(batch)
 

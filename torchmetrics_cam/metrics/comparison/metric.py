@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import product
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from torchmetrics_cam.metrics.comparison.table import (
 )
 from torchmetrics_cam.metrics.compute_groups import keep_own
 from torchmetrics_cam.metrics.curves import curve_fractions, resampled_curves
-from torchmetrics_cam.metrics.measures import DEFAULT_MEASURES, MEASURES, Measure
+from torchmetrics_cam.metrics.measures import DEFAULT_MEASURES, MEASURES
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
 from torchmetrics_cam.pipeline.batch import Batch
 from torchmetrics_cam.pipeline.pipeline import Pipeline, Scorer, ValidateArgs
@@ -249,6 +250,8 @@ class CAMComparison(SampleMetric):
         maps = maps_by_source(self.sources, cams)
         if objects is not None or any(measure.needs_objects for measure in self.measures):
             check_objects(objects, input_tensor)
+        for measure, protocol in product(self.measures, self.protocols):
+            measure.check_batch(input_tensor, targets, protocol)
         return self._explained(
             input_tensor, class_idx, targets=targets, cams=maps, objects=objects, methods=self.methods
         )
@@ -316,10 +319,6 @@ class CAMComparison(SampleMetric):
             self.curves = self.curves + self._sum(batch, curves.movedim(3, 0))
         self._count_outputs(batch, valid.any(0))
         self._record(first, batch.class_idx, index)
-
-    @property
-    def _checked_measures(self) -> tuple[Measure, ...]:
-        return self.measures
 
     def _sum_of_each(self, batch: Batch, values: Sequence[Tensor]) -> Tensor:
         """Sum values ``(N, *shape)`` under each protocol, ``(P, *shape)``."""
