@@ -217,10 +217,12 @@ def test_every_measure_over_ranks_equals_that_of_one_process(ranks, one_process,
     # Two methods and three controls with two bounds each, and the metric of this measure, if there is one.
     assert len(keys) == 5 * 3 + (measure in CLASSES)
     expected = {key: one_process[key] for key in keys}
-    assert not any(value.isnan() for value in expected.values())
+    # A constant map has no correlation, and values that are 0 for all images have no interval.
+    undefined = {key.split("/")[0] for key, value in expected.items() if value.isnan()}
+    assert undefined <= {"uniform map", "center map"}
     for found in ranks:
         theirs = {key: found[split][key] for key in keys}
-        torch.testing.assert_close(theirs, expected, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(theirs, expected, rtol=1e-6, atol=1e-9, equal_nan=True)
 
 
 def test_every_measure_differs_on_single_ranks(one_process):

@@ -352,6 +352,7 @@ def _notes(
         if defined:
             notes += coverage_notes([measure], min(defined))
         notes += _undefined_note(rows, measure)
+    notes += _sensitivity_notes({measure.name for measure in statistics.measures})
     # For very few images it is the same sentence for each measure.
     notes = list(dict.fromkeys(notes))
     if statistics.average == "macro":
@@ -359,6 +360,21 @@ def _notes(
         if single:
             notes.append(f"{single} classes have one image, so a mean over classes has no interval.")
     return notes
+
+
+def _sensitivity_notes(measures: set[str]) -> list[str]:
+    """Return a sentence about a sensitivity that is measured without its counterpart."""
+    has_noise = bool(measures & {"max_sensitivity", "average_sensitivity"})
+    if has_noise and "class_sensitivity" not in measures:
+        return [
+            "A map that never changes has a sensitivity of 0, the best: class_sensitivity would catch it."
+        ]
+    if "class_sensitivity" in measures and not has_noise:
+        return [
+            "Noise that is new in each map has a class sensitivity near 1, the best: max_sensitivity would"
+            " catch it."
+        ]
+    return []
 
 
 def _undefined_note(rows: Sequence[Mapping[str, Any]], measure: Measure) -> list[str]:
