@@ -99,9 +99,12 @@ class CAMComparison(SampleMetric):
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         measures: the names of the measures; the first one orders the table. ``"average_drop"``,
             ``"increase_in_confidence"`` and ``"average_gain"`` by default; ``"drop_in_deletion"``,
-            ``"deletion_auc"``, ``"insertion_auc"``, ``"road"``, ``"complexity"``, ``"coherency"``,
-            ``"adcc"``, ``"relative_drop"`` (ADCC's, whatever the protocol's is) and, with ``objects`` in
-            ``update``, ``"energy_pointing_game"``, ``"pointing_game"`` and ``"mask_iou"``.
+            ``"deletion_auc"``, ``"insertion_auc"``, ``"symmetric_relevance_gain"``, ``"road"``,
+            ``"single_deletion"``, ``"faithfulness_correlation"``, ``"complexity"``, ``"sparseness"``,
+            ``"entropy"``, ``"coherency"``, ``"adcc"``, ``"relative_drop"`` (ADCC's, whatever the protocol's
+            is), ``"max_sensitivity"``, ``"average_sensitivity"``, ``"class_sensitivity"`` and, with
+            ``objects`` in ``update``, ``"energy_pointing_game"``, ``"pointing_game"``, ``"mask_iou"``,
+            ``"relevance_rank_accuracy"``, ``"localization_auc"`` and ``"top_k_intersection"``.
         controls: whether `UniformMap`, `RandomMap` and `CenterMap` are compared too.
         per_sample: whether to keep a row for each image, for `samples`. Memory then grows with their number.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
