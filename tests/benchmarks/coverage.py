@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from fashion_mnist import DATA, EVALUATION_BATCH, TARGET_LAYER, load, trained
-from results import THREADS, environment, parser, table, write
+from results import environment, parser, table, write
 from scipy import stats
 
 from torchmetrics_cam import CAMComparison, EvaluationProtocol
@@ -103,7 +103,7 @@ def coverage(measure: Measure, values: np.ndarray) -> dict[str, Any]:
             "images": len(column),
             "mean": truth,
             "standard_deviation": float(column.std(dtype=np.float64)),
-            "skewness": float(stats.skew(column.astype(np.float64))),
+            "skewness": float(stats.skew(column.astype(np.float64))) if np.ptp(column) else None,
             "before": before,
             "after": after,
         }
@@ -116,7 +116,9 @@ def coverage(measure: Measure, values: np.ndarray) -> dict[str, Any]:
         "before": [covered(normal_interval(found), truth) for found in estimates],
         "after": [covered(found.interval(), truth) for found in estimates],
     }
-    result["outside"] = outside([one["after"] for one in result["methods"].values()])
+    # Values that are all equal have no distribution whose mean could be missed.
+    varying = [one["after"] for one in result["methods"].values() if one["standard_deviation"] > 0]
+    result["outside"] = outside(varying)
     result["difference"]["outside"] = outside([result["difference"]["after"]])
     return result
 
@@ -135,7 +137,8 @@ def report(result: Mapping[str, Any]) -> str:
     rows, pairs = [], []
     for one in result["measures"].values():
         for method, part in one["methods"].items():
-            facts = (one["title"], method, f"{part['mean']:.3f}", f"{part['skewness']:.1f}")
+            skewness = "-" if part["skewness"] is None else f"{part['skewness']:.1f}"
+            facts = (one["title"], method, f"{part['mean']:.3f}", skewness)
             rows.append((*facts, *_cells(part)))
         pairs.append((one["title"], f"{one['difference']['mean']:.3f}", *_cells(one["difference"])))
     wrong = [
@@ -154,7 +157,7 @@ are in `coverage.json`.
 
 Means: Student's t on the logit scale of the measure's range (the logarithm for a range with one end), with the bound of
 Clopper and Pearson for a mean at an end of the range. Increase in Confidence is a proportion, with Wilson's interval before and
-after.
+after. Where the skewness is missing, all images have one value: the random map is the same for every class.
 
 ## Paired differences: Grad-CAM minus the random map
 
@@ -197,7 +200,8 @@ def main() -> int:
         result = json.loads(arguments.out.with_suffix(".json").read_text())
         arguments.out.with_suffix(".md").write_text(report(result) + "\n")
         return 0
-    torch.set_num_threads(THREADS)
+    # With one thread, a later run that adds measures to the cache trains the same network.
+    torch.set_num_threads(1)
     machine = environment()
     values = values_of_images(arguments.data, arguments.cache)
     measures = {name: coverage(MEASURES[name], column) for name, column in values.items()}

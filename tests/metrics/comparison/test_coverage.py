@@ -47,11 +47,13 @@ def interval_of_mean(name: str, sums: tuple[torch.Tensor, torch.Tensor, torch.Te
 
 @pytest.mark.parametrize("size", [20, 30, 50, 100, 300])
 def test_intervals_of_real_values_cover_the_true_mean_and_difference(size):
-    assert len(VALUES) >= 11
     for name, both in VALUES.items():
         for values in both.T:
             values = values[np.isfinite(values)]
             share = covered(interval_of_mean(name, samples_of(values, size)), values)
+            if np.ptp(values) == 0:
+                assert share == 1
+                continue
             expected = OF_MEANS.get(name, {}).get(size, 0.95)
             assert min(LOWEST, expected - 0.02) <= share <= max(HIGHEST, expected + 0.01), (name, share)
         apart = both[:, 0].astype(np.float64) - both[:, 1]
