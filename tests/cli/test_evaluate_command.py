@@ -20,6 +20,7 @@ import torch
 from conftest import small_net
 from PIL import Image
 from processes import Command
+from scipy import stats
 from sklearn.datasets import load_digits
 
 from torchmetrics_cam import AverageDrop, CAMComparison
@@ -827,7 +828,7 @@ def test_compare_pairs_the_same_images(inside, whole, tmp_path, capsys):
             for n in shared
         ]
     )
-    reach = 1.959964 * gaps.std(ddof=1) / len(gaps) ** 0.5
+    reach = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / len(gaps) ** 0.5
     assert f"| {gaps.mean():+.3f} ({gaps.mean() - reach:+.3f} to {gaps.mean() + reach:+.3f}) |" in printed
 
 

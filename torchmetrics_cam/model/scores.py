@@ -149,7 +149,8 @@ class ScoreSelector:
                 f" scores is {classes}; it must be at least 2, and other_class None or an index below it"
             )
         if other_class is None:
-            others = scores.scatter(1, self.class_idx.unsqueeze(1), -torch.inf).argmax(1)
+            plain = scores.as_subclass(Tensor)
+            others = plain.scatter(1, self.class_idx.unsqueeze(1), -torch.inf).argmax(1)
         else:
             others = torch.full_like(self.class_idx, other_class)
         return ScoreSelector(others, num_classes=self.num_classes)
