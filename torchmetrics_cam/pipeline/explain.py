@@ -42,7 +42,7 @@ class _CleanScores:
     Args:
         scores: of all classes, without a graph.
         selector: of the class or target that the maps explain.
-        selected: the score of the explained class or target, ``(N,)``, also for a question of another class.
+        selected: the score of that class or target, ``(N,)``.
         normalized_twice: as in `Explanation`.
     """
 
