@@ -119,7 +119,7 @@ def test_a_constant_map_is_excluded_and_counted(net, images, metric_class):
 
 @pytest.mark.parametrize("metric_class", METRICS.values())
 def test_images_smaller_than_the_grid_are_refused_before_the_model_runs(net, images, metric_class):
-    grid = metric_class.measure.grid
+    grid = metric_class.measure.size_field
     metric = metric_class(GradCAM(net, "body"), protocol=EvaluationProtocol(**{grid: 13}))
     comparison = CAMComparison(
         {"one": GradCAM(net, "body")}, measures=[metric_class.measure.name], protocol=metric.protocol

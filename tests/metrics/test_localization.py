@@ -146,10 +146,14 @@ def test_more_highest_pixels_than_an_image_has_are_refused_and_nothing_changes(n
         CAMComparison({"one": GradCAM(net, "body")}, measures=MEASURES),
     ):
         before = metric.metric_state
-        with pytest.raises(
-            ValueError, match=r"choose a number from 1 to 143, in a protocol with Eval.*top_k=..."
+        with (
+            Calls(net) as calls,
+            pytest.raises(
+                ValueError, match=r"choose a number from 1 to 143, in a protocol with Eval.*top_k=..."
+            ),
         ):
             metric.update(images, objects=objects)
+        assert calls.batches == []
         assert metric.update_count == 0
         torch.testing.assert_close(metric.metric_state, before)
     with pytest.raises(ValueError, match=r"top_k=0\): it must be a positive integer"):

@@ -226,15 +226,23 @@ def top_k_intersection(maps: Tensor, objects: Tensor, *, k: int, reduction: Redu
         (tensor(1.), tensor(0.5000))
 
     """
-    pixels = maps[0].numel()
+    check_top_k(maps[0].numel(), k)
+    size = objects.flatten(1).sum(1)
+    values = _share_of_highest(maps, objects, torch.full_like(size, k))
+    return reduce_samples(values.where(size > 0, torch.nan), reduction)
+
+
+def check_top_k(pixels: int, k: int) -> None:
+    """Validate the number of highest pixels.
+
+    Raises:
+        ValueError: if a map has no more pixels than this.
+    """
     if not 1 <= k < pixels:
         raise ValueError(
             f"the {k} highest pixels of maps with {pixels} pixels say nothing about the maps; choose a number"
             f" from 1 to {pixels - 1}, in a protocol with EvaluationProtocol(top_k=...)"
         )
-    size = objects.flatten(1).sum(1)
-    values = _share_of_highest(maps, objects, torch.full_like(size, k))
-    return reduce_samples(values.where(size > 0, torch.nan), reduction)
 
 
 def boxes_to_objects(boxes: Tensor, size: Sequence[int]) -> Tensor:

@@ -47,6 +47,7 @@ class LocalizationMetric(MeasureMetric):
                 states are unchanged then.
         """
         check_objects(objects, input_tensor)
+        self.measure.check_batch(input_tensor, targets, self.protocol)
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams, objects=objects) as batch:
             self._accumulate(batch)
 

@@ -20,6 +20,7 @@ from torchmetrics_cam.functional.confidence import (
 from torchmetrics_cam.functional.correlation import check_grid, faithfulness_correlation, single_deletion
 from torchmetrics_cam.functional.curves import area_under_curve
 from torchmetrics_cam.functional.localization import (
+    check_top_k,
     energy_pointing_game,
     localization_auc,
     mask_iou,
@@ -58,7 +59,7 @@ class Measure:
             images"`` or ``"another class"``; empty for nothing.
         needs_objects: whether it compares the map with annotated objects.
         needs_class: whether it has no meaning for targets.
-        grid: the field of the protocol that is the number of cells along each axis; empty for no grid.
+        size_field: the field of the protocol that the images may be too small for; empty for none.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Measure:
     further_maps: FurtherMaps = ""
     needs_objects: bool = False
     needs_class: bool = False
-    grid: str = ""
+    size_field: str = ""
 
     def summary(self) -> dict[str, Any]:
         """Return name, title and direction, as tables and figures need them."""
@@ -111,12 +112,16 @@ class Measure:
         """Validate what this measure needs of a batch, before the model runs.
 
         Raises:
-            ValueError: if targets are given and it needs a class, or the images are smaller than its grid.
+            ValueError: if targets are given and it needs a class, or the images are too small.
         """
         if targets is not None and self.needs_class:
             raise ValueError(f"targets were given, and {self.title} needs a class; pass class_idx instead")
-        if self.grid and isinstance(images, Tensor) and images.ndim > 2:
-            check_grid(images.shape[2:], getattr(protocol, self.grid), self.grid)
+        if self.size_field and isinstance(images, Tensor) and images.ndim > 2:
+            size, value = images.shape[2:], getattr(protocol, self.size_field)
+            if self.size_field == "top_k":
+                check_top_k(size.numel(), value)
+            else:
+                check_grid(size, value, self.size_field)
 
 
 def _of_scores(
@@ -303,7 +308,7 @@ MEASURES = {
             (-1, 1),
             of_map=True,
             needs_class=True,
-            grid="deletion_grid",
+            size_field="deletion_grid",
         ),
         Measure(
             "faithfulness_correlation",
@@ -311,7 +316,7 @@ MEASURES = {
             _faithfulness_correlation,
             (-1, 1),
             of_map=True,
-            grid="correlation_grid",
+            size_field="correlation_grid",
         ),
         Measure(
             "max_sensitivity",
@@ -371,6 +376,7 @@ MEASURES = {
             "Top-K Intersection",
             _top_k_intersection,
             (0, 1),
+            size_field="top_k",
             of_map=True,
             needs_objects=True,
         ),
