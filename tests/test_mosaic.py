@@ -116,7 +116,7 @@ def test_the_energy_in_the_tile_against_numpy():
 # Draws
 
 
-def test_a_partner_is_any_image_of_another_class_with_the_same_probability():
+def test_a_partner_is_of_any_other_class_with_the_same_probability():
     labels = [0, 0, 1, 1, 1, 1, 1, 2, 3, 3]
     images = numbered(labels, (4,))
     partners, positions = Counter(), Counter()
@@ -126,9 +126,25 @@ def test_a_partner_is_any_image_of_another_class_with_the_same_probability():
         partners[int(partner)] += 1
         positions[item["objects"].tolist().index(True)] += 1
     assert set(partners) == set(range(2, 10))
-    assert stats.chisquare(list(partners.values())).pvalue > 0.01
+    of_classes = Counter(labels[partner] for partner in partners.elements())
+    assert stats.chisquare(list(of_classes.values())).pvalue > 0.01
+    assert stats.chisquare([partners[index] for index in range(2, 7)]).pvalue > 0.01
     assert set(positions) == {0, 2}
     assert stats.chisquare(list(positions.values())).pvalue > 0.01
+
+
+def test_a_map_that_ignores_the_class_has_the_tiles_share_over_the_classes_however_frequent_they_are():
+    """It highlights the image of the lowest class that the mosaic shows, whichever is explained."""
+    labels = [0] * 600 + [1] * 60 + [2] * 60 + [3] * 60 + [4] * 60 + [5] * 60
+    mosaics = MosaicDataset([(torch.full((1, 2, 2), float(label)), label) for label in labels])
+    hits = {label: [] for label in range(6)}
+    for item in mosaics:
+        image, objects = item["input_tensor"][0], item["objects"]
+        hits[item["class_idx"]].append(float(objects[image == image.min()].all()))
+    over_images = np.mean([hit for of_class in hits.values() for hit in of_class])
+    over_classes = np.mean([np.mean(of_class) for of_class in hits.values()])
+    assert over_images > 0.5
+    assert over_classes == pytest.approx(0.25, abs=0.04)
 
 
 def test_mosaics_depend_only_on_the_seed_and_the_index():

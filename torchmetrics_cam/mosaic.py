@@ -30,8 +30,10 @@ class MosaicDataset(Dataset[Mosaic | None]):
     r"""Mosaics of images of different classes: localization without annotated objects.
 
     Item i explains image i of a labeled dataset: a mosaic of this image and of images of other classes, the
-    label of this image, and the mask of its tile. A map that explains the label should lie on this tile. Of a
-    map that ignores the label, on average the tile's share of the mosaic lies there: 1/4 for 2 x 2 tiles.
+    label of this image, and the mask of its tile. A map that explains the label should lie on this tile. Of
+    a map that ignores the label, on average the tile's share of the mosaic lies there, 1/4 for 2 x 2 tiles,
+    if every class has equally many images, and in any case in the mean over the classes (``average="macro"``
+    of a metric). In the mean over the images, a map that always highlights the most frequent class has more.
 
     An item is a dict with the arguments of a localization metric's ``update``, so a default dataloader gives
     batches for ``metric.update(**batch)``, and `torchmetrics_cam.lightning.evaluate` takes the dataset as it
@@ -41,9 +43,10 @@ class MosaicDataset(Dataset[Mosaic | None]):
     - ``class_idx``: the label of the explained image
     - ``objects``: the pixels of its tile, bool, ``(*spatial)``
 
-    The position of the explained image is drawn uniformly. Each other image is drawn uniformly from the
-    images whose class the mosaic does not contain yet. All draws depend only on the seed, the index and the
-    labels, so an item is the same in every process, batch and order, and no global random generator is used.
+    The position of the explained image is drawn uniformly. Each other image is drawn from a class that the
+    mosaic does not contain yet, uniformly from these classes and from the images of the class. All draws
+    depend only on the seed, the index and the labels, so an item is the same in every process, batch and
+    order, and no global random generator is used.
 
     In the source paper, every image of a grid is explained in turn, images keep their size, and only images
     are used that the network classifies correctly with a confidence of at least 0.5. For its values, pass a
@@ -174,9 +177,8 @@ class MosaicDataset(Dataset[Mosaic | None]):
                     f"only {len(partners) + 1} classes have images that can be read, and a mosaic needs"
                     f" {self._tile_count}; pass fewer tiles, or a dataset with more classes"
                 )
-            # In proportion to the size of a class, so that every image has the same probability.
-            sizes = [len(indices) for indices in members.values()]
-            (class_idx,) = generator.choices(list(members), sizes)
+            # Whatever the size of a class: over the classes, each is explained as often as it is shown.
+            class_idx = generator.choice(list(members))
             partner = generator.choice(members[class_idx])
             image = self._read(partner)
             if image is not None:

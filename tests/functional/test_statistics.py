@@ -181,8 +181,18 @@ def test_p_values_equal_scipys_and_are_defined_for_a_standard_error_of_0():
     found = estimate(*sums(values))
     np.testing.assert_allclose(found.p_value(), stats.ttest_1samp(values, 0, axis=1).pvalue, rtol=1e-9)
     constant = estimate(torch.tensor(5), torch.tensor([0.0, 5.0]), torch.tensor([0.0, 5.0]))
-    assert constant.p_value().tolist() == [1, 0]
+    # Of five equal signs, that of the sign test: two sides of 1/32.
+    assert constant.p_value().tolist() == [1, pytest.approx(stats.binomtest(5, 5).pvalue)]
     assert estimate(torch.tensor(1), torch.tensor(0.0), torch.tensor(0.0)).p_value().isnan()
+
+
+def test_a_few_equal_values_of_0_and_1_are_not_significant():
+    """Of pairs of 0 and 1 drawn by chance, about 5 of 100 samples of any size are significant at most."""
+    generator = np.random.default_rng(0)
+    for count in (2, 3, 4, 5, 6, 8):
+        differences = generator.integers(0, 2, (20_000, count)) - generator.integers(0, 2, (20_000, count))
+        p_values = estimate(*sums(differences.astype(float))).p_value()
+        assert (p_values < 0.05).double().mean() < 0.06
 
 
 def test_wilson_interval_equals_scipys():

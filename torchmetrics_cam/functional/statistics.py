@@ -97,12 +97,15 @@ class Estimate:
     def p_value(self) -> Tensor:
         """Return the two-sided p-value of the null hypothesis that the true mean is 0, by Student's t test.
 
-        With a standard error of 0 it is 1 for a mean of 0, and 0 for any other mean. It is NaN where the
-        standard error is.
+        With a standard error of 0 it is 1 for a mean of 0. For any other mean all n samples have the same
+        value, which the t test cannot judge: a few equal values are ordinary where each sample is 0 or 1. The
+        p-value is then that of the sign test, :math:`2^{1 - n}`. It is NaN where the standard error is.
         """
         is_constant = self.standard_error == 0
         t = torch.where(is_constant, 0, self.mean.abs() / self.standard_error)
-        p_value = torch.where(is_constant & (self.mean != 0), 0, two_sided_tail(t, self.degrees_of_freedom))
+        of_equal_signs = torch.exp2(1 - self.count.to(t.dtype))
+        p_value = two_sided_tail(t, self.degrees_of_freedom)
+        p_value = torch.where(is_constant & (self.mean != 0), of_equal_signs, p_value)
         return torch.where(self.standard_error.isnan(), self.standard_error, p_value)
 
 

@@ -210,7 +210,8 @@ def describe_mosaic(tiles: int) -> str:
     """
     return (
         f"each image in a mosaic of {tiles} x {tiles} images of different classes, with its tile as the"
-        f" object; a map that ignores the class has 1/{tiles**2} of its sum on the tile, on average"
+        f" object; a map that ignores the class has 1/{tiles**2} of its sum on the tile on average, if the"
+        " classes have equally many images or the average is over classes"
     )
 
 
