@@ -130,7 +130,7 @@ def test_rankings_by_hand():
     assert (
         "Average Drop: the best method depends on the protocol: both under black; right under sides." in text
     )
-    assert "Of 3 orders of two methods, 1 hold under all protocols and 2 reverse." in text
+    assert "Of 3 orders of two methods, 1 holds under all protocols and 2 reverse." in text
     assert "both before right reverses under sides, significantly in both directions." in text
     assert "Complexity: best are left and right under black and sides." in text
 

@@ -138,9 +138,11 @@ def describe_rankings(rankings: Rankings, title: str) -> str:
     reversals = [order for order in rankings.orders if order.reversed_under]
     count = len(rankings.orders)
     if count:
+        holding = count - len(reversals)
         sentences.append(
-            f"Of {count} {'order' if count == 1 else 'orders'} of two methods, {count - len(reversals)} hold"
-            f" under all protocols and {len(reversals)} reverse."
+            f"Of {count} {'order' if count == 1 else 'orders'} of two methods, {holding}"
+            f" {'holds' if holding == 1 else 'hold'} under all protocols and {len(reversals)}"
+            f" {'reverses' if len(reversals) == 1 else 'reverse'}."
         )
     significant = [order for order in reversals if order.is_significant]
     sentences += [
