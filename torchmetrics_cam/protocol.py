@@ -175,6 +175,8 @@ class EvaluationProtocol:
         fraction = self.correlation_fraction
         if not (is_finite_number(fraction) and 0 < fraction < 1):
             raise ValueError(f"EvaluationProtocol(correlation_fraction={fraction!r}): it must lie in (0, 1)")
+        if not self.name.isprintable():
+            raise ValueError(f"EvaluationProtocol(name={self.name!r}): it must be one line of printable text")
         for field in BASELINES:
             object.__setattr__(self, field, as_baseline(getattr(self, field)))
         if not self.name:

@@ -366,15 +366,16 @@ def test_output_names_the_best_method_and_counts_unreadable_files(inside, tmp_pa
 
 def test_several_protocols_in_one_run(inside, tmp_path, capsys):
     """Another baseline, and fields that all protocols have in common."""
-    options = ["--protocol", "paper,paper:baseline=1.5,score_cam", "--measures", "average_drop,average_gain"]
+    given = "paper,paper:baseline=[1.5,1.5,1.5],score_cam"
+    options = ["--protocol", given, "--measures", "average_drop,average_gain"]
     assert main(arguments(tmp_path / "out", *options, "--normalize", "before_resize")) == 0
     printed = capsys.readouterr().out
     stored = results(tmp_path / "out")
     comparison = stored["comparison"]
     assert comparison["protocol"]["name"] == "modified paper"
     names = [one["protocol"]["name"] for one in comparison["further"]]
-    assert names == ["paper:baseline=1.5", "modified score_cam"]
-    assert [one["protocol"]["baseline"] for one in comparison["further"]] == ["1.5", "0.0"]
+    assert names == ["modified paper:baseline=[1.5,1.5,1.5]", "modified score_cam"]
+    assert [one["protocol"]["baseline"] for one in comparison["further"]] == ["(1.5, 1.5, 1.5)", "0.0"]
     assert {one["protocol"]["normalize"] for one in [comparison, *comparison["further"]]} == {"before_resize"}
     assert "Average Drop: " in printed
     assert all(ranking["description"] in printed for ranking in comparison["rankings"])
@@ -391,9 +392,12 @@ def test_several_protocols_in_one_run(inside, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("paper,paper", "names of protocols are ['paper', 'paper']"),
-        ("paper,papers", "'papers' is not a preset"),
-        ("paper,paper:base=1", "'base=1' is no field=value of a protocol"),
+        ("paper,paper", "--protocol has paper twice"),
+        ("paper,papers", "--protocol papers: protocol='papers' is not a preset"),
+        ("paper,paper:base=1", "'base=1' is not a field and its value"),
+        ("paper,paper:mask=top:mask=soft", "'mask=soft' is not a field and its value, each field once"),
+        ("paper,paper:baseline=[1", "'[1' is not a value in YAML"),
+        (",", "--protocol is empty"),
         ("paper,paper:baseline", "did you mean 'baseline'?"),
         ("paper,paper:mask_fraction=2", "must lie in (0, 1]"),
         ("paper,xplique", "xplique explains a given class; add --explain label"),

@@ -113,3 +113,28 @@ def test_protocols_that_score_one_logit_differently_are_refused(images):
     protocols = [PRESETS["paper"], PRESETS["torchcam"]]
     with pytest.raises(ValueError, match="under the protocol 'torchcam' the model scores 1 classes"):
         batch_of([GradCAM(net, "0.body")], images, protocols)
+
+
+def test_another_class_is_that_of_each_protocol(net, images):
+    protocols = [EvaluationProtocol(name=f"{index}", other_class=index) for index in (1, 2)]
+    sources = [GradCAM(net, "body"), LayerCAM(net, "body")]
+    together = batch_of(sources, images, protocols, explains_other_class=True)
+    for protocol, batch in zip(protocols, (together, *together.under_further_protocols), strict=True):
+        alone = batch_of(sources, images, [protocol], explains_other_class=True)
+        torch.testing.assert_close(batch.other_class_maps, alone.other_class_maps, equal_nan=True)
+    assert not torch.equal(together.other_class_maps, batch.other_class_maps)
+
+
+def test_the_next_best_class_is_that_of_the_logits_where_the_softmax_is_0(net, images):
+    certain = nn.Sequential(net, Certain())
+    batch = batch_of([GradCAM(certain, "0.body")], images, ["paper"], explains_other_class=True)
+    assert (batch.scores == 1).all()
+    other = batch._perturbed.explanations[0].of_other_class
+    assert other.selector.class_idx.tolist() == certain(images).argsort(1)[:, -2].tolist()
+
+
+class Certain(nn.Module):
+    """Logits so far apart that the softmax is 1 and 0."""
+
+    def forward(self, logits):
+        return logits * 1e6

@@ -3,13 +3,12 @@
 import math
 import re
 import sys
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torchmetrics_cam.__about__ import __version__
-from torchmetrics_cam.cli.errors import UsageError, import_library
+from torchmetrics_cam.cli.errors import UsageError, import_library, usage_error
 from torchmetrics_cam.cli.methods import METHODS
 from torchmetrics_cam.cli.models import MODEL_NAMES
 from torchmetrics_cam.cli.names import nearest
@@ -186,9 +185,9 @@ def _evaluate() -> "ArgumentParser":
     add("--assume_unchanged", action="store_true", help=unchanged)
     add("--out", type=str, default="torchmetrics-cam-results", help="the output folder")
     presets = (
-        f"presets: {', '.join(PRESETS)}; the first counts, and others show whether the ranking depends on the"
-        " protocol. A preset can have fields of its own, as in paper,paper:baseline=blur; the options below"
-        " replace fields of all"
+        f"presets: {', '.join(PRESETS)}; the first is the main one, and others show whether the ranking"
+        " depends on the protocol. A preset can have fields of its own, as in paper,paper:baseline=blur; the"
+        " options below change the fields of all others"
     )
     add("--protocol", type=Names, default="paper", help=presets)
     subcommand.add_class_arguments(EvaluationProtocol, skip={"name", *BASELINES})
@@ -227,7 +226,16 @@ def protocols_of(arguments: Any) -> list[EvaluationProtocol]:
         UsageError: if there is no such preset or field, or a field does not accept its value.
     """
     changes = {name: arguments[name] for name in PROTOCOL_FIELDS if arguments[name] is not None}
-    return [_protocol(entry, changes) for entry in names_in(arguments.protocol, "--protocol")]
+    given = arguments.protocol
+    # A comma within brackets is part of a value.
+    entries = given if isinstance(given, list) else re.split(r",(?![^\[]*\])", str(given))
+    entries = [str(entry).strip() for entry in entries if str(entry).strip()]
+    if not entries:
+        raise UsageError("--protocol is empty; give at least one name")
+    repeated = [entry for entry in entries if entries.count(entry) > 1]
+    if repeated:
+        raise UsageError(f"--protocol has {repeated[0]} twice; give each protocol once")
+    return [_protocol(entry, changes) for entry in entries]
 
 
 def _protocol(entry: str, changes: dict[str, Any]) -> EvaluationProtocol:
@@ -235,34 +243,29 @@ def _protocol(entry: str, changes: dict[str, Any]) -> EvaluationProtocol:
 
     Args:
         entry: the name of the preset and fields of this protocol alone, as ``"paper:baseline=blur"``.
-        changes: the fields that all protocols have in common.
+        changes: the fields of all protocols, except for those that the entry changes.
     """
     preset, *settings = entry.split(":")
     own: dict[str, Any] = {}
     for setting in settings:
         field, equals, value = setting.partition("=")
         field = field.replace("-", "_")
-        if not equals or field not in PROTOCOL_FIELDS:
+        if not equals or field not in PROTOCOL_FIELDS or field in own:
             raise UsageError(
-                f"--protocol {entry}: {setting!r} is no field=value of a protocol, as in paper:baseline=blur;"
-                f" did you mean {nearest(field, PROTOCOL_FIELDS, count=1)}?"
+                f"--protocol {entry}: {setting!r} is not a field and its value, each field once, as in"
+                f" paper:baseline=blur; did you mean {nearest(field, PROTOCOL_FIELDS, count=1)}?"
             )
-        own[field] = _number(value)
+        with usage_error(f"--protocol {entry}: {value!r} is not a value in YAML"):
+            parsed = _load_yaml(value)
+        own[field] = tuple(parsed) if isinstance(parsed, list) else parsed
     try:
         protocol = EvaluationProtocol.preset(preset)
         if own:
-            return protocol.replace(**{**changes, **own, "name": entry})
+            name = f"modified {entry}" if changes else entry
+            return protocol.replace(**{**changes, **own, "name": name})
         return protocol.replace(**changes) if changes else protocol
     except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
-
-
-def _number(text: str) -> int | float | str:
-    """Return a text as a number, or as it is."""
-    for number in (int, float):
-        with suppress(ValueError):
-            return number(text)
-    return text
+        raise UsageError(f"--protocol {entry}: {error}") from error
 
 
 def names_in(value: Names, option: str) -> list[str]:

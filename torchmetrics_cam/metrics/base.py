@@ -106,7 +106,8 @@ class CAMMetric(Metric):
             incoming_state: a metric of the same class, or its ``metric_state``.
 
         Raises:
-            ValueError: if it is neither, or its protocol or its classes are not those of this metric.
+            ValueError: if it is neither, or its classes or, of a metric, its protocol are not those of this
+                metric. A ``metric_state`` does not contain the protocol.
         """
         if isinstance(incoming_state, CAMMetric):
             theirs = incoming_state._settings_of_sums()
@@ -210,9 +211,8 @@ class CAMMetric(Metric):
             valid: which of its images are counted, ``(N,)``.
         """
         twice = batch.normalized_twice
-        self.output_count = self.output_count + torch.stack([valid & ~twice, valid & twice]).sum(1).to(
-            self.device
-        )
+        counts = torch.stack([valid & ~twice, valid & twice]).sum(1)
+        self.output_count = self.output_count + counts.to(self.device)
 
     def _describe_outputs(self) -> str | None:
         """Return a sentence if all outputs look like probabilities before the protocol's softmax."""
@@ -221,7 +221,8 @@ class CAMMetric(Metric):
             return None
         return (
             f"The model's output is in [0, 1] for all of {probabilities} images, as after a softmax or"
-            f" sigmoid, and the protocol {self.protocol.name!r} applies another one, after which the scores"
+            f" sigmoid, and the protocol {self._pipeline.normalizing_protocol.name!r} applies another one,"
+            " after which the scores"
             " differ little; remove it from the network, or pass logits_fn=torch.nn.Identity()."
         )
 
@@ -442,12 +443,12 @@ class SingleSourceMetric(CAMMetric):
         return f"{type(self).__name__}({self.source!r}, protocol={self.protocol.name!r})"
 
 
-def warn_scores_outside_unit_interval(count: Tensor) -> None:
-    """Warn if values relative to scores outside of [0, 1] were accumulated."""
+def warn_scores_outside_unit_interval(count: Tensor, under: str = "") -> None:
+    """Warn if values relative to scores outside of [0, 1] were accumulated; ``under`` names the protocol."""
     if count.any():
         warnings.warn(
-            f"{int(count.sum())} scores lie outside of [0, 1], and a change relative to such a score means"
-            " nothing; pass logits_fn, for instance functools.partial(torch.softmax, dim=-1)",
+            f"{int(count.sum())} scores{under} lie outside of [0, 1], and a change relative to such a score"
+            " means nothing; pass logits_fn, for instance functools.partial(torch.softmax, dim=-1)",
             UserWarning,
             stacklevel=3,
         )

@@ -257,8 +257,11 @@ class Batch:
 
     @property
     def normalized_twice(self) -> Tensor:
-        """Whether the model's output looks like probabilities before the protocol's softmax, ``(N,)``."""
-        return self._first.normalized_twice
+        """Whether the output looks like probabilities before the softmax of a protocol, ``(N,)``."""
+        twice = self._first.normalized_twice
+        for other in self.under_further_protocols:
+            twice = twice | other.normalized_twice
+        return twice
 
     @property
     def _first(self) -> Explanation:

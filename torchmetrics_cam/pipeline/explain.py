@@ -159,7 +159,7 @@ def _runs(
     return [
         (group, asked)
         for group in _groups(sources)
-        # The hooks of another library keep the graph of one backward pass.
+        # An object of another library gets a forward pass for each kind of maps: its hooks serve one.
         for asked in ([every] if _shares_pass(group[0]) else with_equal_maps.values())
     ]
 
@@ -224,10 +224,12 @@ def _clean_scores(forward: ForwardPass, question: Question) -> _CleanScores:
     if selector.class_idx is not None and scores.scores.shape[1] != selector.num_classes:
         raise ValueError(
             f"under the protocol {score_function.protocol.name!r} the model scores {scores.scores.shape[1]}"
-            f" classes, and under {forward.protocol.name!r} {selector.num_classes}; evaluate them apart"
+            f" classes, and under {forward.protocol.name!r} {selector.num_classes}; evaluate them separately"
         )
     if question.of_other_class:
-        selector = selector.of_other_class(scores.scores, score_function.protocol.other_class)
+        # The softmax of a confident network can be 0 for all other classes.
+        ranked = scores.scores if score_function.logits_fn else scores.raw
+        selector = selector.of_other_class(ranked, score_function.protocol.other_class)
     selected = in_float32(selector.select(scores.scores))
     twice = torch.zeros_like(selected, dtype=torch.bool)
     if score_function.normalizes_classes:

@@ -26,7 +26,8 @@ class Question:
         """What the maps of a source depend on; questions with equal settings have the same maps."""
         protocol, logits_fn = self.score_function.protocol, self.score_function.logits_fn
         differentiates_scores = protocol.cam_of == "scores" and (logits_fn or protocol.scores != "raw")
-        return (self.of_other_class, bool(differentiates_scores), protocol.rectify, protocol.normalize)
+        other_class = ("other", protocol.other_class) if self.of_other_class else "explained"
+        return (other_class, bool(differentiates_scores), protocol.rectify, protocol.normalize)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,12 @@ class Pipeline:
         return self.score_functions[0].protocol
 
     @property
+    def normalizing_protocol(self) -> EvaluationProtocol:
+        """The first protocol that applies a softmax; without one, the first."""
+        normalizing = (one.protocol for one in self.score_functions if one.normalizes_classes)
+        return next(normalizing, self.protocol)
+
+    @property
     def protocols(self) -> list[EvaluationProtocol]:
         """All protocols, the first of which is `protocol`."""
         return [score_function.protocol for score_function in self.score_functions]
@@ -187,7 +193,7 @@ class Pipeline:
                 read_values=bool(self.validate_args),
             )
             if not self._is_scorer_compared:
-                self._compare_scorer(answers[0][0])
+                self._compare_scorer([answer[0] for answer in answers[: len(self.score_functions)]])
             if not self._is_determinism_checked:
                 self._check_determinism(answers[0][0])
         if not self.explains_other_class:
@@ -293,17 +299,26 @@ class Pipeline:
         self._has_larger_chunks |= not is_single
         return is_single and self._has_larger_chunks
 
-    def _compare_scorer(self, explanation: Explanation) -> None:
+    def _compare_scorer(self, explanations: Sequence[Explanation]) -> None:
         """Compare the scorer with the model, once, on the clean images of a batch.
 
         If those of a compiled copy differ, the model runs in its place.
 
+        Args:
+            explanations: that of the batch under each protocol: scores that are equal after a softmax may
+                differ before it.
+
         Raises:
             ValueError: if the scores of a given scorer differ.
         """
-        if not explanation.valid.any():
+        if not explanations[0].valid.any():
             return
-        difference = self._score_difference(explanation)
+        differences = [
+            self._score_difference(explanation, score_function=score_function)
+            for explanation, score_function in zip(explanations, self.score_functions, strict=True)
+        ]
+        # NaN is too large as well.
+        difference = next((each for each in differences if not each <= SCORER_TOLERANCE), 0.0)
         if not difference <= SCORER_TOLERANCE and self.scorer == "compile":
             self._disagreement = (
                 "The scores of the compiled network differ by up to"

@@ -282,3 +282,20 @@ def test_random_numbers_go_on_when_a_generator_joins_them(monkeypatch):
         second = np.random.rand()
     assert [first, second] == expected
     assert taken == ["begun", "begun"]
+
+
+def test_of_many_pairs_of_measures_the_lowest_and_the_highest_agreements_are_listed(net, images):
+    sources = {f"{value}": UniformMap(net, value) for value in (0.2, 0.5, 0.9)}
+    names = [
+        "average_drop",
+        "average_gain",
+        "drop_in_deletion",
+        "deletion_auc",
+        "insertion_auc",
+        "complexity",
+    ]
+    comparison = CAMComparison({**sources, "Grad-CAM": GradCAM(net, "body")}, measures=names)
+    comparison.update(images)
+    (note,) = [line for line in str(comparison.table()).splitlines() if line.startswith("Agreement")]
+    assert "(Spearman's rank correlation, the 5 lowest and the 5 highest of 15 pairs): " in note
+    assert note.count(" and ") == 10 + 1

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import nn
 
 from torchmetrics_cam import CAMComparison, EvaluationProtocol
-from torchmetrics_cam.cams import GradCAM, LayerCAM, PrecomputedMaps
+from torchmetrics_cam.cams import GradCAM, LayerCAM, PrecomputedMaps, UniformMap
 from torchmetrics_cam.protocol import PRESETS, as_protocol
 
 ONES = EvaluationProtocol(name="ones", baseline=1.0)
@@ -188,6 +188,60 @@ def test_an_image_counts_if_it_is_valid_under_all_protocols(net, images):
     torch.testing.assert_close(
         comparison.compute()["Grad-CAM/average_drop"], without.compute()["Grad-CAM/average_drop"]
     )
+
+
+def test_a_measure_without_any_value_leaves_the_others_their_table(net, images):
+    comparison = CAMComparison(
+        {"half": UniformMap(net, 0.5), "all": UniformMap(net)},
+        measures=["average_drop", "single_deletion"],
+        protocols=("paper", "score_cam"),
+    )
+    comparison.update(images)
+    table = comparison.table()
+    assert table.rankings[0].leaders["paper"] == ("all",)
+    assert table.rankings[1].leaders["paper"] == ()
+    assert "Under score_cam: " not in str(table)
+    assert comparison.rankings("single_deletion").alpha is None
+
+
+def test_what_only_a_further_protocol_shows_is_a_note(net, images):
+    """Two uniform maps differ as they are, and not where the mask keeps what is at least 0.5 of them."""
+    comparison = CAMComparison(
+        {"0.6": UniformMap(net, 0.6), "0.9": UniformMap(net, 0.9)},
+        protocols=("paper", EvaluationProtocol(name="threshold", mask="threshold")),
+        controls=False,
+    )
+    comparison.update(images)
+    notes = comparison.table().notes
+    assert any(note.startswith("Under threshold: 0.6 and 0.9 coincide") for note in notes)
+    assert not any(note.startswith("0.6 and 0.9 coincide") for note in notes)
+
+
+def test_a_scorer_is_compared_under_each_protocol(net, images):
+    comparison = comparison_of(
+        net,
+        measures=["average_drop"],
+        protocols=("paper", "torchcam"),
+        scorer=lambda images: net(images).log_softmax(1),
+    )
+    with pytest.raises(ValueError, match="scorer and model disagree"):
+        comparison.update(images)
+
+
+def test_a_second_softmax_is_noticed_under_each_protocol(net, images):
+    network = nn.Sequential(net, nn.Softmax(1))
+    for protocols in (("paper", "torchcam"), ("torchcam", "paper")):
+        comparison = CAMComparison({"Grad-CAM": GradCAM(network, "0.body")}, protocols=protocols)
+        comparison.update(images)
+        assert "the protocol 'paper' applies another one" in " ".join(comparison.table().notes)
+
+
+def test_a_method_with_the_name_of_another_under_a_protocol_is_refused(net):
+    sources = {"g": GradCAM(net, "body"), "score_cam/g": LayerCAM(net, "body")}
+    with pytest.raises(ValueError, match="the method score_cam/g has the name of g under the protocol"):
+        CAMComparison(sources, protocols=("paper", "score_cam"))
+    with pytest.raises(ValueError, match="one line of printable text"):
+        EvaluationProtocol(name="two\nlines")
 
 
 def on_a_rank(rank, world_size):

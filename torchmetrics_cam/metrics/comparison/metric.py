@@ -70,7 +70,8 @@ class CAMComparison(SampleMetric):
     evaluated under each, with the same clean forward pass and, where a protocol does not ask for others, the
     same maps; only the passes of perturbed images multiply. The keys of further protocols are
     ``"{protocol}/{method}/{measure}"``. `table` then holds the values under each protocol, and `rankings`
-    says which orders of the methods hold under all of them. All else is about the first protocol.
+    says which orders of the methods hold under all of them. Samples, curves, win rates, paired differences
+    and figures are about the first protocol.
 
     The states are sums whose size does not depend on the number of images. An entry ``[k, l]`` is over the
     images that are valid for both methods, and an entry ``[p]`` is under protocol p.
@@ -199,6 +200,12 @@ class CAMComparison(SampleMetric):
         self.measures = tuple(MEASURES[name] for name in measures)
         for measure in self.measures:
             measure.check(self._pipeline.sources)
+        for protocol, method in product(self.protocols[1:], self.methods):
+            if f"{protocol.name}/{method}" in self.methods:
+                raise ValueError(
+                    f"the method {protocol.name}/{method} has the name of {method} under the protocol"
+                    f" {protocol.name}; rename one of them"
+                )
         self.per_sample = per_sample
         if per_sample:
             self.add_state("records", [], dist_reduce_fx="cat")
@@ -331,7 +338,8 @@ class CAMComparison(SampleMetric):
         """Return the mean of every method and measure, and the bounds of its 95 % interval."""
         for protocol, outside in zip(self.protocols, self.outside_count.unbind(-2), strict=True):
             if any(measure.needs_fractions(protocol) for measure in self.measures):
-                warn_scores_outside_unit_interval(outside.amax(-1))
+                under = f" under the protocol {protocol.name!r}" if len(self.protocols) > 1 else ""
+                warn_scores_outside_unit_interval(outside.amax(-1), under)
         values: dict[str, Tensor] = {}
         for number, protocol in enumerate(self.protocols):
             prefix = f"{protocol.name}/" if number else ""

@@ -25,7 +25,8 @@ class Order:
         reversed_under: the protocols under which ``worse`` is the better one; empty if the order holds under
             all of them.
         is_significant: whether the two differ significantly (5 % level, adjusted for all pairs of methods):
-            under every protocol if the order holds; else under one protocol of each direction.
+            under every protocol if the order holds; else under one protocol of each direction, without an
+            adjustment for the number of protocols.
     """
 
     better: str
@@ -49,7 +50,7 @@ class Rankings:
             for fewer than three methods, or where all have one value.
         alpha: Krippendorff's alpha for ordinal data of the ranks, with the methods as units and the protocols
             as raters: 1 where all protocols rank alike, about 0 where they agree no more than by chance. None
-            for fewer than two methods.
+            for fewer than three methods, or where all share a rank.
     """
 
     measure: str
@@ -167,8 +168,10 @@ def correlation_over_methods(first: Tensor, second: Tensor) -> float | None:
     Returns:
         The correlation; None for fewer than three methods, or where all have one value.
     """
+    if len(first) < FEWEST_METHODS:
+        return None
     correlation = float(rank_correlation(first.unsqueeze(0), second.unsqueeze(0)))
-    return None if len(first) < FEWEST_METHODS or isnan(correlation) else correlation
+    return None if isnan(correlation) else correlation
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -221,7 +224,7 @@ def _krippendorff_alpha(ranks: Sequence[Sequence[int | None]]) -> float | None:
     """Return Krippendorff's alpha of ranks, one list of each rater; None if it is not defined."""
     import krippendorff
 
-    if len(ranks[0]) < 2 or len({rank for one in ranks for rank in one}) < 2:
+    if len(ranks[0]) < FEWEST_METHODS or len({rank for one in ranks for rank in one}) < 2:
         return None
     data = torch.tensor(ranks, dtype=torch.float64).numpy()
     return float(krippendorff.alpha(reliability_data=data, level_of_measurement="ordinal"))

@@ -24,6 +24,9 @@ from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.model.scores import ScoreFunction
 from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
 
+# Of more pairs of measures, a sentence lists those that agree least and most.
+_MOST_PAIRS = 10
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -212,6 +215,14 @@ def comparison_table(
     rows, *further_rows = [_rows(one, described) for one in statistics]
     protocols = [function.protocol for function in score_functions]
     logits_fn = score_functions[0].logits_fn
+    # What a protocol shares with the first is not repeated.
+    shared = _notes(rows, counts, first)
+    further_notes = [
+        f"Under {protocol.name}: {note}"
+        for protocol, one, others in zip(protocols[1:], statistics[1:], further_rows, strict=True)
+        for note in _notes(others, counts, one)
+        if note not in shared
+    ]
     names = [protocol.name for protocol in protocols]
     rankings = [
         rankings_of(statistics, index, protocols=names, methods=methods, controls=controls)
@@ -224,7 +235,7 @@ def comparison_table(
         protocol=protocols[0],
         logits_fn=None if logits_fn is None else display_name(logits_fn),
         average=first.average,
-        notes=[*notes, *_notes(rows, counts, first)],
+        notes=[*notes, *shared, *further_notes],
         further=[
             ProtocolRows(protocol, rows) for protocol, rows in zip(protocols[1:], further_rows, strict=True)
         ],
@@ -391,14 +402,23 @@ def _agreement_note(table: ComparisonTable) -> list[str]:
     """Return a sentence about the agreement of measures, where there are more than two."""
     correlations = agreement(table)
     titles = {measure["name"]: measure["title"] for measure in table.measures}
-    pairs = [
-        f"{titles[first]} and {titles[second]} {correlation:.2f}"
+    known = [
+        (correlation, f"{titles[first]} and {titles[second]} {correlation:.2f}")
         for first, second in combinations(correlations, 2)
         if (correlation := correlations[first][second]) is not None
     ]
-    if len(correlations) <= 2 or not pairs:
+    if len(correlations) <= 2 or not known:
         return []
-    return [f"Agreement of the measures on the methods (Spearman's rank correlation): {', '.join(pairs)}."]
+    pairs = [text for _, text in known]
+    which = ""
+    if len(pairs) > _MOST_PAIRS:
+        half = _MOST_PAIRS // 2
+        ordered = [text for _, text in sorted(known, key=lambda pair: pair[0])]
+        pairs = [*ordered[:half], *ordered[-half:]]
+        which = f", the {half} lowest and the {half} highest of {len(known)} pairs"
+    return [
+        f"Agreement of the measures on the methods (Spearman's rank correlation{which}): {', '.join(pairs)}."
+    ]
 
 
 def _cell_text(cell: Mapping[str, Any]) -> str:
