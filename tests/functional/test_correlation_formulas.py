@@ -21,7 +21,13 @@ from torchmetrics_cam.functional import (
     random_subsets,
     single_deletion,
 )
-from torchmetrics_cam.functional.correlation import pearson_correlation, rank_correlation, twice_mid_ranks
+from torchmetrics_cam.functional.correlation import (
+    cell_numbers,
+    cell_sums,
+    pearson_correlation,
+    rank_correlation,
+    twice_mid_ranks,
+)
 
 NAN, INF = math.nan, math.inf
 RAMP = [1.0, 2.0, 3.0, 4.0, 5.0, 7.0]
@@ -278,3 +284,23 @@ def test_correlations_stay_within_their_range_and_are_symmetric(first, second):
         torch.testing.assert_close(function(second, first), found, equal_nan=True)
         torch.testing.assert_close(function(first, -second), -found, equal_nan=True)
         torch.testing.assert_close(function(2 * first + 1, second), found, equal_nan=True)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-10, 1e10, 1e300])
+def test_a_factor_on_the_maps_changes_neither_ranks_nor_sums(scale):
+    maps = torch.rand(3, 9, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.2
+    drops = torch.rand(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    numbers = cell_numbers((9, 7), 4)
+    torch.testing.assert_close(
+        single_deletion(scale * maps, drops, reduction="none"),
+        single_deletion(maps, drops, reduction="none"),
+    )
+    expected = [
+        [one.flatten()[numbers.flatten() == cell].sum().item() for cell in range(16)]
+        for one in maps / maps.abs().amax((1, 2), keepdim=True)
+    ]
+    np.testing.assert_allclose(cell_sums(scale * maps, numbers, 16), expected, atol=1e-8)
+
+
+def test_sums_of_zeros_are_zero():
+    assert (cell_sums(torch.zeros(2, 4, 4), cell_numbers((4, 4), 2), 4) == 0).all()

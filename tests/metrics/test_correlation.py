@@ -199,3 +199,18 @@ def test_an_update_leaves_no_trace_also_if_it_fails(images, metric_class):
     assert traces(model, images) == before
     assert (metric.total, metric.update_count) == (4, 1)
     assert torch.equal(metric.compute(), value)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("scale", [1e-10, 1e10])
+def test_the_unit_of_maps_that_are_not_normalized_does_not_matter(name, scale):
+    net = small_net()
+    images = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    protocol = PROTOCOL.replace(normalize="none")
+    values = []
+    for factor in (1, scale):
+        metric = METRICS[name](PrecomputedMaps(net), protocol=protocol)
+        metric.update(images, class_idx=1, cams=factor * images[:, 0])
+        assert (metric.total, metric.nan_count) == (4, 0)
+        values.append(metric.compute().item())
+    assert values[1] == pytest.approx(values[0], abs=1e-6)

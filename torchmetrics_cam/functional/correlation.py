@@ -11,8 +11,9 @@ from torchmetrics_cam.functional.confidence import Reduction, reduce_samples
 from torchmetrics_cam.functional.maps import value_dtype
 from torchmetrics_cam.functional.statistics import sum_dtype
 
-# Maps are rounded to multiples of this before they are summed, so that float64 adds up to 2**23 pixels
-# without rounding errors: equal cells then tie on every device and in every batch.
+# Maps are rounded to multiples of this, in units of their largest absolute value, before they are summed, so
+# that float64 adds up to 2**23 pixels without rounding errors: equal cells then tie on every device and in
+# every batch.
 _RESOLUTION = 2.0**-30
 
 
@@ -25,7 +26,8 @@ def single_deletion(maps: Tensor, drops: Tensor, *, reduction: Reduction = "mean
     cells :math:`C` of `grid_cells`. Higher is better.
 
     Args:
-        maps: :math:`M`, maps normalized to [0, 1], ``(N, *spatial)``, summed with a resolution of 1e-9.
+        maps: :math:`M`, ``(N, *spatial)``, in any unit, summed with a resolution of 1e-9 of the largest
+            absolute value of each.
         drops: :math:`d`, how much the logit of the target class drops when a cell is hidden, for each cell of
             a grid of g cells along each axis in row-major order, ``(g**d, N)``.
         reduction: ``"mean"`` for the mean over samples, ``"none"`` for one value per sample.
@@ -172,12 +174,15 @@ def check_grid(size: Sequence[int], per_axis: int, name: str = "per_axis") -> No
 
 
 def cell_sums(maps: Tensor, numbers: Tensor, cells: int) -> Tensor:
-    """Return the sum of each map over each cell, in float64 where the device has it, ``(N, cells)``.
+    """Return the sum of each map over each cell, in units of the map's largest absolute value.
 
     Args:
-        maps: in [0, 1], ``(N, *spatial)``, summed with a resolution of 1e-9.
+        maps: ``(N, *spatial)``, in any unit, summed with a resolution of 1e-9 of the largest absolute value.
         numbers: as `cell_numbers`.
         cells: the number of cells.
+
+    Returns:
+        A tensor ``(N, cells)``, float64 where the device has it; zeros for a map of zeros.
     """
     values = _rounded(maps)
     sums = values.new_zeros(len(maps), cells).index_add(1, numbers.flatten(), values)
@@ -186,7 +191,9 @@ def cell_sums(maps: Tensor, numbers: Tensor, cells: int) -> Tensor:
 
 def _rounded(maps: Tensor) -> Tensor:
     """Return the values of each map as multiples of the resolution, integers in ``sum_dtype``, ``(N, P)``."""
-    return (maps.flatten(1).to(sum_dtype(maps.device)) / _RESOLUTION).round()
+    values = maps.flatten(1).to(sum_dtype(maps.device))
+    largest = values.abs().amax(1, keepdim=True)
+    return (values / largest.where(largest != 0, 1) / _RESOLUTION).round()
 
 
 def random_subsets(images: Tensor, units: int, *, size: int, count: int, seed: int) -> Tensor:

@@ -210,7 +210,7 @@ class Batch:
 
     @property
     def subset_sums(self) -> Tensor:
-        """The sum of the map over each of the subsets, ``(S, N)``."""
+        """The sum of the map over each subset, in units of its largest absolute value, ``(S, N)``."""
         return self._select(self._perturbed.subset_sums)
 
     @property

@@ -190,7 +190,7 @@ class PerturbedScores:
 
     @cached_property
     def subset_sums(self) -> Tensor:
-        """The sum of the map over each subset, ``(S, K, N)``."""
+        """The sum of the map over each subset, in units of its largest absolute value, ``(S, K, N)``."""
         numbers, cells = self._correlation_cells, self.subsets.shape[2]
         maps = [normalized_maps(one, self.protocol) for one in self.explanations]
         sums = torch.stack([cell_sums(one, numbers, cells) for one in maps])
