@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import roc_auc_score
 
-from torchmetrics_cam.functional import localization_auc, relevance_rank_accuracy, top_k_intersection
+from torchmetrics_cam.functional import (
+    energy_pointing_game,
+    localization_auc,
+    mask_iou,
+    pointing_game,
+    relevance_rank_accuracy,
+    top_k_intersection,
+)
 
 
 def each_of(maps, objects, k=3):
@@ -142,3 +150,35 @@ def test_values_are_in_range_and_depend_on_no_order_of_the_pixels(maps, objects,
     torch.testing.assert_close(
         localization_auc(-maps, objects, reduction="none"), 1 - found[1], equal_nan=True
     )
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        energy_pointing_game,
+        pointing_game,
+        mask_iou,
+        relevance_rank_accuracy,
+        localization_auc,
+        partial(top_k_intersection, k=1),
+    ],
+    ids=["energy", "pointing game", "iou", "rank accuracy", "auc", "top-k"],
+)
+def test_a_map_that_is_not_finite_has_no_value(formula):
+    maps = torch.tensor([[0.0, 1.0], [math.nan, 1.0], [math.inf, 1.0], [-math.inf, 1.0]])
+    objects = torch.tensor([[False, True]]).expand(4, -1)
+    found = formula(maps, objects, reduction="none")
+    assert found[0] == 1
+    assert found[1:].isnan().all()
+    with HostSyncs() as syncs:
+        formula(maps, objects, reduction="none")
+    assert (syncs.seen, syncs.copies) == ([], 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_energy_of_a_large_map_in_half_precision_is_exact(dtype):
+    objects = torch.zeros(1, 512, 512, dtype=torch.bool)
+    objects[:, :200, :200] = True
+    found = energy_pointing_game(torch.ones(1, 512, 512, dtype=dtype), objects)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx((200 / 512) ** 2)

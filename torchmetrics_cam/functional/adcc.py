@@ -36,7 +36,7 @@ def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
     flat = maps.flatten(1), others.flatten(1)
     correlation = pearson_correlation(*flat, of_constant=0.0)
     equal = (maps == others).flatten(1).all(1)
-    return torch.where(equal, torch.ones_like(correlation), (correlation + 1) / 2)
+    return torch.where(equal & ~correlation.isnan(), 1, (correlation + 1) / 2)
 
 
 def adcc(coherency: Tensor, complexity: Tensor, drop: Tensor) -> Tensor:

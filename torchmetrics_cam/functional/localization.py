@@ -28,7 +28,7 @@ def energy_pointing_game(maps: Tensor, objects: Tensor, *, reduction: Reduction 
         reduction: ``"mean"`` for the mean over samples, ``"none"`` for one value per sample.
 
     Returns:
-        A scalar in [0, 1], or a tensor ``(N,)``.
+        A scalar in [0, 1], or a tensor ``(N,)``; NaN for a map with values that are not finite.
 
     Raises:
         ValueError: if ``reduction`` is neither ``"mean"`` nor ``"none"``.
@@ -42,8 +42,9 @@ def energy_pointing_game(maps: Tensor, objects: Tensor, *, reduction: Reduction 
         tensor(0.7500)
 
     """
-    inside, total = (each.flatten(1).sum(1) for each in (maps * objects, maps))
-    return reduce_samples(torch.where(total > 0, inside / total, torch.zeros_like(total)), reduction)
+    dtype = sum_dtype(maps.device)
+    inside, total = (each.flatten(1).sum(1, dtype=dtype) for each in (maps * objects, maps))
+    return _reduce(torch.where(total > 0, inside / total, torch.zeros_like(total)), maps, reduction)
 
 
 def pointing_game(
@@ -61,7 +62,7 @@ def pointing_game(
         reduction: ``"mean"`` for the mean over samples, ``"none"`` for one value per sample.
 
     Returns:
-        A scalar in [0, 1], or a tensor ``(N,)``.
+        A scalar in [0, 1], or a tensor ``(N,)``; NaN for a map with values that are not finite.
 
     Raises:
         ValueError: if ``reduction`` is neither ``"mean"`` nor ``"none"``.
@@ -79,7 +80,7 @@ def pointing_game(
     highest = maps == maps.flatten(1).amax(1).view(-1, *(1,) * (maps.ndim - 1))
     hits = (highest & target).flatten(1).sum(1)
     shares = hits / highest.flatten(1).sum(1).clamp(min=1)
-    return reduce_samples(shares.to(value_dtype(maps)), reduction)
+    return _reduce(shares, maps, reduction)
 
 
 def mask_iou(
@@ -99,7 +100,7 @@ def mask_iou(
         reduction: ``"mean"`` for the mean over samples, ``"none"`` for one value per sample.
 
     Returns:
-        A scalar in [0, 1], or a tensor ``(N,)``.
+        A scalar in [0, 1], or a tensor ``(N,)``; NaN for a map with values that are not finite.
 
     Raises:
         ValueError: if ``reduction`` is neither ``"mean"`` nor ``"none"``.
@@ -114,7 +115,7 @@ def mask_iou(
     high = maps >= threshold
     intersection, union = (each.flatten(1).sum(1) for each in (high & objects, high | objects))
     shares = intersection / union.clamp(min=1)
-    return reduce_samples(shares.to(value_dtype(maps)), reduction)
+    return _reduce(shares, maps, reduction)
 
 
 def relevance_rank_accuracy(maps: Tensor, objects: Tensor, *, reduction: Reduction = "mean") -> Tensor:
@@ -132,7 +133,8 @@ def relevance_rank_accuracy(maps: Tensor, objects: Tensor, *, reduction: Reducti
         reduction: ``"mean"`` for the mean over samples, ``"none"`` for one value per sample.
 
     Returns:
-        A scalar in [0, 1], or a tensor ``(N,)``; NaN, not defined, for an empty object.
+        A scalar in [0, 1], or a tensor ``(N,)``; NaN, not defined, for an empty object or a map
+        with values that are not finite.
 
     Raises:
         ValueError: if ``reduction`` is neither ``"mean"`` nor ``"none"``.
@@ -149,7 +151,7 @@ def relevance_rank_accuracy(maps: Tensor, objects: Tensor, *, reduction: Reducti
     """
     size = objects.flatten(1).sum(1)
     values = _share_of_highest(maps, objects, size.clamp(min=1))
-    return reduce_samples(values.where(size > 0, torch.nan), reduction)
+    return _reduce(values.where(size > 0, torch.nan), maps, reduction)
 
 
 def localization_auc(maps: Tensor, objects: Tensor, *, reduction: Reduction = "mean") -> Tensor:
@@ -169,7 +171,7 @@ def localization_auc(maps: Tensor, objects: Tensor, *, reduction: Reduction = "m
 
     Returns:
         A scalar in [0, 1], or a tensor ``(N,)``; NaN, not defined, for an object that is empty or covers the
-        whole image.
+        whole image, or a map with values that are not finite.
 
     Raises:
         ValueError: if ``reduction`` is neither ``"mean"`` nor ``"none"``.
@@ -191,7 +193,7 @@ def localization_auc(maps: Tensor, objects: Tensor, *, reduction: Reduction = "m
     # pairs in order is the sum of twice the ranks, less that of the object's own pixels.
     ordered = (twice_mid_ranks(maps.flatten(1)) * inside).sum(1) - size * (size + 1)
     values = ordered.to(sum_dtype(maps.device)) / (2 * pairs)
-    return reduce_samples(values.where(pairs > 0, torch.nan).to(value_dtype(maps)), reduction)
+    return _reduce(values.where(pairs > 0, torch.nan), maps, reduction)
 
 
 def top_k_intersection(maps: Tensor, objects: Tensor, *, k: int, reduction: Reduction = "mean") -> Tensor:
@@ -210,7 +212,8 @@ def top_k_intersection(maps: Tensor, objects: Tensor, *, k: int, reduction: Redu
         reduction: ``"mean"`` for the mean over samples, ``"none"`` for one value per sample.
 
     Returns:
-        A scalar in [0, 1], or a tensor ``(N,)``; NaN, not defined, for an empty object.
+        A scalar in [0, 1], or a tensor ``(N,)``; NaN, not defined, for an empty object or a map
+        with values that are not finite.
 
     Raises:
         ValueError: if the maps do not have more than ``k`` pixels, or ``reduction`` is neither ``"mean"`` nor
@@ -229,7 +232,7 @@ def top_k_intersection(maps: Tensor, objects: Tensor, *, k: int, reduction: Redu
     check_top_k(maps[0].numel(), k)
     size = objects.flatten(1).sum(1)
     values = _share_of_highest(maps, objects, torch.full_like(size, k))
-    return reduce_samples(values.where(size > 0, torch.nan), reduction)
+    return _reduce(values.where(size > 0, torch.nan), maps, reduction)
 
 
 def check_top_k(pixels: int, k: int) -> None:
@@ -284,6 +287,12 @@ def boxes_to_objects(boxes: Tensor, size: Sequence[int]) -> Tensor:
     return objects
 
 
+def _reduce(values: Tensor, maps: Tensor, reduction: Reduction) -> Tensor:
+    """Return the values of maps in ``value_dtype``, reduced; NaN for maps that are not finite."""
+    finite = maps.flatten(1).isfinite().all(1)
+    return reduce_samples(values.where(finite, torch.nan).to(value_dtype(maps)), reduction)
+
+
 def _share_of_highest(maps: Tensor, objects: Tensor, counts: Tensor) -> Tensor:
     """Return the share of the highest pixels of each map that lie on the object, ``(N,)``.
 
@@ -299,7 +308,7 @@ def _share_of_highest(maps: Tensor, objects: Tensor, counts: Tensor) -> Tensor:
     dtype = sum_dtype(maps.device)
     shared_places = (counts - above.sum(1)).to(dtype) / tied.sum(1)
     hits = (above & inside).sum(1) + shared_places * (tied & inside).sum(1)
-    return (hits / counts).to(value_dtype(maps))
+    return hits / counts
 
 
 def _dilate(objects: Tensor, distance: float) -> Tensor:
