@@ -132,3 +132,12 @@ def test_ranges_and_invariances(values, scale):
             )
     assert 0 <= histogram_entropy(maps) <= math.log(12) + 1e-12
     assert complexity(maps, reduction="none").tolist() == pytest.approx(values.mean((1, 2)))
+
+
+def test_complexity_in_half_precision_is_computed_in_float64():
+    maps = torch.ones(1, 300, 300, dtype=torch.float16)
+    maps[0, 0, 0] = 0
+    found = complexity(maps)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(1 - 1 / 300**2)
+    assert found < 1

@@ -35,7 +35,8 @@ def complexity(masks: Tensor, *, reduction: Reduction = "mean") -> Tensor:
         tensor(0.6250)
 
     """
-    return reduce_samples(masks.flatten(1).mean(1), reduction)
+    values = masks.flatten(1).mean(1, dtype=sum_dtype(masks.device))
+    return reduce_samples(values.to(value_dtype(masks)), reduction)
 
 
 def sparseness(maps: Tensor, *, reduction: Reduction = "mean") -> Tensor:
