@@ -1,6 +1,7 @@
 """Sensitivity to noise and to the class: by hand, against NumPy, and against Quantus 0.6 on a real network."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from quantus.functions.similarity_func import correlation_pearson
 
 from torchmetrics_cam import EvaluationProtocol, explain
 from torchmetrics_cam.cams import GradCAM
-from torchmetrics_cam.functional import class_sensitivity, sensitivity
+from torchmetrics_cam.functional import class_sensitivity, map_correlation, sensitivity
 
 NAN, INF = math.nan, math.inf
 
@@ -150,3 +151,19 @@ def test_no_formula_synchronizes_a_gpu_with_the_host():
         sensitivity(torch.rand(3, 8, 8), torch.rand(2, 3, 8, 8), over="mean")
         class_sensitivity(torch.rand(3, 8, 8), torch.rand(3, 8, 8))
     assert (syncs.seen, syncs.copies) == ([], 0)
+
+
+def test_equal_maps_that_are_not_finite_have_no_similarity():
+    maps = torch.tensor([[1.0, 2.0], [1.0, INF], [1.0, NAN]])
+    values = class_sensitivity(maps, maps, reduction="none"), map_correlation(maps, maps)
+    assert [value[0].item() for value in values] == [0, 1]
+    assert all(value[1:].isnan().all() for value in values)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (2, 4, 1), (2, 16)])
+def test_message_of_maps_of_another_class_with_another_shape(shape):
+    with pytest.raises(
+        ValueError,
+        match=re.escape(f"maps has shape (2, 4, 4) and other_maps {shape}; both must have the same shape"),
+    ):
+        class_sensitivity(torch.rand(2, 4, 4), torch.rand(shape))

@@ -86,7 +86,7 @@ def class_sensitivity(maps: Tensor, other_maps: Tensor, *, reduction: Reduction 
         A scalar in [0, 1], or a tensor ``(N,)``; NaN where a map has values that are not finite.
 
     Raises:
-        ValueError: if ``reduction`` is neither ``"mean"`` nor ``"none"``.
+        ValueError: if the two shapes differ, or ``reduction`` is neither ``"mean"`` nor ``"none"``.
 
     Source: Sixt et al., When Explanations Lie: Why Many Modified BP Attributions Fail,
     https://arxiv.org/abs/1912.09818, who compare with a random class by the structural similarity
@@ -99,7 +99,12 @@ def class_sensitivity(maps: Tensor, other_maps: Tensor, *, reduction: Reduction 
         tensor([0., 1.])
 
     """
+    if maps.shape != other_maps.shape:
+        raise ValueError(
+            f"maps has shape {tuple(maps.shape)} and other_maps {tuple(other_maps.shape)}; both must have the"
+            " same shape, one map of each class for each image"
+        )
     correlation = pearson_correlation(maps.flatten(1), other_maps.flatten(1), of_constant=0.0)
     equal = (maps == other_maps).flatten(1).all(1)
-    values = torch.where(equal, torch.zeros_like(correlation), 1 - correlation.clamp(min=0))
+    values = torch.where(equal & ~correlation.isnan(), 0, 1 - correlation.clamp(min=0))
     return reduce_samples(values, reduction)
