@@ -129,3 +129,12 @@ def test_a_constant_map_has_an_entropy_of_0_and_no_rise(net, images):
     assert (result.entropy == 0).all()
     assert result.entropy_rise.isnan().all()
     assert result.rank_correlation.isnan().all()
+
+
+@pytest.mark.parametrize(("side", "has_ssim"), [(5, False), (6, True)])
+def test_images_below_the_window_of_ssim_have_none(side, has_ssim):
+    net = small_net().float()
+    result = parameter_randomization(net, EdgeMap(net), torch.rand(2, 3, side, 9))
+    assert result.ssim.shape == result.entropy.shape == (5, 2)
+    assert result.ssim.isfinite().all() if has_ssim else result.ssim.isnan().all()
+    assert result.rank_correlation.isfinite().all()

@@ -23,6 +23,8 @@ from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_SSIM_WINDOW = 11  # pixels along each axis
+
 
 @dataclass(frozen=True)
 class RandomizationResult:
@@ -33,8 +35,8 @@ class RandomizationResult:
             is ``"none"``: the network before randomization.
         rank_correlation: Spearman's rank correlation of each image's map with its original map, in [-1, 1],
             ``(steps, N)``; NaN where one of the two maps is constant.
-        ssim: their structural similarity index, at most 1, ``(steps, N)``; NaN if the maps do not have two
-            spatial dimensions.
+        ssim: their structural similarity index, at most 1, ``(steps, N)``; NaN if the images do not have two
+            spatial dimensions of at least 6 pixels, more than half of its window of 11 pixels.
         entropy: the entropy of the histogram of each map, with 100 bins, in nats, ``(steps, N)``; 0 for a
             constant map.
     """
@@ -207,8 +209,9 @@ def _reset_function_of(module: nn.Module) -> Callable[[], Any] | None:
 
 
 def _structural_similarities(maps: Tensor, originals: Tensor) -> Tensor:
-    """Return the structural similarity of each pair of maps, NaN if they are not images, ``(N,)``."""
-    if maps.ndim != 3:
+    """Return the structural similarity of each pair of maps, ``(N,)``; see `RandomizationResult`."""
+    # The window is completed at the edges by reflection, which needs more pixels than half of it.
+    if maps.ndim != 3 or min(maps.shape[1:]) <= _SSIM_WINDOW // 2:
         return maps.new_full((len(maps),), torch.nan)
     similarities = structural_similarity_index_measure(
         maps.unsqueeze(1), originals.unsqueeze(1), data_range=1.0, reduction="none"
