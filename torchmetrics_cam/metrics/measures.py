@@ -54,6 +54,8 @@ class Measure:
             Average Drop is not if the protocol's ``drop`` is ``"absolute"``.
         of_scores: whether it is an average or a difference of scores, and in their units.
         of_map: whether it depends on the map itself, and not only on scores of perturbed images.
+        in_unit_of_map: whether its value has the unit of the map.
+        range_needs_rectified_maps: whether values leave the ``value_range`` where maps are negative.
         elementwise: whether each value depends on one clean and one perturbed score alone.
         further_maps: what the source has to explain beside the images: ``"the masked images"``, ``"noisy
             images"`` or ``"another class"``; empty for nothing.
@@ -71,6 +73,8 @@ class Measure:
     relative: bool = False
     of_scores: bool = False
     of_map: bool = False
+    in_unit_of_map: bool = False
+    range_needs_rectified_maps: bool = False
     elementwise: bool = False
     further_maps: FurtherMaps = ""
     needs_objects: bool = False
@@ -86,9 +90,15 @@ class Measure:
         return self.relative and not (self.name == "average_drop" and protocol.drop == "absolute")
 
     def range_in(self, protocol: EvaluationProtocol) -> tuple[float, float]:
-        """Return the lowest and the highest value of an image if scores lie in [0, 1]."""
-        maps_have_any_unit = self.of_map and protocol.normalize == "none"
-        return (-math.inf, math.inf) if maps_have_any_unit else self.value_range
+        """Return the lowest and the highest value of an image if scores lie in [0, 1].
+
+        Without normalization maps are negative only if ``rectify`` leaves that to their source.
+        """
+        if protocol.normalize != "none":
+            return self.value_range
+        if self.range_needs_rectified_maps and protocol.rectify == "source":
+            return -math.inf, math.inf
+        return (self.value_range[0], math.inf) if self.in_unit_of_map else self.value_range
 
     @property
     def range_needs_fractions(self) -> bool:
@@ -286,7 +296,16 @@ MEASURES = {
             of_scores=True,
         ),
         Measure("road", "ROAD", _road, (-0.5, 0.5), of_scores=True),
-        Measure("complexity", "Complexity", _complexity, (0, 1), higher_is_better=False, of_map=True),
+        Measure(
+            "complexity",
+            "Complexity",
+            _complexity,
+            (0, 1),
+            higher_is_better=False,
+            of_map=True,
+            in_unit_of_map=True,
+            range_needs_rectified_maps=True,
+        ),
         Measure("sparseness", "Sparseness", _sparseness, (0, 1), of_map=True),
         Measure("entropy", "Entropy", _entropy, (0, math.inf), higher_is_better=False, of_map=True),
         Measure("coherency", "Coherency", _coherency, (0, 1), of_map=True, further_maps="the masked images"),
@@ -300,7 +319,16 @@ MEASURES = {
             relative=True,
             elementwise=True,
         ),
-        Measure("adcc", "ADCC", _adcc, (0, 1), relative=True, of_map=True, further_maps="the masked images"),
+        Measure(
+            "adcc",
+            "ADCC",
+            _adcc,
+            (0, 1),
+            relative=True,
+            of_map=True,
+            range_needs_rectified_maps=True,
+            further_maps="the masked images",
+        ),
         Measure(
             "single_deletion",
             "Single Deletion",
@@ -351,6 +379,7 @@ MEASURES = {
             _energy_pointing_game,
             (0, 1),
             of_map=True,
+            range_needs_rectified_maps=True,
             needs_objects=True,
         ),
         Measure("pointing_game", "Pointing Game", _pointing_game, (0, 1), of_map=True, needs_objects=True),

@@ -1,6 +1,7 @@
 """Comparisons at their edges: what a method, a measure, a scorer or a broken image must not do to the others."""
 
 import copy
+import math
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,7 @@ from torchmetrics_cam import (
     EvaluationProtocol,
 )
 from torchmetrics_cam.cams import CallableSource, CenterMap, GradCAM, UniformMap
+from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.model import random_numbers
 
 PAPER = EvaluationProtocol.preset("paper")
@@ -299,3 +301,45 @@ def test_of_many_pairs_of_measures_the_lowest_and_the_highest_agreements_are_lis
     (note,) = [line for line in str(comparison.table()).splitlines() if line.startswith("Agreement")]
     assert "(Spearman's rank correlation, the 5 lowest and the 5 highest of 15 pairs): " in note
     assert note.count(" and ") == 10 + 1
+
+
+def test_only_measures_in_the_unit_of_the_map_lose_their_range_without_normalization():
+    any_number = (-math.inf, math.inf)
+    for rectify, changed in {
+        "relu": {"complexity": (0, math.inf)},
+        "abs": {"complexity": (0, math.inf)},
+        "source": dict.fromkeys(("complexity", "adcc", "energy_pointing_game"), any_number),
+    }.items():
+        protocol = EvaluationProtocol(normalize="none", rectify=rectify)
+        for name, measure in MEASURES.items():
+            expected = changed.get(name, measure.value_range)
+            assert measure.range_in(protocol) == expected, (rectify, name)
+            assert measure.range_in(protocol.replace(normalize="after_resize")) == measure.value_range
+
+
+def signed_maps(scale):
+    return scale * (torch.rand(30, 12, 12, generator=torch.Generator().manual_seed(0)) - 0.4)
+
+
+@pytest.mark.parametrize("rectify", ["relu", "abs", "source"])
+def test_values_of_maps_that_are_not_normalized_stay_in_their_range(rectify):
+    net = small_net().float()
+    images = torch.rand(30, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    objects = torch.zeros(30, 12, 12, dtype=torch.bool)
+    objects[:, :6] = True
+    protocol = EvaluationProtocol(
+        normalize="none", rectify=rectify, top_k=10, sensitivity_samples=2, pointing_tolerance=1
+    )
+    names = list(MEASURES)
+    source = CallableSource(net, lambda model, images, class_idx: signed_maps(9)[: len(images)])
+    comparison = CAMComparison(
+        {"signed": source}, measures=names, controls=False, protocol=protocol, per_sample=True
+    )
+    comparison.update(images, objects=objects)
+    samples, found = comparison.samples(), comparison.compute()
+    for name, measure in MEASURES.items():
+        low, high = measure.range_in(protocol)
+        values = samples[name][torch.isfinite(samples[name])]
+        assert ((values >= low - 1e-6) & (values <= high + 1e-6)).all(), name
+        lower, upper = (found[f"signed/{name}_{bound}"] for bound in ("lower", "upper"))
+        assert lower.isnan() or low <= lower <= upper <= high, name
