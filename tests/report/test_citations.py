@@ -19,6 +19,7 @@ def test_every_measure_cites_its_paper():
 
 def test_a_paper_is_cited_once_and_is_that_of_the_docstring():
     text = bibtex(["max_sensitivity", "average_sensitivity", "class_sensitivity"])
-    assert re.findall(r"arXiv:([\d.]+)", text) == ["1710.11063", "1901.09392", "1912.09818"]
+    assert re.findall(r"arXiv:([\d.]+)", text) == ["1710.11063", "1901.09392", "2005.00631", "1912.09818"]
     assert "arxiv.org/abs/1901.09392" in sensitivity.MaxSensitivity.__doc__
+    assert "arxiv.org/abs/2005.00631" in sensitivity.AverageSensitivity.__doc__
     assert "arxiv.org/abs/1912.09818" in sensitivity.ClassSensitivity.__doc__

@@ -24,6 +24,9 @@ def sensitivity(
 
     Lower is better. A constant map has the best value, 0, so read it beside `class_sensitivity`.
 
+    Yeh et al. define the largest norm of the difference, and Bhatt et al. its mean. The division by the norm
+    of the map, which makes maps of different units comparable, is that of captum's ``sensitivity_max``.
+
     Args:
         maps: :math:`M`, the maps of the clean images, ``(N, *spatial)``.
         noisy_maps: :math:`M^{(r)}`, the maps of the same class for R noisy copies of each image,
@@ -39,7 +42,9 @@ def sensitivity(
         ValueError: if the shapes do not fit, ``over`` is neither ``"max"`` nor ``"mean"``, or ``reduction``
             is neither ``"mean"`` nor ``"none"``.
 
-    Source: Yeh et al., On the (In)fidelity and Sensitivity of Explanations, https://arxiv.org/abs/1901.09392
+    Source: Yeh et al., On the (In)fidelity and Sensitivity of Explanations, https://arxiv.org/abs/1901.09392,
+    and for the mean Bhatt et al., Evaluating and Aggregating Feature-based Model Explanations,
+    https://arxiv.org/abs/2005.00631
 
     Example:
         >>> import torch

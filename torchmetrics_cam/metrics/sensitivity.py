@@ -109,7 +109,8 @@ class MaxSensitivity(SensitivityMetric):
         degenerate_count: how many of the counted images have a constant map.
         outside_count: how many of the counted images have a score outside of [0, 1].
 
-    Source: Yeh et al., On the (In)fidelity and Sensitivity of Explanations, https://arxiv.org/abs/1901.09392
+    Source: Yeh et al., On the (In)fidelity and Sensitivity of Explanations, https://arxiv.org/abs/1901.09392,
+    who do not divide by the norm of the map; captum's ``sensitivity_max`` does
 
     Example:
         >>> import torch
@@ -200,8 +201,10 @@ class AverageSensitivity(SensitivityMetric):
         degenerate_count: how many of the counted images have a constant map.
         outside_count: how many of the counted images have a score outside of [0, 1].
 
-    Source: Yeh et al., On the (In)fidelity and Sensitivity of Explanations, https://arxiv.org/abs/1901.09392,
-    who define the maximum, `MaxSensitivity`; the mean is steadier for few samples
+    Source: Bhatt et al., Evaluating and Aggregating Feature-based Model Explanations,
+    https://arxiv.org/abs/2005.00631, who do not divide by the norm of the map, as captum's
+    ``sensitivity_max`` does for the maximum of Yeh et al., `MaxSensitivity`; the mean is steadier for few
+    samples
 
     Example:
         >>> import torch

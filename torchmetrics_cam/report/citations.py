@@ -133,7 +133,7 @@ _OF_MEASURE = {
     "single_deletion": "2407.11910",
     "faithfulness_correlation": "2005.00631",
     "max_sensitivity": "1901.09392",
-    "average_sensitivity": "1901.09392",
+    "average_sensitivity": "2005.00631",
     "class_sensitivity": "1912.09818",
     "energy_pointing_game": "1910.01279",
     "pointing_game": "1608.00507",
