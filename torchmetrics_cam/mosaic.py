@@ -48,11 +48,12 @@ class MosaicDataset(Dataset[Mosaic | None]):
     depend only on the seed, the index and the labels, so an item is the same in every process, batch and
     order, and no global random generator is used.
 
-    In the source paper, every image of a grid is explained in turn, images keep their size, and only images
-    are used that the network classifies correctly with a confidence of at least 0.5. For its values, pass a
-    `torch.utils.data.Subset` of such images, ``keep_size=False``, and to `EnergyPointingGame` the protocol
-    ``EvaluationProtocol(normalize="none")``. The edge of a tile is exact, so for `PointingGame` set
-    ``pointing_tolerance=0``: within the default of 15 pixels of the center, a map hits every tile of 2 x 2.
+    In the source paper, every image of a grid is explained in turn and images keep their size; in the
+    authors' code, only images are used that the network classifies correctly with a confidence above 0.5. For
+    its values, pass a `torch.utils.data.Subset` of such images, ``keep_size=False``, and to
+    `EnergyPointingGame` the protocol ``EvaluationProtocol(normalize="none")``. The edge of a tile is
+    exact, so for `PointingGame` set ``pointing_tolerance=0``: within the default of 15 pixels of the center,
+    a map hits every tile of 2 x 2.
 
     Args:
         dataset: a dataset with a length whose items are ``(image, label)``, or mappings with the names
@@ -147,7 +148,8 @@ class MosaicDataset(Dataset[Mosaic | None]):
             TypeError: if an image or a label is of another type.
             ValueError: if images differ in shape, or too few of them can be read.
         """
-        # Of a negative index, the same mosaic; beyond the end, the IndexError that ends an iteration.
+        # A negative index gives the mosaic of the same image. One beyond the end raises the IndexError that
+        # ends an iteration.
         index = range(len(self))[index]
         explained, label = self._read(index), self._labels[index]
         if explained is None:

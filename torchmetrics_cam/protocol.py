@@ -55,7 +55,8 @@ class EvaluationProtocol:
             hit.
         iou_threshold: the value from which Mask IoU counts a pixel of the map as highlighted, in (0, 1].
         deletion_grid: the number of cells along each axis that Single Deletion hides one after the other.
-        correlation_grid: the number of cells along each axis of which Faithfulness Correlation draws subsets.
+        correlation_grid: the number of cells along each axis of the grid from whose cells Faithfulness
+            Correlation draws subsets.
         correlation_subsets: the number of random subsets, at least 3.
         correlation_fraction: the fraction of the cells in each subset, in (0, 1).
         sensitivity_samples: the number of noisy copies of each image for Max-Sensitivity and Average

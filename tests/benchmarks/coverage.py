@@ -33,7 +33,7 @@ PROTOCOL = EvaluationProtocol.preset("paper")
 METHODS = ("Grad-CAM", "random map")
 SIZES = (10, 20, 30, 50, 100, 300)
 SAMPLES, SEED = 20_000, 0
-# Coverage within these limits is called right.
+# Coverage within these limits is acceptable.
 LOWEST, HIGHEST = 0.93, 0.97
 EVERY = 4  # of the images, one is kept for the tests
 Bounds = tuple[torch.Tensor, torch.Tensor]
@@ -150,8 +150,8 @@ def report(result: Mapping[str, Any]) -> str:
 
 Values per image of {len(result["measures"])} measures on the 10,000 test images of Fashion-MNIST, for Grad-CAM and a random map in the protocol
 `paper`. Each entry is the fraction of {samples:,} samples of N images whose interval contains the mean over all images: before
-(normal distribution) → after (this package). The standard error of an entry is {np.sqrt(0.05 * 0.95 / samples):.4f}. Written by `coverage.py`; all numbers
-are in `coverage.json`.
+(normal distribution) → after (this package). The standard error of an entry near .95 is {np.sqrt(0.05 * 0.95 / samples):.4f}. Written by `coverage.py`; all
+numbers are in `coverage.json`.
 
 {table(header, rows)}
 
@@ -167,8 +167,8 @@ Student's t without a range.
 
 ## Where the coverage is not within {100 * LOWEST:.0f} to {100 * HIGHEST:.0f} %
 
-Of Grad-CAM and the random map, the value that is further from 95 %. The table and the report of a comparison of so few images
-say so.
+Of Grad-CAM and the random map, the value that is further from 95 %. The table and the report of a comparison of such a number
+of images say so.
 
 {table(("measure", "mean", "paired difference"), wrong)}"""
 

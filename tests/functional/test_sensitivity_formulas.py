@@ -76,7 +76,7 @@ def test_class_sensitivity_by_hand():
     assert class_sensitivity(torch.stack(first[:5]), torch.stack(second[:5])).item() == pytest.approx(0.44)
 
 
-def test_a_constant_map_cheats_one_measure_and_new_noise_the_other():
+def test_a_constant_map_deceives_one_measure_and_new_noise_the_other():
     constant, noise, fresh = torch.full((8, 9, 9), 0.5), torch.rand(8, 9, 9), torch.rand(3, 8, 9, 9)
     assert sensitivity(constant, constant.expand(3, -1, -1, -1)) == 0
     assert class_sensitivity(constant, constant) == 0

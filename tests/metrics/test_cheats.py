@@ -131,8 +131,8 @@ GUIDE = Path(__file__).parents[2] / "GUIDE.md"
 
 
 def is_caught(value, honest, *, higher_is_better):
-    """Return whether a value is half as good as that of HiRes-CAM, or is not defined."""
-    return math.isnan(value) or (value < honest / 2 if higher_is_better else value > 2 * honest)
+    """Return whether a value is at most half as good as that of HiRes-CAM, or is not defined."""
+    return math.isnan(value) or (value <= honest / 2 if higher_is_better else value >= 2 * honest)
 
 
 def test_the_table_of_the_guide(values):

@@ -45,8 +45,8 @@ def sparseness(maps: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     .. math:: \frac{\sum_{i=1}^P (2i - P - 1)\, m_{(i)}}{P \sum_{i=1}^P m_{(i)}}
 
     where :math:`m_{(1)} \le \dots \le m_{(P)}` are the values of the :math:`P` pixels in ascending order. It
-    is 0 for a constant map and :math:`1 - 1/P` for a map with a single pixel above 0. A factor on the map
-    changes nothing.
+    is 0 for a constant map and :math:`1 - 1/P` for a map with a single pixel above 0. A positive factor on
+    the map changes nothing.
 
     Args:
         maps: maps normalized to [0, 1], ``(N, *spatial)``.
@@ -83,7 +83,7 @@ def entropy(maps: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     .. math:: -\sum_{j=1}^P q_j \ln q_j, \qquad q_j = \frac{m_j}{\sum_{k=1}^P m_k}
 
     It is 0 for a map with a single pixel above 0 and :math:`\ln P` for a constant map of :math:`P` pixels. A
-    factor on the map changes nothing.
+    positive factor on the map changes nothing.
 
     Args:
         maps: :math:`m`, maps normalized to [0, 1], ``(N, *spatial)``.
@@ -116,9 +116,9 @@ def histogram_entropy(maps: Tensor, *, bins: int = 100, reduction: Reduction = "
     .. math:: -\sum_{b=1}^B h_b \ln h_b
 
     where :math:`h_b` is the share of the pixels in bin :math:`b` of :math:`B` bins of equal width from the
-    lowest to the highest value of the map. It is 0 for a constant map. A factor on the map, or a constant
-    added to it, changes nothing. `parameter_randomization` compares it before and after the network is
-    randomized.
+    lowest to the highest value of the map. It is 0 for a constant map. A positive factor on the map, or a
+    constant added to it, changes nothing. `parameter_randomization` compares it before and after the network
+    is randomized.
 
     Args:
         maps: ``(N, *spatial)``, in any unit.

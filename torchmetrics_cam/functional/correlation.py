@@ -69,12 +69,14 @@ def single_deletion(maps: Tensor, drops: Tensor, *, reduction: Reduction = "mean
 
 
 def faithfulness_correlation(sums: Tensor, drops: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    r"""Compute the faithfulness correlation: whether the score drops by what the map says of hidden pixels.
+    r"""Compute the faithfulness correlation of a map with the score. Higher is better.
+
+    It says whether the drop of the score is correlated with the sum of the map over the hidden pixels.
 
     .. math:: r\left( \sum_{j \in S_1} M_j, \dots, \sum_{j \in S_n} M_j;\ d_1, \dots, d_n \right)
 
     with Pearson's correlation :math:`r`, over random subsets :math:`S` of the pixels or of the cells of a
-    grid. Higher is better.
+    grid.
 
     Args:
         sums: the sum of the map over each of S subsets, ``(S, N)``.
@@ -156,7 +158,7 @@ def cell_numbers(size: Sequence[int], per_axis: int, *, device: torch.device | s
 
 
 def check_grid(size: Sequence[int], per_axis: int, name: str = "per_axis") -> None:
-    """Validate that an image has a grid of so many cells.
+    """Validate that an image has at least as many pixels along each axis as the grid has cells.
 
     Args:
         size: as for `grid_cells`.

@@ -161,8 +161,9 @@ def localization_auc(maps: Tensor, objects: Tensor, *, reduction: Reduction = "m
               \left( [M_j > M_k] + \frac{1}{2} [M_j = M_k] \right)
 
     It is the probability that a random pixel of the object :math:`O` has a higher value than a random one of
-    the rest :math:`\bar O`; equal values count half. Higher is better, and a constant map has 0.5. Unlike the
-    other measures of localization it does not depend on the size of the object.
+    the rest :math:`\bar O`; equal values count half. Higher is better. A constant map has 0.5: unlike
+    that of the other measures of localization, its value for a constant map does not depend on the size of
+    the object.
 
     Args:
         maps: :math:`M`, maps normalized to [0, 1], ``(N, *spatial)``.

@@ -54,10 +54,10 @@ class Estimate:
 
         :math:`g` is the logit of the range; the logarithm of an infinite end is left out.
 
-        If the mean is at an end of the range, all samples are, and a standard error of 0 does not show how
-        many of all possible samples differ. The interval then reaches from this end over the fraction
+        If the mean is at an end of the range, all samples are, and a standard error of 0 does not bound
+        the fraction of the population that differs. The interval then reaches from this end over the fraction
         :math:`1 - (\frac{1 - \mathrm{level}}{2})^{1/n}` of the range, about 3.7/n for a level of 0.95. It is
-        the bound of Clopper and Pearson: if more of all samples differed, n equal ones would have a
+        the bound of Clopper and Pearson: if a larger fraction differed, n equal samples would have a
         probability below ``(1 - level) / 2``. A range with one end bounds nothing there, so the interval is
         NaN. Samples that all have the same value elsewhere in the range have an interval of width 0, as
         without a range.

@@ -92,16 +92,18 @@ class SingleDeletion(MeasureMetric):
 
 
 class FaithfulnessCorrelation(MeasureMetric):
-    r"""Faithfulness Correlation: whether the score drops by what the map says of the hidden part.
+    r"""Faithfulness Correlation: that of the map with the score. Higher is better.
+
+    It says whether the drop of the score is correlated with the sum of the map over the hidden pixels.
 
     .. math:: \frac{1}{N} \sum_{i=1}^N
               r\left( \sum_{j \in S_1} M_{ij}, \dots, \sum_{j \in S_n} M_{ij};\ d_{i1}, \dots, d_{in} \right)
 
     with Pearson's correlation :math:`r`: the sum of the map :math:`M` over a random subset :math:`S` of the
-    image, and the drop :math:`d` of the score when the subset shows the protocol's ``baseline``. Higher is
-    better, and a map without information has 0 on average. Each of the ``correlation_subsets`` n subsets has
-    the fraction ``correlation_fraction`` of the cells of a grid with ``correlation_grid`` cells along each
-    axis; with as many cells as pixels they are subsets of pixels, as in the paper.
+    image, and the drop :math:`d` of the score when the subset shows the protocol's ``baseline``. A map
+    without information has 0 on average. Each of the ``correlation_subsets`` n subsets has the fraction
+    ``correlation_fraction`` of the cells of a grid with ``correlation_grid`` cells along each axis; with as
+    many cells as pixels they are subsets of pixels, as in the paper.
 
     The subsets are computed from a hash of the image, the same in any batch and rank. They do not depend on
     the map, so that a `CAMComparison` scores them once for all methods.

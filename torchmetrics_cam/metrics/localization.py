@@ -11,10 +11,7 @@ from torchmetrics_cam.model.scores import ClassIndex, Target
 
 
 class LocalizationMetric(MeasureMetric):
-    """The update of the metrics that compare maps with annotated objects.
-
-    They need no masked forward pass.
-    """
+    """The update of the metrics that compare maps with annotated objects."""
 
     higher_is_better: bool = True
 

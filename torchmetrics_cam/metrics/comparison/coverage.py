@@ -28,7 +28,7 @@ OF_DIFFERENCES = {
 
 
 def coverage_notes(measures: Sequence[Measure], images: int) -> list[str]:
-    """Return a sentence for each measure whose intervals of so few images had another coverage.
+    """Return a sentence for each measure whose 95 % intervals did not have this coverage.
 
     Args:
         measures: the measures of a table.

@@ -38,7 +38,7 @@ class PairedDifference:
         upper: upper bound.
         p_value: the two-sided p-value of no difference, of this pair alone, not adjusted for the number of
             pairs. 1 where the two methods coincide.
-        count: number of images that are valid for both.
+        count: number of images on which the measure has a value for both.
     """
 
     mean: Tensor
