@@ -287,7 +287,7 @@ def test_paired_differences_equal_those_of_the_samples():
 
 
 def test_the_interval_of_a_measure_uses_its_range_where_it_holds():
-    """The range supposes scores in [0, 1] for measures of the scores, and normalized maps for those of maps."""
+    """The range supposes scores in [0, 1] for measures of the scores, and normalized maps for Complexity."""
     values = torch.tensor([[[0.02, 0.1, 0.0, 0.3], [0.0, 0.0, 0.0, 0.0]]], dtype=torch.float64)
     names = ("average_drop", "road", "complexity", "coherency", "drop_in_deletion")
     measures = tuple(MEASURES[name] for name in names)
@@ -302,8 +302,10 @@ def test_the_interval_of_a_measure_uses_its_range_where_it_holds():
     np.testing.assert_allclose(bounds(PAPER, 0), in_range, rtol=1e-9)
     raw = bounds(PAPER.replace(scores="raw"), 1)
     np.testing.assert_allclose(raw, [plain, plain, *in_range[2:4], plain], rtol=1e-9)
-    maps_in_any_unit = bounds(PAPER.replace(normalize="none"), 0)
-    np.testing.assert_allclose(maps_in_any_unit, [*in_range[:2], plain, plain, in_range[4]], rtol=1e-9)
+    # Complexity is in the unit of the map, which may be negative if rectifying is left to its source.
+    for rectify, expected in (("relu", ends(drops, 0)), ("source", plain)):
+        found = bounds(PAPER.replace(normalize="none", rectify=rectify), 0)
+        np.testing.assert_allclose(found, [*in_range[:2], expected, *in_range[3:]], rtol=1e-9)
 
 
 def test_every_measure_has_a_range():
