@@ -157,7 +157,7 @@ sigmoid(-z) for class 0.', 'Deletion and insertion curves have at most 20 steps.
         "top_k": lambda pixels: f"Top-K Intersection takes the {pixels} highest pixels.",
         "deletion_grid": lambda cells: f"Single Deletion hides {cells} cells along each axis.",
         "correlation_grid": lambda cells: (
-            f"Faithfulness Correlation hides subsets of {cells} cells along each axis."
+            f"Faithfulness Correlation hides subsets of a grid of {cells} cells along each axis."
         ),
         "correlation_subsets": lambda count: f"It draws {count} subsets.",
         "correlation_fraction": lambda fraction: f"Each subset has {fraction:.0%} of the cells.",
