@@ -138,6 +138,7 @@ def report(cells: list[dict[str, Any]], *, glibc: bool) -> str:
         rows.append((_named(cell), f"{seconds[BASELINE]['median']:.2f}", *ratios))
     loads = [cell["environment"]["load_average"][0] for cell in cells]
     missed_targets = missed(cells)
+    older_rows = "" if all(cell.get("process_per_case") for cell in cells) else _OLDER_ROWS
     return f"""# Cost of an evaluation{", with the default settings of glibc" if glibc else ""}
 
 Time of K methods on one layer, as a multiple of 1 + K bare forward passes in inference mode: median and quartiles of
@@ -146,7 +147,7 @@ weights). `ours` is this package. torchcam and pytorch-grad-cam run with their o
 object` is the metric of this package with the same pytorch-grad-cam object. Each case runs in a separate process.
 The compiled scorers of the columns before `scorer='compile'` are made by hand, with inductor's freezing (`cases.py`).
 
-{_GLIBC_DEFAULTS if glibc else _BLOCKS_KEPT}
+{_GLIBC_DEFAULTS if glibc else _BLOCKS_KEPT}{older_rows}
 
 The load average at the start of a cell was between {min(loads)} and {max(loads)}. Written by `cost.py`; all numbers are in
 `{"cost_glibc" if glibc else "cost"}.json`.
@@ -159,8 +160,9 @@ The load average at the start of a cell was between {min(loads)} and {max(loads)
 
 
 _BLOCKS_KEPT = """The memory allocator is set to keep freed blocks, as PyTorch's allocator on a GPU does; `cost_glibc.md` has times with
-the default settings of glibc. Rows marked with * are an exception: they were measured with these default settings, and with
-all cases in one process."""
+the default settings of glibc."""
+_OLDER_ROWS = """ Rows marked with * are an exception: they were measured with these default settings, with an older version of
+the package, and with all cases in one process."""
 _GLIBC_DEFAULTS = """The memory allocator has the default settings of glibc: it returns large blocks to the system and requests them again, so
 that eager forward passes of a large batch take about twice as long as in `cost.md`. Compiled forward passes need fewer blocks
 and take 1.3 to 1.6 times as long."""
