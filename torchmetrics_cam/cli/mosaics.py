@@ -7,9 +7,9 @@ from torch.utils.data import Dataset
 
 from torchmetrics_cam.cli.data import Images, Item
 from torchmetrics_cam.cli.errors import UsageError
+from torchmetrics_cam.metrics.comparison.rankings import join_names
 from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.mosaic import MosaicDataset
-from torchmetrics_cam.report.text import join_names
 
 
 def resolve_options(arguments: Any, measures: Sequence[str]) -> None:

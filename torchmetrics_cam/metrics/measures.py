@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -61,7 +62,8 @@ class Measure:
             images"`` or ``"another class"``; empty for nothing.
         needs_objects: whether it compares the map with annotated objects.
         needs_class: whether it has no meaning for targets.
-        size_field: the field of the protocol that the images may be too small for; empty for none.
+        check_size: validates that images of a spatial size are large enough for the protocol; None where all
+            are.
     """
 
     name: str
@@ -79,7 +81,7 @@ class Measure:
     further_maps: FurtherMaps = ""
     needs_objects: bool = False
     needs_class: bool = False
-    size_field: str = ""
+    check_size: Callable[[Sequence[int], EvaluationProtocol], None] | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return name, title and direction, as tables and figures need them."""
@@ -126,12 +128,8 @@ class Measure:
         """
         if targets is not None and self.needs_class:
             raise ValueError(f"targets were given, and {self.title} needs a class; pass class_idx instead")
-        if self.size_field and isinstance(images, Tensor) and images.ndim > 2:
-            size, value = images.shape[2:], getattr(protocol, self.size_field)
-            if self.size_field == "top_k":
-                check_top_k(size.numel(), value)
-            else:
-                check_grid(size, value, self.size_field)
+        if self.check_size and isinstance(images, Tensor) and images.ndim > 2:
+            self.check_size(images.shape[2:], protocol)
 
 
 def _of_scores(
@@ -139,8 +137,8 @@ def _of_scores(
 ) -> Tensor:
     """Return a formula of the clean and the perturbed score of each image, for one source or for all."""
     scores = batch.scores
-    values = formula(scores.flatten(), perturbed_scores.flatten(), reduction="none", **settings)
-    return values.view(scores.shape)
+    flat = scores.flatten(), perturbed_scores.flatten()
+    return formula(*flat, reduction="none", **settings).view(scores.shape)
 
 
 def _average_drop(batch: Batch) -> Tensor:
@@ -223,36 +221,46 @@ def _class_sensitivity(batch: Batch) -> Tensor:
     return class_sensitivity(batch.normalized_maps, batch.other_class_maps, reduction="none")
 
 
-def _energy_pointing_game(batch: Batch) -> Tensor:
+def _objects_of(batch: Batch) -> Tensor:
+    """Return the objects, which were checked before the model ran."""
     assert batch.objects is not None
-    return energy_pointing_game(batch.normalized_maps, batch.objects, reduction="none")
+    return batch.objects
+
+
+def _energy_pointing_game(batch: Batch) -> Tensor:
+    return energy_pointing_game(batch.normalized_maps, _objects_of(batch), reduction="none")
 
 
 def _pointing_game(batch: Batch) -> Tensor:
-    assert batch.objects is not None
     tolerance = batch.protocol.pointing_tolerance
-    return pointing_game(batch.normalized_maps, batch.objects, tolerance=tolerance, reduction="none")
+    return pointing_game(batch.normalized_maps, _objects_of(batch), tolerance=tolerance, reduction="none")
 
 
 def _mask_iou(batch: Batch) -> Tensor:
-    assert batch.objects is not None
     threshold = batch.protocol.iou_threshold
-    return mask_iou(batch.normalized_maps, batch.objects, threshold=threshold, reduction="none")
+    return mask_iou(batch.normalized_maps, _objects_of(batch), threshold=threshold, reduction="none")
 
 
 def _relevance_rank_accuracy(batch: Batch) -> Tensor:
-    assert batch.objects is not None
-    return relevance_rank_accuracy(batch.normalized_maps, batch.objects, reduction="none")
+    return relevance_rank_accuracy(batch.normalized_maps, _objects_of(batch), reduction="none")
 
 
 def _localization_auc(batch: Batch) -> Tensor:
-    assert batch.objects is not None
-    return localization_auc(batch.normalized_maps, batch.objects, reduction="none")
+    return localization_auc(batch.normalized_maps, _objects_of(batch), reduction="none")
 
 
 def _top_k_intersection(batch: Batch) -> Tensor:
-    assert batch.objects is not None
-    return top_k_intersection(batch.normalized_maps, batch.objects, k=batch.protocol.top_k, reduction="none")
+    return top_k_intersection(
+        batch.normalized_maps, _objects_of(batch), k=batch.protocol.top_k, reduction="none"
+    )
+
+
+def _check_grid(size: Sequence[int], protocol: EvaluationProtocol, *, field: str) -> None:
+    check_grid(size, getattr(protocol, field), field)
+
+
+def _check_top_k(size: Sequence[int], protocol: EvaluationProtocol) -> None:
+    check_top_k(math.prod(size), protocol.top_k)
 
 
 MEASURES = {
@@ -336,7 +344,7 @@ MEASURES = {
             (-1, 1),
             of_map=True,
             needs_class=True,
-            size_field="deletion_grid",
+            check_size=partial(_check_grid, field="deletion_grid"),
         ),
         Measure(
             "faithfulness_correlation",
@@ -344,7 +352,7 @@ MEASURES = {
             _faithfulness_correlation,
             (-1, 1),
             of_map=True,
-            size_field="correlation_grid",
+            check_size=partial(_check_grid, field="correlation_grid"),
         ),
         Measure(
             "max_sensitivity",
@@ -405,7 +413,7 @@ MEASURES = {
             "Top-K Intersection",
             _top_k_intersection,
             (0, 1),
-            size_field="top_k",
+            check_size=_check_top_k,
             of_map=True,
             needs_objects=True,
         ),

@@ -18,7 +18,7 @@ def check_batch(
     class_idx: ClassIndex | None,
     targets: Targets,
     cams: Mapping[CAMSource, Tensor],
-    protocol: EvaluationProtocol,
+    protocols: Sequence[EvaluationProtocol],
     *,
     read_values: bool,
 ) -> None:
@@ -30,7 +30,7 @@ def check_batch(
         class_idx: as for `explain_all`.
         targets: as for `explain_all`.
         cams: as for `explain_all`.
-        protocol: the settings of the evaluation.
+        protocols: the protocols of the evaluation.
         read_values: whether to check the values of class indices, which synchronizes a GPU with the host.
 
     Raises:
@@ -39,8 +39,11 @@ def check_batch(
     """
     _check_images(images)
     check_class_idx_and_targets(class_idx, targets, images.shape[0], read_values=read_values)
-    if class_idx is None and targets is None and protocol.class_selection == "given":
-        raise ValueError(f"the protocol {protocol.name!r} explains a given class; pass class_idx or targets")
+    for protocol in protocols:
+        if class_idx is None and targets is None and protocol.class_selection == "given":
+            raise ValueError(
+                f"the protocol {protocol.name!r} explains a given class; pass class_idx or targets"
+            )
     for source in sources:
         if targets is not None and not source.supports_targets:
             raise ValueError(

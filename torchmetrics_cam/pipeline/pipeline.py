@@ -167,17 +167,18 @@ class Pipeline:
 
         Arguments and errors are those of `explain_all`.
         """
-        for score_function in self.score_functions:
-            check_batch(
-                self.sources,
-                images,
-                class_idx,
-                targets,
-                cams or {},
-                score_function.protocol,
-                read_values=bool(self.validate_args),
-            )
-            check_baselines(images, score_function.protocol)
+        protocols = [score_function.protocol for score_function in self.score_functions]
+        check_batch(
+            self.sources,
+            images,
+            class_idx,
+            targets,
+            cams or {},
+            protocols,
+            read_values=bool(self.validate_args),
+        )
+        for protocol in protocols:
+            check_baselines(images, protocol)
         questions = [Question(score_function) for score_function in self.score_functions]
         if self.explains_other_class:
             questions += [replace(question, of_other_class=True) for question in questions]

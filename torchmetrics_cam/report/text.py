@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torchmetrics_cam.metrics.comparison.rankings import join_names
+
 _SCORES = {
     "softmax": "The score of a class is its softmax probability; from a single logit z, sigmoid(z) for class"
     " 1 and sigmoid(-z) for class 0.",
@@ -213,11 +215,6 @@ def describe_mosaic(tiles: int) -> str:
         f" object; a map that ignores the class has 1/{tiles**2} of its sum on the tile on average, if the"
         " classes have equally many images or the average is over classes"
     )
-
-
-def join_names(names: Sequence[str]) -> str:
-    """Join names as in a sentence: ``"A, B and C"``."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _format_value(cell: Mapping[str, Any]) -> str:

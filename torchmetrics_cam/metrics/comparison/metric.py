@@ -20,7 +20,7 @@ from torchmetrics_cam.metrics.comparison.inputs import (
     protocols_in_order,
     sources_with_controls,
 )
-from torchmetrics_cam.metrics.comparison.rankings import Rankings, rankings_of
+from torchmetrics_cam.metrics.comparison.rankings import Rankings
 from torchmetrics_cam.metrics.comparison.samples import SampleMetric
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
 from torchmetrics_cam.metrics.comparison.table import (
@@ -391,15 +391,7 @@ class CAMComparison(SampleMetric):
                 "there is one protocol, so no ranking to compare with; create the comparison with"
                 ' protocols=("paper", "score_cam"), for example'
             )
-        with self._all_ranks():
-            statistics = [self._statistics(number).pooled() for number in range(len(self.protocols))]
-        return rankings_of(
-            statistics,
-            measure_index,
-            protocols=[protocol.name for protocol in self.protocols],
-            methods=self.methods,
-            controls=self.controls,
-        )
+        return self.table().rankings[measure_index]
 
     def win_rate(self, measure: str | None = None) -> tuple[Tensor, Tensor]:
         """Return how often one method is better than another on the same image; every rank must call it.

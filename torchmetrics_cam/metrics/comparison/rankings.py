@@ -128,7 +128,7 @@ def describe_rankings(rankings: Rankings, title: str) -> str:
     for protocol, names in rankings.leaders.items():
         protocols_of.setdefault(names, []).append(protocol)
     led = [
-        f"{_listed(names) if names else 'no method'} under {_listed(protocols)}"
+        f"{join_names(names) if names else 'no method'} under {join_names(protocols)}"
         for names, protocols in protocols_of.items()
     ]
     if len(led) == 1:
@@ -147,8 +147,8 @@ def describe_rankings(rankings: Rankings, title: str) -> str:
         )
     significant = [order for order in reversals if order.is_significant]
     sentences += [
-        f"{order.better} before {order.worse} reverses under {_listed(order.reversed_under)}, significantly"
-        " in both directions."
+        f"{order.better} before {order.worse} reverses under {join_names(order.reversed_under)},"
+        " significantly in both directions."
         for order in significant
     ]
     if reversals and not significant:
@@ -174,7 +174,8 @@ def correlation_over_methods(first: Tensor, second: Tensor) -> float | None:
     return None if isnan(correlation) else correlation
 
 
-def _listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
+    """Join names as in a sentence: ``"A, B and C"``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -201,20 +202,17 @@ def _orders(
             continue
         leads = [first < second for first, second in pairs]  # type: ignore[operator]
         better, worse = (one, other) if leads[0] else (other, one)
-        same = [lead == leads[0] for lead in leads]
         differs = [not bool(matrix[kept[one], kept[other]]) for matrix in similar]
-        significant_same = [differ for differ, is_same in zip(differs, same, strict=True) if is_same]
-        significant_reversed = [differ for differ, is_same in zip(differs, same, strict=True) if not is_same]
+        significant_leads = {lead for lead, differ in zip(leads, differs, strict=True) if differ}
+        reversed_under = [
+            protocol for protocol, lead in zip(protocols, leads, strict=True) if lead != leads[0]
+        ]
         orders.append(
             Order(
                 better=methods[kept[better]],
                 worse=methods[kept[worse]],
-                reversed_under=tuple(
-                    protocol for protocol, is_same in zip(protocols, same, strict=True) if not is_same
-                ),
-                is_significant=all(differs)
-                if all(same)
-                else any(significant_same) and any(significant_reversed),
+                reversed_under=tuple(reversed_under),
+                is_significant=len(significant_leads) == 2 if reversed_under else all(differs),
             )
         )
     return tuple(orders)

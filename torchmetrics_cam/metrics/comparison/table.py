@@ -17,6 +17,7 @@ from torchmetrics_cam.metrics.comparison.rankings import (
     Rankings,
     correlation_over_methods,
     describe_rankings,
+    join_names,
     rankings_of,
 )
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
@@ -354,7 +355,7 @@ def _notes(
 ) -> list[str]:
     groups = {tuple(sorted([row["method"], *row["coincides_with"]])) for row in rows if row["coincides_with"]}
     notes = [
-        f"{', '.join(group[:-1])} and {group[-1]} coincide: on 99 of 100 images they yield identical scores,"
+        f"{join_names(group)} coincide: on 99 of 100 images they yield identical scores,"
         " to 0.1 % of the score. They count as one method here, and share a rank."
         for group in sorted(groups)
     ]
