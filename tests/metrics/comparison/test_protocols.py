@@ -175,6 +175,18 @@ def test_methods_that_tie_have_no_order(net, images):
     assert "Average Drop: best are one and same under paper and score_cam." in str(comparison.table())
 
 
+def test_a_method_that_is_best_under_all_protocols_is_named_beside_others_that_tie_with_it(net, images):
+    """Where the mask keeps what is at least 0.5 of a uniform map, 0.6 and 0.9 keep all, and are both best."""
+    comparison = CAMComparison(
+        {"0.6": UniformMap(net, 0.6), "0.9": UniformMap(net, 0.9)},
+        protocols=("paper", EvaluationProtocol(name="threshold", mask="threshold")),
+        controls=False,
+    )
+    comparison.update(images)
+    assert comparison.rankings().leaders == {"paper": ("0.9",), "threshold": ("0.6", "0.9")}
+    assert "Average Drop: best is 0.9 under paper and threshold." in str(comparison.table())
+
+
 def test_an_image_counts_if_it_is_valid_under_all_protocols(net, images):
     def broken(images):
         return torch.where(torch.arange(len(images)).view(-1, 1, 1, 1) == 1, torch.nan, torch.zeros(()))

@@ -131,9 +131,11 @@ def describe_rankings(rankings: Rankings, title: str) -> str:
         f"{join_names(names) if names else 'no method'} under {join_names(protocols)}"
         for names, protocols in protocols_of.items()
     ]
-    if len(led) == 1:
-        (names,) = protocols_of
-        sentences = [f"{title}: best is {led[0]}." if len(names) < 2 else f"{title}: best are {led[0]}."]
+    # Methods that coincide are best together, under one protocol perhaps with others than under another.
+    everywhere = [name for name in next(iter(protocols_of)) if all(name in names for names in protocols_of)]
+    if everywhere or len(led) == 1:
+        best, verb = join_names(everywhere or ["no method"]), "is" if len(everywhere) < 2 else "are"
+        sentences = [f"{title}: best {verb} {best} under {join_names(rankings.protocols)}."]
     else:
         sentences = [f"{title}: the best method depends on the protocol: {'; '.join(led)}."]
     reversals = [order for order in rankings.orders if order.reversed_under]
