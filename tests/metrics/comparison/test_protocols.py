@@ -135,6 +135,25 @@ def test_rankings_by_hand():
     assert "Complexity: best are left and right under black and sides." in text
 
 
+def test_a_reversal_is_significant_only_if_it_is_in_both_directions():
+    """Under the second protocol the right map is better by a 20th of the spread of the differences."""
+    images, maps, (black, _) = two_pixels()
+    difference = images[:, 0, 0, 1] - images[:, 0, 0, 0]
+    baseline = torch.tensor([[[0.0, float(difference.mean()) - 0.002]]])
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    comparison = CAMComparison(
+        {name: PrecomputedMaps(model) for name in ("left", "right")},
+        measures=["average_drop"],
+        controls=False,
+        protocols=(black, black.replace(name="nearly", baseline=baseline)),
+    )
+    comparison.update(images, class_idx=0, cams={name: maps[name] for name in ("left", "right")})
+    (order,) = comparison.rankings().orders
+    assert (order.better, order.worse, order.reversed_under) == ("left", "right", ("nearly",))
+    assert not order.is_significant
+    assert "No reversal is significant in both directions." in str(comparison.table())
+
+
 def alpha_of(ranks):
     """Krippendorff's alpha for ordinal data by its definition, from the coincidences of values."""
     ranks = np.array(ranks)
