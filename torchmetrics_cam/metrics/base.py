@@ -316,7 +316,11 @@ class CAMMetric(Metric):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "CAMMetric":
         """Move the states, but never cast them: a counter in bfloat16 would stop at 256."""
+        dtype = self._dtype
         super()._apply(fn, exclude_state=tuple(self._defaults))
+        if not self._dtype_convert:
+            # The base class forgets the dtype of set_dtype when the metric is moved.
+            self._dtype = dtype
         self._sum_dtype = sum_dtype(self.device)
         for name, default in self._defaults.items():
             if name in exclude_state:
