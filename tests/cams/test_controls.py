@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from torchmetrics_cam import AverageDrop, EvaluationProtocol, explain
-from torchmetrics_cam.cams import EdgeMap, RandomWeightsCAM, vit_grid
+from torchmetrics_cam.cams import CenterMap, EdgeMap, RandomWeightsCAM, vit_grid
 
 AS_IS = EvaluationProtocol(rectify="source", normalize="none")
 
@@ -31,6 +31,17 @@ def test_edge_map_of_a_constant_image_is_degenerate(net):
     metric = AverageDrop(EdgeMap(net))
     metric.update(torch.ones(3, 3, 8, 8, dtype=torch.float64))
     assert metric.degenerate_count == 3
+
+
+def test_pixels_at_equal_distances_from_the_center_have_equal_values():
+    """Ties of pixels must not depend on the rounding of a device."""
+    steps = torch.arange(112) * 2 - 111
+    squares = steps.square().unsqueeze(1) + steps.square()
+    (center,) = maps_of(CenterMap(nn.Flatten()), torch.zeros(1, 1, 112, 112))
+    assert len(center.unique()) == len(squares.unique())
+    assert torch.equal(
+        squares.flatten()[center.flatten().argsort(descending=True)], squares.flatten().sort().values
+    )
 
 
 def test_random_weights_are_uniform_and_differ_by_channel():

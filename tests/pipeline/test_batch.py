@@ -22,6 +22,7 @@ from torchmetrics_cam.cams import CallableSource, GradCAM, LayerCAM, Precomputed
 from torchmetrics_cam.functional import area_under_curve, average_drop, average_gain, increase_in_confidence
 
 RAW = EvaluationProtocol(scores="raw")
+CURVE = EvaluationProtocol(curve_steps=5)
 
 
 def channel_means() -> nn.Module:
@@ -31,6 +32,12 @@ def channel_means() -> nn.Module:
 
 def sources_of(net):
     return {"Grad-CAM": GradCAM(net, "body"), "LayerCAM": LayerCAM(net, "body"), "half": UniformMap(net, 0.5)}
+
+
+def test_fractions_of_a_curve_are_exact_in_float64(net):
+    """Rounded to float32 they would limit the areas under curves of float64 scores."""
+    batch = explain(GradCAM(net, "body"), torch.rand(1, 3, 7, 7, dtype=torch.float64), protocol=CURVE)
+    assert batch.fractions.tolist() == [pixels / 49 for pixels in (0, 10, 20, 30, 40, 49)]
 
 
 def test_values_by_hand():

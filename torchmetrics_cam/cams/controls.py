@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics_cam.cams.layers import LayerSource, TargetLayer, weighted_sum
 from torchmetrics_cam.cams.source import CAMSource, ForwardPass, Sharing, SourceMaps
 from torchmetrics_cam.functional._noise import hashed_noise
+from torchmetrics_cam.functional.statistics import sum_dtype
 
 
 class UniformMap(CAMSource):
@@ -136,14 +137,14 @@ class CenterMap(CAMSource):
 
     def maps(self, forward: ForwardPass) -> SourceMaps:
         """Return masks that are highest at the center and fall off towards the borders."""
-        size = forward.images.shape[2:]
-        log_density = torch.zeros(size, device=forward.images.device)
+        size, device = forward.images.shape[2:], forward.images.device
+        # Computed in float64, so that pixels at equal distances have equal values on every device.
+        log_density = torch.zeros(size, dtype=sum_dtype(device), device=device)
         for axis, side in enumerate(size):
-            position = (torch.arange(side, device=forward.images.device) - (side - 1) / 2) / (side / 2)
+            position = (torch.arange(side, device=device) - (side - 1) / 2).to(log_density.dtype) / (side / 2)
             log_density -= (position / self.sigma).square().div(2).view(-1, *(1,) * (len(size) - 1 - axis))
-        return SourceMaps(
-            [log_density.exp().expand(len(forward.images), *size)], rectified=True, normalized=True
-        )
+        density = log_density.exp().float()
+        return SourceMaps([density.expand(len(forward.images), *size)], rectified=True, normalized=True)
 
 
 class EdgeMap(CAMSource):

@@ -37,7 +37,8 @@ def hashed_noise(images: Tensor, count: int, seed: int) -> Tensor:
     # Any Python integer becomes a signed 64-bit one.
     offset = (seed * 0x632BE5AB + (1 << 63)) % (1 << 64) - (1 << 63)
     bits = _splitmix64(_hash_images(images).unsqueeze(1) + positions * _INCREMENT + offset)
-    return (bits >> 11 & (1 << 53) - 1).to(torch.float32) / (1 << 53)
+    # The upper 24 bits, which float32 holds exactly on every device.
+    return (bits >> 40 & (1 << 24) - 1).to(torch.float32) / (1 << 24)
 
 
 def normal_noise(images: Tensor, seed: int) -> Tensor:

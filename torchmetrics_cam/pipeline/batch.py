@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.functional.curves import perturbed_counts
+from torchmetrics_cam.functional.statistics import sum_dtype
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
 from torchmetrics_cam.pipeline.explanation import Explanation
 from torchmetrics_cam.pipeline.perturb import (
@@ -176,7 +177,8 @@ class Batch:
         pixels = self.images[0, 0].numel()
         counts = perturbed_counts(pixels, self.protocol.curve_steps)
         # Created on the device: a copy from the host would synchronize them.
-        points = torch.arange(len(counts), dtype=torch.float32, device=self.scores.device)
+        device = self.scores.device
+        points = torch.arange(len(counts), dtype=sum_dtype(device), device=device)
         return (points * counts[1]).clamp(max=pixels) / pixels
 
     @property
