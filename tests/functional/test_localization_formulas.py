@@ -123,6 +123,7 @@ def test_no_formula_synchronizes_a_gpu_with_the_host():
     maps, objects = torch.rand(3, 8, 8), torch.rand(3, 8, 8) < 0.3
     with HostSyncs() as syncs:
         each_of(maps, objects)
+        pointing_game(maps, objects, tolerance=2)
     assert (syncs.seen, syncs.copies) == ([], 0)
 
 

@@ -1,7 +1,6 @@
 """Measures that compare a map with the annotated object."""
 
 from collections.abc import Sequence
-from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -317,7 +316,7 @@ def _dilate(objects: Tensor, distance: float) -> Tensor:
     radius, dims = int(distance), objects.ndim - 1
     if radius < 1:
         return objects
-    offsets = range(-radius, radius + 1)
-    ball = [float(sum(step**2 for step in offset) <= distance**2) for offset in product(offsets, repeat=dims)]
-    kernel = torch.tensor(ball, device=objects.device).view(1, 1, *(len(offsets),) * dims)
+    steps = torch.arange(-radius, radius + 1, device=objects.device)
+    squares = torch.stack(torch.meshgrid([steps] * dims, indexing="ij")).square().sum(0)
+    kernel = (squares <= distance**2).float().view(1, 1, *squares.shape)
     return _CONVOLUTIONS[dims](objects.float().unsqueeze(1), kernel, padding=radius).squeeze(1) > 0.5
