@@ -27,7 +27,6 @@ from torchmetrics_cam.cams import (
     XGradCAM,
     vit_grid,
 )
-from torchmetrics_cam.cli.demo import load_model
 from torchmetrics_cam.pipeline.pipeline import Scorer
 
 SIDE = 224
@@ -44,6 +43,7 @@ TORCHCAMS = ("GradCAM", "GradCAMpp", "XGradCAM", "LayerCAM")
 BASELINE, OURS, COMPILED = "bare forwards", "ours", "ours, channels last and compiled scorer"
 FOLDED = "the same, batch norms folded"
 WORD = "ours, scorer='compile'"
+UNCHECKED = "ours, validate_args=False"
 TORCHCAM, GRAD_CAM, ON_GRAD_CAM = "torchcam", "pytorch-grad-cam", "ours on pytorch-grad-cam's object"
 
 
@@ -54,18 +54,23 @@ class Setting:
         network: a name in `LAYERS`.
         batch: the number of images.
         methods: K, the number of CAM methods.
+        device: the device of the network and the images.
     """
 
-    def __init__(self, network: str, batch: int, methods: int) -> None:
+    def __init__(self, network: str, batch: int, methods: int, device: str = "cpu") -> None:
         torch.manual_seed(0)
         self.layer = LAYERS[network]
         if network == "efficientnet_lite0":
-            self.model = load_model()
+            # Imported here, because the other networks need no extra of the package.
+            from torchmetrics_cam.cli.demo import load_model
+
+            self.model = load_model().to(device)
         else:
-            self.model = torchvision.models.get_model(network, weights=None).eval()
+            self.model = torchvision.models.get_model(network, weights=None).eval().to(device)
         self.reshape = vit_grid if network.startswith("vit") else None
-        self.images = torch.randn(batch, 3, SIDE, SIDE)
+        self.images = torch.randn(batch, 3, SIDE, SIDE).to(device)
         self.methods = methods
+        self.validate_args = True
         # The network and the compiled scorer of one case: each case has a process and a setting of its own.
         self.compiled_scorer: tuple[nn.Module, Callable[[Tensor], Any]] | None = None
         # Metrics are made once, as in an evaluation, and not for every batch.
@@ -115,11 +120,19 @@ class Setting:
                 for method in islice(cycle(OWN), self.methods)
             ]
             if self.methods == 1:
-                self.metric = AverageDrop(sources[0], scorer=scorer)
+                self.metric = AverageDrop(sources[0], scorer=scorer, validate_args=self.validate_args)
             else:
                 named = {f"{index} {source!r}": source for index, source in enumerate(sources)}
-                self.metric = CAMComparison(named, controls=False, scorer=scorer)
+                self.metric = CAMComparison(
+                    named, controls=False, scorer=scorer, validate_args=self.validate_args
+                )
+            self.metric.to(images.device)
         self.metric.update(images)
+
+    def unchecked(self, images: Tensor) -> None:
+        """Run `ours` without the checks that read values off the device."""
+        self.validate_args = False
+        self.ours(images)
 
     def compiled_by_word(self, images: Tensor) -> None:
         """Run `ours` on the network as it is, with ``scorer="compile"``."""
