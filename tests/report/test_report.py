@@ -1,6 +1,7 @@
 """The report: its content, and its display in a browser."""
 
 import csv
+import html
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from torchmetrics_cam import CAMComparison
 from torchmetrics_cam.cams import GradCAM, LayerCAM
 from torchmetrics_cam.protocol import EvaluationProtocol
 from torchmetrics_cam.report import ExplainedImage, write_csv, write_report
-from torchmetrics_cam.report.text import describe_protocol, summarize_comparison
+from torchmetrics_cam.report.text import describe_protocol, findings, verdict
 
 EVIL = "<script>alert(1)</script>"
 
@@ -93,7 +94,8 @@ def full(comparison) -> dict:
     pair = {key: float(getattr(differ, key)) for key in ("mean", "lower", "upper", "p_value")}
     curve = {method: [1.0, 0.5, 0.1 * place] for place, method in enumerate(methods)}
     values = {method: {"average_drop": 0.1 * place} for place, method in enumerate(methods)}
-    return results_of(
+    names = [measure.name for measure in comparison.measures]
+    results = results_of(
         comparison,
         paired=[{"measure": "average_drop", "first": methods[0], "second": methods[1], "count": 40, **pair}],
         curves={"fractions": [0, 0.5, 1], "deletion": curve, "insertion": curve},
@@ -101,7 +103,16 @@ def full(comparison) -> dict:
             {"class_idx": 10, "name": EVIL, "n": 12, "values": values},
             {"class_idx": 9, "name": None, "n": 28, "values": {}},
         ],
+        gates=[
+            {"gate": "average_drop > 0.4", "violations": [f"{EVIL} has 0.5."]},
+            {"gate": "average_gain < 0", "violations": []},
+        ],
     )
+    rows = [
+        (method, method in comparison.controls, place % 2 == 0, names) for place, method in enumerate(methods)
+    ]
+    results["comparison"]["groups"] = [grouping_of([*rows[:-1], (*rows[-1][:2], None, names)])]
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +125,9 @@ def page(full, gallery, tmp_path_factory):
 def test_the_sections_are_in_order(page):
     heads = re.findall(r'<h2 id="(\w+)"', page.read_text())
     assert heads == [
+        "gates",
         "ranking",
+        "groups",
         "agreement",
         "curves",
         "classes",
@@ -157,6 +170,25 @@ def test_values_and_environment_are_shown(page, full):
         assert words in text
 
 
+def test_groups_and_gates_are_shown(page):
+    text = page.read_text()
+    assert "1 of 2 gates failed." in text
+    assert "average_drop &gt; 0.4" in text
+    assert f"<li>{html.escape(EVIL)} has 0.5.</li>" in text
+    assert "bags|&lt;b&gt; (40)" in text
+    assert (
+        '<td class="n" data-value="0.3">0.300 (0.100 to 0.500)</td><td class="n" data-value="0.012">0.012</td>'
+        in text
+    )
+    # A method without a worst group.
+    assert '<td data-value="">-</td>' in text
+
+
+def test_the_verdict_comes_before_everything_else(page):
+    text = page.read_text()
+    assert text.index("has the best Average Drop") < text.index("40 images of photos") < text.index("<h2")
+
+
 def test_the_page_is_small(page):
     assert page.stat().st_size < 1_000_000
 
@@ -168,7 +200,7 @@ def test_one_method_without_values_makes_a_page(digits, tmp_path):
     results = results_of(alone)
     write_report(results, tmp_path / "one.html")
     text = (tmp_path / "one.html").read_text()
-    assert "It is the only method with a value." in text
+    assert "and is the only method with a value." in text
     assert "1 image is few: the coverage of the intervals was measured from 10 images." in text
     assert "There is no control" in text
     assert 'id="agreement"' not in text
@@ -210,8 +242,8 @@ MEASURE = {"name": "m", "title": "M", "higher_is_better": False}
         (
             [row("A", 0.2, 1), row("B", 0.4, 2), row("R", 0.6, 3, control=True)],
             [
-                "A has the best M, 0.200 (95 % interval 0.100 to 0.300). It is significantly different from every",
-                "significantly better than every control",
+                "A has the best M, 0.200 (95 % interval 0.100 to 0.300); it is significantly different from every other",
+                "It is significantly better than every control",
             ],
             ["Warning", "only", "constant"],
         ),
@@ -227,7 +259,7 @@ MEASURE = {"name": "m", "title": "M", "higher_is_better": False}
         ),
         (
             [row("R", 0.1, 1, control=True), row("A", 0.2, 2), row("B", 0.4, 3)],
-            ["Warning: the control R is significantly better."],
+            ["Warning: the control R is significantly better, so this measure does not show"],
             ["better than every control"],
         ),
         (
@@ -238,21 +270,102 @@ MEASURE = {"name": "m", "title": "M", "higher_is_better": False}
                 row("R", 0.3, 3, control=True),
             ],
             [
-                "Its scores are identical to those of C.",
-                "It is not significantly different from B at",
-                "not significantly different from the control R",
+                "; its scores are identical to those of C, and it is not significantly different from B at",
+                "Warning: it is not significantly different from the control R, so this measure does not show",
             ],
             ["significantly better"],
         ),
     ],
     ids=["clear", "constant maps", "better control", "not significant"],
 )
-def test_the_summary_follows_from_the_values(rows, expected, unexpected):
-    text = " ".join(summarize_comparison({"measures": [MEASURE], "rows": rows}))
+def test_the_verdict_follows_from_the_values(rows, expected, unexpected):
+    results = results_with(rows)
+    sentences = verdict(results)
+    assert len(sentences) == 3
+    # Each is one sentence, so that it can be quoted.
+    assert all(re.search(r"[.!] [A-Z]", sentence) is None for sentence in sentences)
+    assert sentences[2] == "This holds for 100 images of photos and net at layer4 under the protocol paper."
+    text = " ".join(sentences + findings(results))
     for words in expected:
         assert words in text
     for words in unexpected:
         assert words not in text
+
+
+def results_with(rows, checkpoint=None, **changes):
+    return {
+        "model": {"name": "net", "layer": ["layer4"], "checkpoint": checkpoint},
+        "data": {"name": "photos"},
+        "comparison": {"measures": [MEASURE], "rows": rows, "protocol": {"name": "paper"}} | changes,
+    }
+
+
+def test_the_verdict_says_that_weights_are_random():
+    results = results_with([row("A", 0.2, 1)], checkpoint="random")
+    assert verdict(results)[2] == (
+        "Warning: the weights of net at layer4 are random, so the values on 100 images of photos under the protocol"
+        " paper say nothing about a trained network."
+    )
+
+
+def test_the_verdict_without_a_value_has_three_sentences_too():
+    empty = row("A", 0.2, 1, n=0)
+    empty["m"]["value"] = None
+    assert verdict(results_with([empty]))[0] == "No method has a value of M."
+    assert len(verdict(results_with([empty]))) == 3
+
+
+def grouping_of(rows):
+    """Return a grouping of two groups, with the worst group and its significance for each method."""
+    cells = [
+        {"value": value, "lower": value - 0.1, "upper": value + 0.1, "n": n}
+        for value, n in ((0.2, 60), (0.5, 40))
+    ]
+    gap = {
+        "group": "bags|<b>",
+        "value": 0.5,
+        "others": 0.2,
+        "gap": 0.3,
+        "lower": 0.1,
+        "upper": 0.5,
+        "p_value": 0.012,
+    }
+    return {
+        "grouping": "group",
+        "title": "Group",
+        "names": ["tops", "bags|<b>"],
+        "n": [60, 40],
+        "rows": [
+            {
+                "method": method,
+                "control": control,
+                "values": {name: cells for name in measures},
+                "worst": {name: None if significant is None else gap | {"significant": significant} for name in measures},
+            }
+            for method, control, significant, measures in rows
+        ],
+    }  # fmt: skip
+
+
+def test_findings_name_the_significantly_worst_groups_of_methods():
+    rows = [
+        ("A", False, True, ["m"]),
+        ("B", False, False, ["m"]),
+        ("C", False, True, ["m"]),
+        ("R", True, True, ["m"]),
+    ]
+    several = results_with([], groups=[grouping_of(rows)])
+    assert findings(several) == [
+        "By group, M is significantly worse than on all other images for bags|<b> (A and C)."
+    ]
+    none = results_with([], groups=[grouping_of(rows[1:2])])
+    assert findings(none) == ["By group, no group has a significantly worse M than all other images."]
+
+
+def test_findings_name_the_surrogate():
+    assert findings(results_with([], surrogate="ResNet of tuned.pt")) == [
+        "A surrogate scores the clean and the perturbed images in place of the network: ResNet of tuned.pt."
+    ]
 
 
 def test_every_field_of_a_protocol_has_a_sentence(comparison):
@@ -427,3 +540,31 @@ def test_a_phone_shows_the_page_without_scrolling_sideways(browser, page):
     opened(browser, page, width=360)
     assert browser.execute_script("return window.innerWidth") == 360
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+
+
+def test_a_phone_keeps_the_name_of_a_method_in_view_while_its_table_scrolls(browser, page):
+    opened(browser, page, width=390)
+    box, name, width = (
+        browser.execute_script("""const box = document.querySelector("section[aria-labelledby=groups] .box");
+        box.scrollLeft = 10000;
+        const cell = box.querySelector("tbody th").getBoundingClientRect();
+        return [box.getBoundingClientRect().left, cell.left, box.scrollWidth - box.clientWidth]""")
+    )
+    assert width > 50
+    assert name == pytest.approx(box, abs=1)
+
+
+def test_a_printed_page_cuts_no_table_and_unfolds_everything(browser, page):
+    # The width between the margins of A4, at 96 pixels per inch.
+    width = round((210 - 2 * 14) / 25.4 * 96)
+    opened(browser, page, width=width)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    browser.execute_script('dispatchEvent(new Event("beforeprint"))')
+    wide, folded = browser.execute_script("""return [[...document.querySelectorAll("table, svg, pre, img")]
+        .map(one => one.getBoundingClientRect().right), document.querySelectorAll("details:not([open])").length]""")
+    browser.execute_script('dispatchEvent(new Event("afterprint"))')
+    folded_again = browser.execute_script('return document.querySelectorAll("details:not([open])").length')
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert max(wide) <= width
+    assert folded == 0
+    assert folded_again > 3

@@ -15,8 +15,9 @@ from torchmetrics_cam.report.text import (
     describe_compilation,
     describe_mosaic,
     describe_protocol,
+    findings,
     printable,
-    summarize_comparison,
+    verdict,
 )
 
 # The name under which the files state which program has written them.
@@ -59,6 +60,7 @@ def write_report(
     environment.filters |= {
         "compilation": describe_compilation,
         "mosaic": describe_mosaic,
+        "interval": _interval,
         "number": _number,
         "setting": _setting,
         "photo": figures.photo,
@@ -102,13 +104,19 @@ def _content(results: Mapping[str, Any], gallery: Mapping[str, Sequence[Explaine
     agreement = comparison.get("agreement") or {}
     curves = results.get("curves") or {}
     controls = {row["method"] for row in rows if row["control"]}
+    gates, groupings = results.get("gates") or [], comparison.get("groups") or []
     mosaic = results["data"].get("mosaic")
     protocol = {name: value for name, value in comparison["protocol"].items() if reads(titles, name)}
     return {
         "r": results,
         "comparison": comparison,
         "titles": titles,
-        "summary": summarize_comparison(comparison),
+        "verdict": verdict(results),
+        "findings": findings(results),
+        "gates": gates,
+        "failed": sum(bool(gate["violations"]) for gate in gates),
+        "groupings": groupings,
+        "smallest": min((n for grouping in groupings for n in grouping["n"]), default=0),
         "ordered": ordered,
         "intervals": {one["name"]: figures.interval_svg(one, ordered[one["name"]]) for one in measures},
         "agreement": figures.agreement_svg(agreement, titles) if len(agreement) > 2 else None,
@@ -147,6 +155,13 @@ def _ordered(rows: Sequence[Mapping[str, Any]], measure: str) -> list[Mapping[st
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(cell: Mapping[str, float | None]) -> str:
+    """Return a value with the bounds of its interval, where they are known."""
+    value, lower, upper = cell["value"], cell["lower"], cell["upper"]
+    bounds = "" if lower is None or upper is None else f" ({_number(lower)} to {_number(upper)})"
+    return f"{_number(value)}{bounds}"
 
 
 def _setting(value: Any) -> str:
