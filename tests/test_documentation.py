@@ -157,7 +157,7 @@ def test_the_commands_of_the_guide_run(place):
     exec(NETWORK, names)
     torch.save(names["network"]()[0].state_dict(), place / "weights.pt")
     command = block("command", GUIDE)
-    assert "| torchcam:ScoreCAM |" in printed_by_command(command, place)
+    assert "   torchcam:ScoreCAM " in printed_by_command(command, place)
     printed_by_command(command.strip() + " --out results/other --layer 0", place)
     assert "3 images are in both runs." in printed_by_command(block("compare", GUIDE), place)
 

@@ -434,7 +434,7 @@ def test_two_processes_give_the_values_of_one(whole, place, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| Grad-CAM |") == 1
+    assert done.stdout.count("   Grad-CAM ") == 1
     assert results(tmp_path / "out")["hardware"]["processes"] == 2
     one, two = numbers(whole), numbers(tmp_path / "out")
     assert one["win_rates"] == two["win_rates"]

@@ -35,10 +35,10 @@ def test_control_characters_of_file_names_are_escaped(inside, capsys):
     Path(f"photos/{UNSAFE} broken.png").write_bytes(b"no image")
     assert main(arguments(Path("out"))) == 0
     printed = capsys.readouterr().out
-    lines = printed[printed.index("| method |") :]
+    lines = printed[printed.index("Protocol: paper") :]
     assert not CONTROL.search(lines)
     assert f"\nNot read: photos/{SAFE} broken.png: " in lines
-    assert sum(line.startswith("| Grad-CAM") for line in lines.splitlines()) == 1
+    assert sum(line.startswith("   Grad-CAM") for line in lines.splitlines()) == 1
     assert {row["file"] for row in samples(Path("out"))} >= {f"photos/{SAFE}.png"}
     for name in ("report.html", "results.json", "results.csv", "samples.csv"):
         assert not CONTROL.search((Path("out") / name).read_text()), name

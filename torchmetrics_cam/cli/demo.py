@@ -19,12 +19,11 @@ from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.pipeline.batch import explain
 from torchmetrics_cam.protocol import EvaluationProtocol
 from torchmetrics_cam.report.gallery import explained_images, explanation_figure, gallery
-from torchmetrics_cam.report.text import printable
+from torchmetrics_cam.report.text import printable, verdict
 from torchmetrics_cam.report.write import GENERATOR
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
 
 # The output of the last block, all of which the head uses. The next layer, `_bn1`, is followed by a ReLU6,
 # which clips values below 0 and above 6, so that a map of `_bn1` shows values that the network does not use.
@@ -60,17 +59,6 @@ _SKIMAGE_PHOTOS = (
 )
 _SIDE = 224
 _CROP_PADDING = 32
-# In words: arrows cannot be printed on a terminal or pipe that is not UTF-8. Broken into lines by hand, so
-# that the table fits 80 columns and no word is cut.
-_HEADERS = (
-    "Average\ndrop\n(lower\nis better)",
-    "Increase in\nconfidence\n(higher\nis better)",
-    "Average\ngain\n(higher\nis better)",
-    "N",
-    "Excluded",
-    "Degenerate",
-)
-_MEASURES = ("average_drop", "increase_in_confidence", "average_gain")
 _PICTURES = 4
 
 
@@ -184,6 +172,7 @@ def run(arguments: Any) -> None:
     from torchmetrics_cam.cli.digests import pixel_digest
     from torchmetrics_cam.cli.folder import DEMO_FIGURE, RESULT_FILES, prepare_folder
     from torchmetrics_cam.cli.results import environment, results_of, write_files
+    from torchmetrics_cam.cli.terminal import print_comparison
 
     started = time.perf_counter()
     out = prepare_folder(arguments.out, (*RESULT_FILES, DEMO_FIGURE))
@@ -219,10 +208,11 @@ def run(arguments: Any) -> None:
 
     protocol = PROTOCOL.caption(measure.name for measure in evaluated.measures)
     console = Console(highlight=False, markup=False)
-    console.print(_table(results["comparison"]["rows"]))
+    print_comparison(results["comparison"]["measures"], results["comparison"]["rows"])
     for paragraph in (
+        " ".join(verdict(results)),
         "Fractions from 0 to 1. N: evaluated photos. Excluded: photos with a score or map that is not finite."
-        " Degenerate: evaluated photos with a constant map.",
+        " Constant: evaluated photos with a constant map.",
         f"EfficientNet-Lite0, layer {TARGET_LAYER}. Protocol {protocol}",
         "Eleven photos are a demonstration, not a sample: these numbers say nothing about the methods in"
         " general.",
@@ -260,24 +250,3 @@ def _about(model: torch.nn.Module, photos: Sequence[str], out: Path, seconds: fl
         "seed": 0,
         "settings": {"out": str(out)},
     }
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("Method", vertical="bottom")
-    for header in _HEADERS:
-        table.add_column(header, justify="right", vertical="bottom", no_wrap=True)
-    for heading, is_control in (("CAM methods", False), ("Controls", True)):
-        table.add_section()
-        table.add_row(heading)
-        for row in rows:
-            if row["control"] == is_control:
-                name = row["method"].capitalize() if is_control else row["method"]
-                values = (row[measure]["value"] for measure in _MEASURES)
-                cells = ["-" if value is None else f"{value:.3f}" for value in values]
-                counts = [str(row[count]) for count in ("n", "excluded", "degenerate")]
-                table.add_row(f"  {name}", *cells, *counts)
-    return table

@@ -33,22 +33,15 @@ from torchmetrics_cam.cli.results import (
     start_or_resume,
     write_files,
 )
+from torchmetrics_cam.cli.terminal import print_results
 from torchmetrics_cam.lightning import evaluate
 from torchmetrics_cam.lightning.resume import PartialResultError, weights_checksum
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.model.scores import logits_of
 from torchmetrics_cam.report.gallery import gallery
-from torchmetrics_cam.report.text import (
-    describe_compilation,
-    describe_mosaic,
-    printable,
-    summarize_comparison,
-)
 
 PARTIAL = "partial"
-# Number of unreadable files that are listed on the terminal.
-_UNREADABLE_LISTED = 5
 
 
 def run(arguments: Any) -> None:
@@ -166,26 +159,7 @@ def run(arguments: Any) -> None:
     with suppress(OSError, UsageError):
         remove_partial_files(partial)
         partial.rmdir()
-    print(comparison.table())
-    print(*summarize_comparison(results["comparison"]))
-    for row in unreadable[:_UNREADABLE_LISTED]:
-        print(f"Not read: {row['file']}: {row['reason']}")
-    if len(unreadable) > _UNREADABLE_LISTED:
-        more = len(unreadable) - _UNREADABLE_LISTED
-        print(f"Not read: {more} more, {len(unreadable)} of {len(images)}; see the report")
-    for row in pixel_ranges:
-        print(f"Pixel values of {row['images']} of {len(images)} images: {row['range']}")
-    for group in results["data"]["unused"]:
-        print(f"Not used: {len(group['files'])} in the folder, because {group['reason']}; see the report")
-    if images.label_source is not None:
-        print(f"Labels: {images.label_source}")
-    if arguments.mosaic:
-        print(f"Mosaic: {describe_mosaic(arguments.mosaic)}")
-    print(f"Layer {', '.join(layer.names)}: {layer.reason}\nTransform: {loaded.transform_name}")
-    # A failure is one of the notes of the table.
-    if results["compilation"] and results["compilation"]["failure"] is None:
-        print(f"Compilation: {describe_compilation(results['compilation'])}")
-    print(printable(f"Report: {out / 'report.html'}"))
+    print_results(results, out / "report.html")
 
 
 def _check(arguments: Any) -> None:

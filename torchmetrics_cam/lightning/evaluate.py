@@ -25,6 +25,7 @@ from torchmetrics_cam.lightning.data import (
     shard,
     update_arguments,
 )
+from torchmetrics_cam.lightning.progress import with_progress_bar
 from torchmetrics_cam.lightning.resume import (
     AnyMetric,
     PartialResult,
@@ -132,7 +133,8 @@ def evaluate(
         # A Trainer on the CPU does not take the number of processes from torchrun.
         "devices": int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or "auto",
     }
-    trainer = Trainer(**(defaults | trainer_arguments | {"use_distributed_sampler": False}))
+    arguments = defaults | with_progress_bar(trainer_arguments) | {"use_distributed_sampler": False}
+    trainer = Trainer(**arguments)
     _check_process_group(trainer)
     if not isinstance(data, DataLoader):
         data = DataLoader(data, batch_size, num_workers=num_workers)
