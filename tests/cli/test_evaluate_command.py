@@ -424,8 +424,9 @@ def test_protocol_and_its_fields(inside, tmp_path):
     assert 'id="curves"' in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_two_processes_give_the_values_of_one(whole, place, tmp_path):
-    given = arguments(tmp_path / "out", "--devices", "2", "--strategy", "ddp")
+def test_two_processes_give_the_values_of_one_and_one_exit_code(whole, place, tmp_path):
+    gate = ["--fail-if", "Grad-CAM/average_drop >= 0"]
+    given = arguments(tmp_path / "out", "--devices", "2", "--strategy", "ddp", *gate)
     done = subprocess.run(
         [sys.executable, "-m", "torchmetrics_cam", *given],
         cwd=place,
@@ -433,7 +434,9 @@ def test_two_processes_give_the_values_of_one(whole, place, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
+    (violation,) = results(tmp_path / "out")["gates"][0]["violations"]
+    assert done.stderr.count(f"torchmetrics-cam: {violation}\n") == 1
     assert done.stdout.count("   Grad-CAM ") == 1
     assert results(tmp_path / "out")["hardware"]["processes"] == 2
     one, two = numbers(whole), numbers(tmp_path / "out")
@@ -772,7 +775,8 @@ def test_interrupt_reports_how_to_resume(inside, tmp_path, capsys, monkeypatch):
 
 def test_torchrun_distributes_the_images(place, tmp_path, whole):
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command_line = ["torchmetrics_cam", *arguments(tmp_path / "out")]
+    gate = ["--fail-if", "Grad-CAM/average_drop >= 0"]
+    command_line = ["torchmetrics_cam", *arguments(tmp_path / "out", *gate)]
     place_of_devices = command_line.index("--devices")
     del command_line[place_of_devices : place_of_devices + 2]
     done = subprocess.run(
@@ -783,7 +787,9 @@ def test_torchrun_distributes_the_images(place, tmp_path, whole):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert done.returncode == 0, done.stdout
+    # The exit code of torchrun is 1 for every failure.
+    assert done.returncode == 1, done.stdout
+    assert re.search(r"exitcode +: 3 ", done.stdout), done.stdout
     assert results(tmp_path / "out")["hardware"]["processes"] == 2
     ours, theirs = (results(out)["comparison"]["rows"] for out in (tmp_path / "out", whole))
     for one, other in zip(ours, theirs, strict=True):

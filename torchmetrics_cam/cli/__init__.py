@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from torchmetrics_cam.cli.arguments import PROG, parse
-from torchmetrics_cam.cli.errors import UsageError, message_of, summary
+from torchmetrics_cam.cli.errors import GateError, UsageError, message_of, summary
 from torchmetrics_cam.report.text import printable
 
 
@@ -18,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 on success; 1 after an error or if a package is missing; 2 if the arguments or the
-        data cannot be used; 130 after an interrupt. Errors are reported on stderr.
+        data cannot be used; 3 if a gate fails; 130 after an interrupt. Errors and violations of gates are
+        reported on stderr.
     """
     command_line = sys.argv[1:] if argv is None else list(argv)
     # Names of files and classes may have characters that the terminal cannot encode.
@@ -31,16 +32,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run(command_line)
         return 0
     except KeyboardInterrupt as interrupt:
-        message, code = str(interrupt) or "interrupted", 130
+        messages, code = [str(interrupt) or "interrupted"], 130
     except UsageError as error:
-        message, code = message_of(error), 2
+        messages, code = [message_of(error)], 2
+    except GateError as error:
+        messages, code = list(error.args), 3
     except ModuleNotFoundError as error:
-        message, code = str(error), 1
+        messages, code = [str(error)], 1
     except Exception as error:
         if "--traceback" in command_line:
             raise
-        message, code = f"{summary(error)} (--traceback shows where it was raised)", 1
-    print(f"{PROG}: {printable(message)}", file=sys.stderr)
+        messages, code = [f"{summary(error)} (--traceback shows where it was raised)"], 1
+    for message in messages:
+        print(f"{PROG}: {printable(message)}", file=sys.stderr)
     return code
 
 

@@ -29,11 +29,16 @@ Names = str | int | list[str | int]
 _MOST_VALUES = 10_000
 _LONGEST_MESSAGE = 500
 _PARSER_MODE = "yaml of limited size"
+_EXIT_CODES = (
+    "Exit codes: 0 success; 1 an error, or a package is missing; 2 the arguments or the data cannot be used;"
+    " 3 a gate fails; 130 interrupted."
+)
 
 # The parser's own messages name types and conditions of Python.
 _PLAIN_MESSAGES = (
     (r'^Parser key "(.+?)":', r"--\1:"),
     (r"Expected a typing\.Literal\[(.+)\]\. Got value: (.+)", r"\2 is not one of \1"),
+    (r"Expected a <class 'list'>\. Got value: (.+)", r"\1 is not a list"),
     (r"Expected a <class '(\w+)'>\. Got value: (.+)", r"\2 is not of type \1"),
     (r"Not of type \w+: invalid literal for int\(\) with base 10: '(.+)'", r"\1 is not of type int"),
     (r"Not of type \w+: (.+) does not conform to restriction v>(=?)(.+)", r"\1 is not >\2 \3"),
@@ -54,6 +59,7 @@ def parser() -> "ArgumentParser":
     command = ArgumentParser(
         prog=PROG,
         description="Measure whether class activation maps are faithful.",
+        epilog=_EXIT_CODES,
         exit_on_error=False,
         parser_mode=_PARSER_MODE,
     )
@@ -127,13 +133,19 @@ def _count_values(value: Any, counted: dict[int, float]) -> float:
 
 def _with_underscores(word: str) -> str:
     option, equals, value = word.partition("=")
-    return f"--{option[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+    if not word.startswith("--"):
+        return word
+    name = option[2:].replace("-", "_")
+    # The parser's notation for an option that adds to a list.
+    return f"--{name}{'+' if name == 'fail_if' else ''}{equals}{value}"
 
 
 def _subcommand(description: str) -> "ArgumentParser":
     from jsonargparse import ArgumentParser
 
-    subcommand = ArgumentParser(description=description, exit_on_error=False, parser_mode=_PARSER_MODE)
+    subcommand = ArgumentParser(
+        description=description, epilog=_EXIT_CODES, exit_on_error=False, parser_mode=_PARSER_MODE
+    )
     subcommand.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     return subcommand
 
@@ -177,6 +189,12 @@ def _evaluate() -> "ArgumentParser":
     add("--num_nodes", type=int, default=1, help="as in lightning.Trainer")
     add("--precision", type=str | int, default="32-true", help="as in lightning.Trainer")
     add("--seed", type=int, default=0, help="seed of random weights and of methods that draw random numbers")
+    gate = (
+        "end with exit code 3 if this is true of a value: `average_drop > 0.4` for every method except"
+        " controls, `Grad-CAM/average_drop_lower > 0.4` for the lower bound of one. The operators are > >= <"
+        " <=. A value that is not defined fails too. Give the option several times, or a list in YAML"
+    )
+    add("--fail_if", type=list[str], default=[], metavar="GATE", help=gate)
     pictures = "number of best and of worst explained images in the report"
     add("--pictures", type=NonNegativeInt, default=4, help=pictures)
     add("--save_every", type=PositiveInt, default=20, help="batches between two saves of the partial result")
@@ -203,10 +221,16 @@ def _evaluate() -> "ArgumentParser":
 def _compare() -> "ArgumentParser":
     subcommand = _subcommand(
         "Compare the results of two runs, with confidence intervals of the paired differences over the images"
-        " that both have. Each samples.csv must be in the folder of its results.json."
+        " that both have. A is the first run, for example of the released network, and B the second, for"
+        " example of a new one. Each samples.csv must be in the folder of its results.json."
     )
-    subcommand.add_argument("first", type=Path, help="results.json of a run")
-    subcommand.add_argument("second", type=Path, help="results.json of another run")
+    subcommand.add_argument("first", type=Path, help="results.json of run A")
+    subcommand.add_argument("second", type=Path, help="results.json of run B, which is compared with A")
+    worse = (
+        "end with exit code 3 if B is significantly worse than A in a measure of a method that is no control"
+        " (at the 5 %% level, adjusted for the number of differences)"
+    )
+    subcommand.add_argument("--fail_if_worse", action="store_true", help=worse)
     return subcommand
 
 

@@ -14,6 +14,10 @@ class UsageError(Exception):
     """Arguments or data that cannot be used; the message says what was given, what is needed, what to do."""
 
 
+class GateError(Exception):
+    """A gate that failed; the arguments are sentences, one for each violation."""
+
+
 class UnreadableError(Exception):
     """An image that cannot be read; the message gives the reason."""
 

@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics_cam.cli.arguments import Names, names_in, protocols_of
 from torchmetrics_cam.cli.classes import EXPLAIN_LABEL, without_labels
 from torchmetrics_cam.cli.data import Images, Item, collate, load_data
-from torchmetrics_cam.cli.errors import UsageError, summary
+from torchmetrics_cam.cli.errors import GateError, UsageError, summary
 from torchmetrics_cam.cli.folder import check_partial, prepare_folder, remove_partial_files, write_errors
+from torchmetrics_cam.cli.gates import check_gates, parse_gates, values_by_key
 from torchmetrics_cam.cli.layers import LayerChoice, check_layer, choose_layer
-from torchmetrics_cam.cli.methods import make_sources
+from torchmetrics_cam.cli.methods import make_sources, titles_of
 from torchmetrics_cam.cli.models import LoadedModel, load_model
 from torchmetrics_cam.cli.mosaics import Mosaics, resolve_options
 from torchmetrics_cam.cli.names import nearest
@@ -36,10 +37,12 @@ from torchmetrics_cam.cli.results import (
 from torchmetrics_cam.cli.terminal import print_results
 from torchmetrics_cam.lightning import evaluate
 from torchmetrics_cam.lightning.resume import PartialResultError, weights_checksum
+from torchmetrics_cam.metrics.comparison.inputs import CONTROLS
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.model.scores import logits_of
 from torchmetrics_cam.report.gallery import gallery
+from torchmetrics_cam.report.text import printable
 
 PARTIAL = "partial"
 
@@ -49,6 +52,7 @@ def run(arguments: Any) -> None:
 
     Raises:
         UsageError: if an argument or an image cannot be used.
+        GateError: if a gate of ``--fail-if`` fails; the files are written then too.
         ModuleNotFoundError: if a package is missing; the message contains the pip command.
     """
     started = time.perf_counter()
@@ -59,6 +63,9 @@ def run(arguments: Any) -> None:
     given = [protocol.name for protocol in protocols if protocol.class_selection == "given"]
     if given and arguments.explain != "label":
         raise UsageError(f"--protocol {given[0]} explains a given class; add --explain label")
+    methods = names_in(arguments.methods, "--methods")
+    further = [protocol.name for protocol in protocols[1:]]
+    gates = parse_gates(arguments.fail_if, measures, [*titles_of(methods), *CONTROLS], further)
     out = prepare_folder(arguments.out)
     partial = out / PARTIAL
     check_partial(partial)
@@ -81,7 +88,6 @@ def run(arguments: Any) -> None:
     if images.needed_outputs is not None:
         _check_outputs(loaded.model, first["image"], images.needed_outputs, option)
     layer = _layer(arguments.layer, loaded, first["image"])
-    methods = names_in(arguments.methods, "--methods")
     sources = make_sources(methods, loaded.model, layer.names, reshape_transform=layer.reshape_transform)
 
     def comparison_of(batch_size: int) -> CAMComparison:
@@ -118,6 +124,8 @@ def run(arguments: Any) -> None:
     unreadable = _unreadable(evaluated, images)
     pixel_ranges = images.pixel_ranges(evaluated)
     results = results_of(comparison, names)
+    checked = check_gates(gates, values_by_key(results["comparison"]), list(sources))
+    results["gates"] = checked or None
     results |= environment(processes=len(list(partial.glob("rank-*.pt"))))
     results |= {
         "seconds": round(time.perf_counter() - started, 3),
@@ -160,6 +168,11 @@ def run(arguments: Any) -> None:
         remove_partial_files(partial)
         partial.rmdir()
     print_results(results, out / "report.html")
+    for gate in checked:
+        if not gate["violations"]:
+            print(printable(f"Gate passed: {gate['gate']}"))
+    if violations := [sentence for gate in checked for sentence in gate["violations"]]:
+        raise GateError(*violations)
 
 
 def _check(arguments: Any) -> None:

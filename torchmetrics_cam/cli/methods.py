@@ -33,6 +33,11 @@ METHODS = (*_OWN, "torchcam:NAME", "pytorch_grad_cam:NAME", "package.module:fact
 Reshape = Callable[[Tensor], Tensor]
 
 
+def titles_of(names: Sequence[str]) -> list[str]:
+    """Return the titles of methods: ``"Grad-CAM"`` of this package's ``grad_cam``, of any other its name."""
+    return [_OWN[name][0] if name in _OWN else name for name in names]
+
+
 def make_sources(
     names: Sequence[str],
     model: nn.Module,
@@ -62,8 +67,7 @@ def make_sources(
     if not names:
         raise UsageError(f"--methods is empty; give at least one of {', '.join(METHODS)}")
     sources: dict[str, CAMSource] = {}
-    for name in names:
-        title = _OWN[name][0] if name in _OWN else name
+    for name, title in zip(names, titles_of(names), strict=True):
         if title in sources:
             raise UsageError(f"--methods contains {name!r} twice; give every method once")
         sources[title] = _source(name, model, layers, reshape_transform)

@@ -50,6 +50,7 @@ _CHANGEABLE = (
     "num_workers",
     "batch_size",
     "halve_on_oom",
+    "fail_if",
 )
 
 
