@@ -8,7 +8,7 @@ from conftest import Calls, small_net
 from torchmetrics import MetricCollection
 
 from torchmetrics_cam import AverageDrop, EvaluationProtocol
-from torchmetrics_cam.baselines import GaussianBlur, ImageMean, black
+from torchmetrics_cam.baselines import GaussianBlur, ImageMean, RiseBlur, black
 from torchmetrics_cam.cams import GradCAM, PrecomputedMaps
 
 
@@ -190,3 +190,17 @@ def test_half_precision():
     images = torch.rand(2, 3, 12, 12).bfloat16()
     for baseline in ("blur", "mean", torch.zeros(3, 12, 12), (0.1, 0.2, 0.3)):
         assert masked_images(baseline, images).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 9, 14), (1, 2, 30), (1, 1, 4, 12, 5)])
+def test_the_blur_of_rise_equals_its_filter(shape):
+    """RISE makes its filter by filtering a single pixel with SciPy, and convolves with zeros outside of the image."""
+    dims = len(shape) - 2
+    images = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    delta = np.zeros((11,) * dims)
+    delta[(5,) * dims] = 1
+    weights = torch.tensor(scipy.ndimage.gaussian_filter(delta, 5)).expand(shape[1], 1, *delta.shape)
+    convolve = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}[dims]
+    expected = convolve(images, weights, padding=5, groups=shape[1])
+    torch.testing.assert_close(RiseBlur()(images), expected)
+    assert repr(RiseBlur()) == "RiseBlur()"

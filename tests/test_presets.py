@@ -4,10 +4,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import trapezoid
+from scipy.ndimage import gaussian_filter
 from scipy.special import softmax
 from torch import nn
 
-from torchmetrics_cam import AverageDrop, AverageGain, EvaluationProtocol, IncreaseInConfidence
+from torchmetrics_cam import (
+    AverageDrop,
+    AverageGain,
+    DeletionAUC,
+    EvaluationProtocol,
+    IncreaseInConfidence,
+    InsertionAUC,
+)
 from torchmetrics_cam.cams import PrecomputedMaps
 from torchmetrics_cam.functional.maps import resize_maps
 
@@ -216,3 +225,37 @@ def test_a_small_map_of_ones_masks_no_pixel(mask, measure):
     metric = measure(PrecomputedMaps(model), protocol=protocol)
     metric.update(images, cams=ones)
     assert metric.compute() == 0
+
+
+def test_rise(case):
+    """The procedure of RISE's notebook: steps of equal size, zeros for deletion, SciPy's filter for insertion."""
+    model, images, _, maps = case
+    maps = torch.rand(maps.shape, generator=torch.Generator().manual_seed(2))  # without equal values
+    preset = EvaluationProtocol.preset("rise")
+    assert preset.curve_steps == 224 * 224 // (224 * 8)
+    delta = np.zeros((11, 11))
+    delta[5, 5] = 1
+    weights = torch.tensor(gaussian_filter(delta, 5), dtype=torch.float32)
+    blurred = nn.functional.conv2d(images, weights[None, None], padding=5)
+    np.testing.assert_allclose(preset.insertion_baseline(images), blurred, atol=1e-6)
+    step = 64 // 28 + 1
+    order = np.argsort(-maps.numpy().reshape(60, 64), axis=1)
+    classes = scores_of(model, images.numpy()).argmax(1)
+    for metric, start, finish in (
+        (DeletionAUC, images, torch.zeros_like(images)),
+        (InsertionAUC, blurred, images),
+    ):
+        now, finish, curves = start.clone().view(60, 64), finish.view(60, 64), []
+        for first in [*range(0, 64, step), 64]:
+            scores = softmax(scores_of(model, now.view(60, 1, 8, 8).numpy()), 1)
+            curves.append(select_class(scores, classes))
+            chosen = torch.tensor(order[:, first : first + step])
+            now = now.scatter(1, chosen, finish.gather(1, chosen))
+        points = np.minimum(np.arange(len(curves)) * step / 64, 1)
+        expected = trapezoid(np.stack(curves, 1), points, axis=1).mean()
+        ours = metric(PrecomputedMaps(model), protocol="rise")
+        ours.update(images, cams=maps)
+        assert ours.compute().item() == pytest.approx(expected, abs=1e-6)
+        default = metric(PrecomputedMaps(model))
+        default.update(images, cams=maps)
+        assert default.compute().item() != pytest.approx(expected, abs=1e-4)

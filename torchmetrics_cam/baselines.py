@@ -68,7 +68,7 @@ class ImageMean:
 class GaussianBlur:
     """The image blurred by a Gaussian filter. Outside the image, the values at its border are repeated.
 
-    The default parameters are those of RISE.
+    The default parameters are those of RISE, whose published code has another filter, `RiseBlur`.
 
     Args:
         kernel_size: the width of the filter along each axis, in pixels, odd.
@@ -100,21 +100,64 @@ class GaussianBlur:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the blurred images, of the same shape ``(N, C, *spatial)``."""
-        channels, dims = images.shape[1], images.ndim - 2
-        radius = self.kernel_size // 2
-        offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-        kernel = (-(offsets / self.sigma).square() / 2).softmax(0)
-        # A Gaussian is separable: one axis is filtered after the other.
-        for axis in range(dims):
-            shape = [1] * dims
-            shape[axis] = self.kernel_size
-            # F.pad takes the last axis first.
-            padding = [0] * (2 * dims)
-            padding[2 * (dims - 1 - axis)] = padding[2 * (dims - 1 - axis) + 1] = radius
-            weight = kernel.view(1, 1, *shape).expand(channels, 1, *shape)
-            padded = F.pad(images, padding, mode="replicate")
-            images = _CONVOLUTIONS[dims](padded, weight, groups=channels)
-        return images
+        return _filtered(images, _gaussian(self.kernel_size // 2, self.sigma, images), "replicate")
+
+
+@dataclass(frozen=True)
+class RiseBlur:
+    """The image blurred as in the published code of RISE, from where its insertion curves start.
+
+    The filter is a Gaussian with a standard deviation of 5 pixels whose part outside of 11 x 11 pixels is
+    reflected into them, as SciPy's ``gaussian_filter`` does with an image of this size. It is almost uniform.
+    Outside the image, the model's input is 0.
+
+    Source: Petsiuk et al., RISE, https://arxiv.org/abs/1806.07421; ``gkern`` in
+    https://github.com/eclique/RISE/blob/master/evaluation.py
+
+    Example:
+        >>> import torch
+        >>> from torchmetrics_cam.baselines import RiseBlur
+        >>> RiseBlur()(torch.ones(1, 1, 11))[0, 0, 5]  # the filter covers these 11 pixels
+        tensor(1.)
+
+    """
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the blurred images, of the same shape ``(N, C, *spatial)``."""
+        size, sigma, reach = 11, 5.0, 20
+        weights = _gaussian(reach, sigma, images)
+        offsets = torch.arange(-reach, reach + 1, device=images.device)
+        positions = (torch.arange(size, device=images.device).unsqueeze(1) + offsets) % (2 * size)
+        reflected = torch.where(positions < size, positions, 2 * size - 1 - positions)
+        kernel = (weights * (reflected == size // 2)).sum(1)
+        return _filtered(images, kernel, "constant")
+
+
+def _gaussian(radius: int, sigma: float, like: Tensor) -> Tensor:
+    """Return the weights of a Gaussian filter along one axis, ``(2 * radius + 1,)``, with a sum of 1."""
+    offsets = torch.arange(-radius, radius + 1, device=like.device, dtype=like.dtype)
+    return (-(offsets / sigma).square() / 2).softmax(0)
+
+
+def _filtered(images: Tensor, kernel: Tensor, padding_mode: str) -> Tensor:
+    """Return the images filtered along each axis, one after the other.
+
+    Args:
+        images: ``(N, C, *spatial)``.
+        kernel: the weights along one axis, of an odd number.
+        padding_mode: what is outside of the image, as in `torch.nn.functional.pad`.
+    """
+    channels, dims = images.shape[1], images.ndim - 2
+    for axis in range(dims):
+        shape = [1] * dims
+        shape[axis] = len(kernel)
+        # F.pad takes the last axis first.
+        padding = [0] * (2 * dims)
+        padding[2 * (dims - 1 - axis)] = padding[2 * (dims - 1 - axis) + 1] = len(kernel) // 2
+        weight = kernel.view(1, 1, *shape).expand(channels, 1, *shape)
+        padded = F.pad(images, padding, mode=padding_mode)
+        images = _CONVOLUTIONS[dims](padded, weight, groups=channels)
+    return images
 
 
 class BaselineImage:
@@ -151,7 +194,7 @@ class BaselineImage:
         return f"BaselineImage({tuple(self.image.shape)}, {hashlib.sha256(content).hexdigest()[:12]})"
 
 
-_BUILT_IN = (ImageMean, GaussianBlur, BaselineImage)
+_BUILT_IN = (ImageMean, GaussianBlur, RiseBlur, BaselineImage)
 BLUR = GaussianBlur()
 NAMED_BASELINES: dict[str, Callable[[Tensor], Tensor]] = {"mean": ImageMean(), "blur": BLUR}
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from torchmetrics_cam.baselines import Baseline, as_baseline, display_name, is_finite_number
+from torchmetrics_cam.baselines import Baseline, RiseBlur, as_baseline, display_name, is_finite_number
 
 # The fields that hold a baseline.
 BASELINES = ("baseline", "deletion_baseline", "insertion_baseline")
@@ -82,6 +82,9 @@ class EvaluationProtocol:
       of the pixels.
     - ``"xplique"``: Xplique's ``AverageDropMetric``, ``AverageIncreaseMetric`` and ``AverageGainMetric``.
       Maps become absolute values, and the class must be given.
+    - ``"rise"``: the deletion and insertion of RISE (https://arxiv.org/abs/1806.07421), as in its published
+      code: 28 steps, and insertion starts from its own blur. Of other measures the values are those of
+      ``"paper"``, except that negative values of maps are left to the CAM method.
 
     Example:
         >>> from torchmetrics_cam import EvaluationProtocol
@@ -191,7 +194,7 @@ class EvaluationProtocol:
         """Return the protocol of a paper or of a library.
 
         Args:
-            name: ``"paper"``, ``"torchcam"``, ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            name: ``"paper"``, ``"torchcam"``, ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
 
         Raises:
             ValueError: if no preset has this name.
@@ -318,6 +321,13 @@ PRESETS = {
             drop_eps=1e-8,
             gain_eps=1e-8,
             class_selection="given",
+        ),
+        EvaluationProtocol(
+            name="rise",
+            rectify="source",
+            # Of 224 x 224 pixels, 8 rows in each step.
+            curve_steps=28,
+            insertion_baseline=RiseBlur(),
         ),
     )
 }
