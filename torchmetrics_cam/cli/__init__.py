@@ -51,10 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command_line: list[str]) -> None:
     arguments = parse(command_line)
     # Imported after the parser, so that --help and a mistyped option answer at once.
-    from torchmetrics_cam.cli import compare, demo, evaluate
+    from torchmetrics_cam.cli import compare, demo, evaluate, protocols
     from torchmetrics_cam.cli.results import how_to_resume
 
-    commands = {"compare": compare.run, "demo": demo.run, "evaluate": evaluate.run}
+    commands = {
+        "compare": compare.run,
+        "demo": demo.run,
+        "evaluate": evaluate.run,
+        "protocols": protocols.run,
+    }
     options = arguments[arguments.command]
     try:
         commands[arguments.command](options)

@@ -72,6 +72,8 @@ def parser() -> "ArgumentParser":
     subcommands.add_subcommand(
         "demo", _demo(), help="compare five methods on a real network and eleven photos"
     )
+    listing = "list the presets of --protocol, and the evaluations of papers"
+    subcommands.add_subcommand("protocols", _subcommand(f"{listing.capitalize()}."), help=listing)
     return command
 
 
