@@ -137,6 +137,7 @@ def test_gates_of_a_yaml_file_and_of_the_command_line_all_apply(place, capsys):
     [
         ("average_dorp > 0.4", "'average_dorp' is not a measure or a bound of its interval, as average_drop_lower; did"
          " you mean 'average_drop'?"),
+        ("adccs > 0.4", "did you mean 'adcc'?"),
         ("average_drop_middle > 0.4", "'average_drop_middle' is not a measure"),
         ("average_drop_lower_upper > 0.4", "'average_drop_lower_upper' is not a measure"),
         ("= average_drop > 0.4", "'= average_drop' is not a measure"),
@@ -240,6 +241,15 @@ def test_a_value_that_is_not_defined_fails_every_gate(comparison):
     assert row["violations"] == [
         f"{method}/adcc_lower has no value, so the gate '{gate}' cannot be checked and fails."
         for method in ("one", "two")
+    ]
+
+
+def test_a_group_without_a_value_fails():
+    """What may stand before a method can be a group, of which no image was evaluated."""
+    parsed = gates.parse_gates(["boots/adcc < 0.1"], ["adcc"], ["one"], ["boots", "bags"])
+    (row,) = gates.check_gates(parsed, {"one/adcc": 0.5, "bags/one/adcc": 0.5}, ["one"])
+    assert row["violations"] == [
+        "boots/one/adcc has no value, so the gate 'boots/adcc < 0.1' cannot be checked and fails."
     ]
 
 
@@ -397,6 +407,12 @@ def test_measures_without_a_direction_and_controls_are_left_out(place, perturbed
         changed(perturbed, "changed", change)
         assert compare("one", "changed") == 2
         assert "the methods in both runs are controls, or no measure in both says" in capsys.readouterr().err
+
+
+def test_runs_of_different_surrogates_are_refused(place, capsys):
+    changed("one", "changed", lambda comparison: comparison.update(surrogate="mine:surrogate"))
+    assert compare("one", "changed") == 2
+    assert "because surrogate (None and mine:surrogate) differ" in capsys.readouterr().err
 
 
 def test_what_only_one_run_has_is_named(place, capsys):

@@ -218,6 +218,7 @@ def _run_of(results: dict[str, Any], rows: Sequence[dict[str, str]]) -> Run:
         "--explain": data["explained"],
         "--mosaic": data.get("mosaic"),
         "--average": comparison["average"],
+        "surrogate": comparison.get("surrogate"),
     }
     protocol = {name: value for name, value in comparison["protocol"].items() if name != "name"}
     values = {

@@ -91,7 +91,7 @@ def _parse(text: str, measures: Sequence[str], methods: Sequence[str], prefixes:
     if measure not in MEASURES or quantity not in [f"{measure}{bound}" for bound in _BOUNDS]:
         raise UsageError(
             f"{option}: {quantity!r} is not a measure or a bound of its interval, as average_drop_lower; did"
-            f" you mean {nearest(measure, measures, count=1)}?"
+            f" you mean {nearest(measure, MEASURES, count=1)}?"
         )
     if measure not in measures:
         raise UsageError(f"{option}: {measure} is not measured; add it to --measures")
@@ -141,7 +141,7 @@ def _violations(gate: Gate, values: Mapping[str, float | None], methods: Sequenc
         keys = [f"{beginning}{method}/{gate.quantity}" for method in methods]
     sentences = []
     for key in keys:
-        value = values[key]
+        value = values.get(key)
         if value is None or math.isnan(value):
             sentences.append(f"{key} has no value, so the gate {gate.text!r} cannot be checked and fails.")
         elif gate.is_met_by(value):
