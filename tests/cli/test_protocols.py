@@ -11,12 +11,27 @@ from torchmetrics_cam.baselines import black
 from torchmetrics_cam.cli import main
 from torchmetrics_cam.cli.arguments import parse, protocols_of
 from torchmetrics_cam.cli.methods import METHODS
-from torchmetrics_cam.cli.protocols import PAPERS, PRESET_LIST
+from torchmetrics_cam.cli.protocols import CAVEAT, PAPERS, PRESET_LIST
 from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.protocol import PRESETS
 
 WITH_COMMAND = [paper for paper in PAPERS if paper.command]
 LEFT_OUT = [paper for paper in PAPERS if not paper.command]
+
+
+def guide_section():
+    """Return the part of the guide on presets and papers, in Markdown."""
+    lines = ["| `--protocol` | origin | effect |", "|---|---|---|"]
+    lines += [f"| `{preset.name}` | {preset.origin} | {preset.effect} |" for preset in PRESET_LIST]
+    lines += ["", CAVEAT, ""]
+    lines += ["| paper | `--protocol` | network | layer | images | published values | not verified |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for paper in PAPERS:
+        protocol = f"`{paper.protocol}`" if paper.protocol else "none"
+        cells = (paper.network, paper.layer, paper.data, paper.published, paper.unverified)
+        lines.append(f"| [{paper.title}]({paper.source}) | {protocol} | {' | '.join(cells)} |")
+    lines += ["", "```bash", *(f"# {paper.title}\n{paper.command}" for paper in WITH_COMMAND), "```"]
+    return "\n".join(lines)
 
 
 def options_of(paper):
@@ -85,4 +100,16 @@ def test_the_command_prints_every_preset_and_paper(capsys):
     for paper in WITH_COMMAND:
         assert f"  Protocol: {paper.protocol}\n" in printed
         assert f"  Command: {paper.command}\n" in printed
-    assert "The published values were not measured with this package." in printed
+    assert f"\nEvaluations of papers. {CAVEAT}\n" in printed
+
+
+def test_the_tables_of_the_guide_have_a_row_for_each():
+    """`guide_section` writes them from the same list as the command."""
+    section = guide_section()
+    assert all(f"| [{paper.title}]({paper.source}) | " in section for paper in PAPERS)
+    assert all(
+        f"| `{preset.name}` | {preset.origin} | {preset.effect} |" in section for preset in PRESET_LIST
+    )
+    assert all(f"\n{paper.command}\n" in section for paper in WITH_COMMAND)
+    tables = [line.count("|") for line in section.splitlines() if line.startswith("|")]
+    assert set(tables) == {4, 8}

@@ -138,9 +138,9 @@ PAPERS = (
         source="https://arxiv.org/abs/2104.10252",
         protocol="paper",
         network="VGG-16, ResNet-18 and ResNet-50 (torchvision), in the authors' code",
-        layer="not read",
+        layer="not verified",
         data=f"{_VALIDATION}, all images",
-        published="not read",
+        published="not verified",
         unverified="the layer and the values: of the paper only the abstract could be read. Softmax, relative"
         " drop and mask are those of the authors' code",
         options=f"--model torchvision:resnet50 --layer layer4 {_ADCC}",
@@ -150,8 +150,8 @@ PAPERS = (
         source="https://arxiv.org/abs/2209.14074",
         protocol="paper",
         network="VGG-16 and ResNets",
-        layer="not read",
-        data="not read",
+        layer="not verified",
+        data="not verified",
         published="abstract (CVPR 2024 workshops): ADCC 1.78 % to 3.72 % above Score-CAM for ResNets, 1.39 %"
         " below for VGG-16",
         unverified="all but the measure, ADCC: of the paper only the abstract could be read. Recipro-CAM"
@@ -165,7 +165,7 @@ PAPERS = (
         network="ResNet-50 (torchvision), in the authors' code",
         layer="layer4[-1], in the authors' code",
         data=f"{_VALIDATION}, a list in the authors' code",
-        published="not read",
+        published="not verified",
         unverified="the evaluation, whose code is not published: normalization and mask are those of the"
         " optimization, where hidden pixels are black. The baseline is black for the usual normalization of"
         " ImageNet. Opti-CAM itself is not in this package",
@@ -178,9 +178,9 @@ PAPERS = (
         "Lee_Relevance-CAM_Your_Model_Already_Knows_Where_To_Look_CVPR_2021_paper.html",
         protocol=None,
         network="VGG-16 and ResNet-50, in the authors' code",
-        layer="several",
+        layer="layers of any depth",
         data=f"{_VALIDATION}, 2,000 images",
-        published="not read",
+        published="not verified",
         unverified="no protocol: by the authors' code, the upper half of the pixels is weighted by the map,"
         " the others become black, and the drop is averaged over only the images whose score drops"
         " (https://github.com/mongeoroo/Relevance-CAM/issues/5)",
@@ -189,12 +189,19 @@ PAPERS = (
         title="Ablation-CAM",
         source="https://doi.org/10.1109/WACV45572.2020.9093360",
         protocol=None,
-        network="not read",
-        layer="not read",
-        data="not read",
-        published="not read",
+        network="not verified",
+        layer="not verified",
+        data="not verified",
+        published="not verified",
         unverified="no protocol: neither the text of the paper nor code of its authors could be read",
     ),
+)
+
+
+CAVEAT = (
+    "The published values are the papers' own; none was measured with this package. The commands load the"
+    " newest weights of torchvision. Of ResNets these are not the weights of the papers, which --checkpoint"
+    " reads from a file."
 )
 
 
@@ -203,7 +210,7 @@ def run(arguments: Any) -> None:
     print("Presets, the values of --protocol:\n")
     for preset in PRESET_LIST:
         print(f"{preset.name}: {preset.origin}\n  {preset.effect}")
-    print("\nEvaluations of papers. The published values were not measured with this package.\n")
+    print(f"\nEvaluations of papers. {CAVEAT}\n")
     for paper in PAPERS:
         print(f"{paper.title}: {paper.source}")
         if paper.command:
