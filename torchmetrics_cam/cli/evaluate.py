@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics_cam.cli.arguments import Names, names_in, protocols_of
 from torchmetrics_cam.cli.classes import EXPLAIN_LABEL, without_labels
 from torchmetrics_cam.cli.data import Images, Item, collate, load_data
-from torchmetrics_cam.cli.errors import GateError, UsageError, summary
+from torchmetrics_cam.cli.errors import UsageError, summary
 from torchmetrics_cam.cli.folder import check_partial, prepare_folder, remove_partial_files, write_errors
-from torchmetrics_cam.cli.gates import check_gates, parse_gates, values_by_key
+from torchmetrics_cam.cli.gates import check_gates, parse_gates, report_gates, values_by_key
 from torchmetrics_cam.cli.layers import LayerChoice, check_layer, choose_layer
 from torchmetrics_cam.cli.methods import make_sources, titles_of
 from torchmetrics_cam.cli.models import LoadedModel, load_model
@@ -37,12 +37,10 @@ from torchmetrics_cam.cli.results import (
 from torchmetrics_cam.cli.terminal import print_results
 from torchmetrics_cam.lightning import evaluate
 from torchmetrics_cam.lightning.resume import PartialResultError, weights_checksum
-from torchmetrics_cam.metrics.comparison.inputs import CONTROLS
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.model.scores import logits_of
 from torchmetrics_cam.report.gallery import gallery
-from torchmetrics_cam.report.text import printable
 
 PARTIAL = "partial"
 
@@ -64,8 +62,8 @@ def run(arguments: Any) -> None:
     if given and arguments.explain != "label":
         raise UsageError(f"--protocol {given[0]} explains a given class; add --explain label")
     methods = names_in(arguments.methods, "--methods")
-    further = [protocol.name for protocol in protocols[1:]]
-    gates = parse_gates(arguments.fail_if, measures, [*titles_of(methods), *CONTROLS], further)
+    prefixes = [protocol.name for protocol in protocols[1:]]
+    gates = parse_gates(arguments.fail_if, measures, titles_of(methods), prefixes)
     out = prepare_folder(arguments.out)
     partial = out / PARTIAL
     check_partial(partial)
@@ -168,11 +166,7 @@ def run(arguments: Any) -> None:
         remove_partial_files(partial)
         partial.rmdir()
     print_results(results, out / "report.html")
-    for gate in checked:
-        if not gate["violations"]:
-            print(printable(f"Gate passed: {gate['gate']}"))
-    if violations := [sentence for gate in checked for sentence in gate["violations"]]:
-        raise GateError(*violations)
+    report_gates(checked)
 
 
 def _check(arguments: Any) -> None:

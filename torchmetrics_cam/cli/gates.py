@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
-from torchmetrics_cam.cli.errors import UsageError
+from torchmetrics_cam.cli.errors import GateError, UsageError
 from torchmetrics_cam.cli.names import nearest
 from torchmetrics_cam.functional.statistics import Estimate, holm
 from torchmetrics_cam.metrics.comparison.contributions import TIE
+from torchmetrics_cam.metrics.comparison.inputs import CONTROLS
 from torchmetrics_cam.metrics.measures import MEASURES
+from torchmetrics_cam.report.text import printable
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
@@ -61,13 +63,13 @@ def parse_gates(
     Args:
         texts: gates such as ``"average_drop > 0.4"`` and ``"Grad-CAM/average_drop_upper > 0.4"``.
         measures: the measures of the run.
-        methods: the methods of the run, with controls.
+        methods: the methods of the run, without the controls, which a gate can name too.
         prefixes: what may stand before the method in a key: the names of the further protocols.
 
     Raises:
         UsageError: if a text is not a gate, or names a measure or method that the run does not have.
     """
-    return [_parse(text, measures, methods, prefixes) for text in texts]
+    return [_parse(text, measures, [*methods, *CONTROLS], prefixes) for text in texts]
 
 
 def _parse(text: str, measures: Sequence[str], methods: Sequence[str], prefixes: Sequence[str]) -> Gate:
@@ -147,6 +149,22 @@ def _violations(gate: Gate, values: Mapping[str, float | None], methods: Sequenc
         elif gate.is_met_by(value):
             sentences.append(f"{key} is {_format(value, gate)}, so the gate {gate.text!r} fails.")
     return sentences
+
+
+def report_gates(checked: Sequence[Mapping[str, Any]]) -> None:
+    """Print the gates that passed.
+
+    Args:
+        checked: the gates with their violations, as `check_gates` returns them.
+
+    Raises:
+        GateError: if a gate failed, with a sentence for each violation.
+    """
+    for gate in checked:
+        if not gate["violations"]:
+            print(printable(f"Gate passed: {gate['gate']}"))
+    if violations := [sentence for gate in checked for sentence in gate["violations"]]:
+        raise GateError(*violations)
 
 
 def _format(value: float, gate: Gate) -> str:
