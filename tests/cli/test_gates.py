@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -280,12 +281,8 @@ def test_gates_may_change_when_a_run_is_resumed(place, capsys, monkeypatch):
     assert results(Path("two"))["gates"] is None
 
 
-STEP = """
-- name: Explanations
-  run: |
-    torchmetrics-cam evaluate --config evaluation.yaml --out results/new --fail-if "average_drop_lower > 0.9"
-    torchmetrics-cam compare results/released/results.json results/new/results.json --fail-if-worse
-"""
+GUIDE = Path(__file__).parents[2] / "GUIDE.md"
+STEP = re.search(r"<!-- gates -->\n```yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)[1]
 
 
 @pytest.fixture(scope="module")

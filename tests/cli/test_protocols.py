@@ -1,6 +1,7 @@
 """``torchmetrics-cam protocols``: the list of the presets, and the evaluations of papers with their commands."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,3 +114,7 @@ def test_the_tables_of_the_guide_have_a_row_for_each():
     assert all(f"\n{paper.command}\n" in section for paper in WITH_COMMAND)
     tables = [line.count("|") for line in section.splitlines() if line.startswith("|")]
     assert set(tables) == {4, 8}
+
+
+def test_the_guide_has_the_tables_of_the_command():
+    assert guide_section().strip() in (Path(__file__).parents[2] / "GUIDE.md").read_text()
