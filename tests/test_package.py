@@ -86,7 +86,7 @@ def test_no_file_is_long():
 PACKAGE = "torchmetrics_cam"
 LAYERS = [
     {"__about__"},
-    {"functional", "protocol", "baselines", "mosaic"},
+    {"functional", "protocol", "baselines", "mosaic", "masking"},
     {"model"},
     {"cams"},
     {"pipeline"},

@@ -1,6 +1,7 @@
 """Measure whether class activation maps are faithful, as TorchMetrics metrics."""
 
 from torchmetrics_cam.__about__ import __version__
+from torchmetrics_cam.masking import RandomMasking
 from torchmetrics_cam.metrics import (
     ADCC,
     ROAD,
@@ -60,6 +61,7 @@ __all__ = [
     "MaxSensitivity",
     "MosaicDataset",
     "PointingGame",
+    "RandomMasking",
     "RelevanceRankAccuracy",
     "SingleDeletion",
     "Sparseness",

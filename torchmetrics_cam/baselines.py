@@ -170,21 +170,6 @@ class BaselineImage:
     def __init__(self, image: Tensor) -> None:
         self.image = image.detach().as_subclass(Tensor).clone()
 
-    def check(self, images: Tensor) -> None:
-        """Check that images have the shape of the baseline.
-
-        Args:
-            images: ``(N, C, *spatial)``.
-
-        Raises:
-            ValueError: if their shape differs.
-        """
-        if self.image.shape != images.shape[1:]:
-            raise ValueError(
-                f"the protocol's baseline has shape {tuple(self.image.shape)} but an image has"
-                f" {tuple(images.shape[1:])}; pass a baseline of the images' shape (C, *spatial)"
-            )
-
     def __call__(self, images: Tensor) -> Tensor:
         """Return the baseline as a batch ``(1, C, *spatial)``."""
         return self.image.unsqueeze(0)
@@ -227,6 +212,29 @@ def as_baseline(baseline: Any) -> float | tuple[float, ...] | Callable[[Tensor],
             " images"
         )
     return baseline  # type: ignore[no-any-return]
+
+
+def check_baseline(images: Tensor, baseline: Any, name: str) -> None:
+    """Validate that a baseline fits the images.
+
+    Args:
+        images: the model's input, ``(N, C, *spatial)``.
+        baseline: a return value of `as_baseline`.
+        name: what the message calls it, such as ``"the protocol's baseline"``.
+
+    Raises:
+        ValueError: if it has not one value for each channel, or is an image of another shape.
+    """
+    if isinstance(baseline, tuple) and len(baseline) != images.shape[1]:
+        raise ValueError(
+            f"{name} has {len(baseline)} values but the images have {images.shape[1]} channels; give one"
+            " value, or one for each channel"
+        )
+    if isinstance(baseline, BaselineImage) and baseline.image.shape != images.shape[1:]:
+        raise ValueError(
+            f"{name} has shape {tuple(baseline.image.shape)} but an image has {tuple(images.shape[1:])}; pass"
+            " a baseline of the images' shape (C, *spatial)"
+        )
 
 
 def baseline_values(images: Tensor, baseline: Any) -> Tensor:

@@ -8,7 +8,7 @@ from operator import gt
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.baselines import BaselineImage, baseline_values
+from torchmetrics_cam.baselines import baseline_values, check_baseline
 from torchmetrics_cam.functional._noise import normal_noise
 from torchmetrics_cam.functional.maps import min_max, resize_maps, top_fraction
 from torchmetrics_cam.functional.road import linear_imputation
@@ -102,14 +102,7 @@ def check_baselines(images: Tensor, protocol: EvaluationProtocol) -> None:
         ValueError: if one has not one value for each channel, or is an image of another shape.
     """
     for name in BASELINES:
-        baseline = getattr(protocol, name)
-        if isinstance(baseline, tuple) and len(baseline) != images.shape[1]:
-            raise ValueError(
-                f"the protocol's {name} has {len(baseline)} values but the images have {images.shape[1]}"
-                " channels; give one value, or one for each channel"
-            )
-        if isinstance(baseline, BaselineImage):
-            baseline.check(images)
+        check_baseline(images, getattr(protocol, name), f"the protocol's {name}")
 
 
 class Perturbation(ABC):
