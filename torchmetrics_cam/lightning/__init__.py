@@ -1,4 +1,4 @@
-"""Lightning: a callback for training, and evaluation on many devices with each image exactly once."""
+"""Lightning: callbacks for training, and evaluation on many devices with each image exactly once."""
 
 try:
     import lightning.pytorch  # noqa: F401 (a missing package is reported here, with its pip line)
@@ -10,5 +10,6 @@ except ModuleNotFoundError as error:
 
 from torchmetrics_cam.lightning.callback import CAMEvaluation
 from torchmetrics_cam.lightning.evaluate import evaluate
+from torchmetrics_cam.lightning.masking import RandomMaskingCallback
 
-__all__ = ["CAMEvaluation", "evaluate"]
+__all__ = ["CAMEvaluation", "RandomMaskingCallback", "evaluate"]

@@ -49,16 +49,19 @@ def update_arguments(batch: Any, inputs: BatchInputs | None) -> dict[str, Any]:
     )
 
 
-def images_of(batch: Any) -> Tensor:
+def images_of(batch: Any, way_out: str = "pass inputs=, a function from the batch to its images") -> Tensor:
     """Return the images of a batch: the batch itself, the first entry of a tuple, or an entry of a dict.
 
     Images are floating-point tensors with one to three spatial dimensions, ``(N, C, *spatial)``.
+
+    Args:
+        batch: a batch of the dataloader.
+        way_out: the end of an error's message, which says what to do.
 
     Raises:
         ValueError: if there are no images, or several entries of a dict could be images and none has a usual
             name.
     """
-    way_out = "pass inputs=, a function from the batch to its images"
     if isinstance(batch, Tensor) and _are_images(batch):
         return batch
     if isinstance(batch, Mapping):
@@ -70,7 +73,7 @@ def images_of(batch: Any) -> Tensor:
             raise ValueError(f"the batch has {list(images)}, and each of them could be images; {way_out}")
         raise ValueError(f"the batch has {list(batch)}, and none of them is a tensor of images; {way_out}")
     if isinstance(batch, list | tuple) and batch and (_are_images(batch[0]) or isinstance(batch[0], Mapping)):
-        return images_of(batch[0])
+        return images_of(batch[0], way_out)
     raise ValueError(
         f"the batch is a {type(batch).__name__} that does not begin with floating-point images"
         f" (N, C, *spatial); {way_out}"

@@ -1,0 +1,156 @@
+"""RandomMaskingCallback: masks the images of training batches, for the fine-tuning of a surrogate."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from torchmetrics_cam.lightning.data import images_of
+from torchmetrics_cam.masking import RandomMasking
+
+_HOOK = "on_after_batch_transfer"
+
+
+class RandomMaskingCallback(Callback):
+    """Random masks on the images of every training batch, without a change of module, dataset or loader.
+
+    Batches of the sanity check, of validation and of tests stay whole. Images are masked on the device of the
+    module, after its ``on_after_batch_transfer`` or that of the datamodule, and are copies: the tensors of
+    the dataset do not change.
+
+    Args:
+        masking: the masks; None for the defaults of `RandomMasking`.
+        images: where the images are in a batch: a key or an index, or a function from the batch to the tensor
+            in it; None takes the images of ``(images, labels)`` or of a dict.
+
+    Raises:
+        TypeError: if ``masking`` is no `RandomMasking`; in training, if the images are not floating-point.
+        ValueError: in training, if a batch has no images there, or the masks do not fit them; before it, if
+            the Trainer has two of these callbacks.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> from torch import nn
+        >>> from torch.utils.data import DataLoader
+        >>> from torchmetrics_cam import RandomMasking
+        >>> from torchmetrics_cam.lightning import RandomMaskingCallback
+        >>> class Classifier(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+        ...     def training_step(self, batch, batch_idx):
+        ...         print(int((batch == 0).sum()))  # one cell of four is masked in each of two images
+        ...         return self.model(batch).square().mean()
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> masking = RandomMasking(max_fraction=0.25, grid=2, probability=1, upsampling="nearest")
+        >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        >>> quiet |= {"enable_checkpointing": False, "max_epochs": 1, "accelerator": "cpu"}
+        >>> trainer = Trainer(callbacks=[RandomMaskingCallback(masking)], **quiet)
+        >>> trainer.fit(Classifier(), DataLoader(torch.ones(2, 1, 4, 4), batch_size=2))
+        8
+
+    """
+
+    def __init__(
+        self,
+        masking: RandomMasking | None = None,
+        *,
+        images: str | int | Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.masking = RandomMasking() if masking is None else masking
+        if not isinstance(self.masking, RandomMasking):
+            raise TypeError(f"masking is {masking!r}; pass a RandomMasking, or None for its defaults")
+        self.images = images
+        self._undo: Callable[[], None] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that no other callback masks the batches."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        count = sum(isinstance(one, RandomMaskingCallback) for one in callbacks)
+        if count > 1:
+            raise ValueError(f"{count} RandomMaskingCallbacks would mask each batch {count} times; keep one")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the masking to the hook that Lightning calls when a batch is on the device."""
+        datamodule: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+        owner: Any = datamodule if is_overridden(_HOOK, datamodule) else pl_module
+        hook, own = getattr(owner, _HOOK), vars(owner).get(_HOOK)
+
+        @functools.wraps(hook)
+        def masked(batch: Any, dataloader_idx: int) -> Any:
+            batch = hook(batch, dataloader_idx)
+            return self.mask_images(batch) if trainer.training else batch
+
+        def undo() -> None:
+            delattr(owner, _HOOK)
+            if own is not None:
+                setattr(owner, _HOOK, own)
+
+        setattr(owner, _HOOK, masked)
+        self._undo = undo
+
+    def mask_images(self, batch: Any) -> Any:
+        """Return a batch with masked images, in collections of the same types; the given batch is unchanged.
+
+        Raises:
+            ValueError: if the batch has no images there.
+        """
+        images = self._images_of(batch)
+        masked, replaced = self.masking.mask_batch(images), []
+
+        def replace(tensor: Tensor) -> Tensor:
+            if tensor is not images:
+                return tensor
+            replaced.append(tensor)
+            return masked
+
+        result = apply_to_collection(batch, Tensor, replace)
+        if not replaced:
+            raise ValueError(
+                f"images={self.images!r} returned a tensor that is not in the batch, so it cannot be"
+                " replaced there; return the tensor itself, without a computation"
+            )
+        return result
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove the masking from the hook, also after an error or an interrupt."""
+        self._release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove the masking from the hook."""
+        self._release()
+
+    def _images_of(self, batch: Any) -> Tensor:
+        """Return the images of a batch, the tensor itself."""
+        if self.images is None:
+            return images_of(
+                batch, "pass images= to RandomMaskingCallback, a key, an index or a function to the images"
+            )
+        if callable(self.images):
+            found = self.images(batch)
+        else:
+            try:
+                found = batch[self.images]
+            except (LookupError, TypeError) as error:
+                given = list(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+                raise ValueError(
+                    f"images={self.images!r} is not in the batch, which is {given}; pass the key or index of"
+                    " its images, or a function from the batch to them"
+                ) from error
+        if not isinstance(found, Tensor):
+            raise ValueError(
+                f"images={self.images!r} gave a {type(found).__name__} of the batch; it must give the tensor"
+                " of images (N, C, *spatial)"
+            )
+        return found
+
+    def _release(self) -> None:
+        if self._undo is not None:
+            self._undo()
+        self._undo = None
