@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchmetrics_cam.lightning.digest import tensor_bytes
+from torchmetrics_cam.model.weights import tensor_bytes
 
 
 def content_digest(source: str | Path | bytes) -> str:

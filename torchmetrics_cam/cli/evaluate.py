@@ -36,10 +36,11 @@ from torchmetrics_cam.cli.results import (
 )
 from torchmetrics_cam.cli.terminal import print_results
 from torchmetrics_cam.lightning import evaluate
-from torchmetrics_cam.lightning.resume import PartialResultError, weights_checksum
+from torchmetrics_cam.lightning.resume import PartialResultError
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.model.scores import logits_of
+from torchmetrics_cam.model.weights import weights_checksum
 from torchmetrics_cam.report.gallery import gallery
 
 PARTIAL = "partial"

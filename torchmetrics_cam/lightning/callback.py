@@ -18,7 +18,8 @@ from torchmetrics_cam.lightning.figures import log_figure
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.model.guard import modes_kept
 from torchmetrics_cam.pipeline.batch import Batch
-from torchmetrics_cam.pipeline.pipeline import Scorer, check_scoring
+from torchmetrics_cam.pipeline.checks import check_scoring
+from torchmetrics_cam.pipeline.pipeline import Scorer
 from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 from torchmetrics_cam.report.gallery import ExplainedImage, explanation_figure, worst_explained
 

@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from torchmetrics_cam.cams.source import library_classes
 from torchmetrics_cam.model.random_numbers import RandomStream
+from torchmetrics_cam.model.weights import tensor_bytes
 
 # Number of items of a dataset that its digest covers.
 SAMPLES = 16
@@ -143,13 +144,6 @@ def _is_setting(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(_is_setting, (*value, *value.values())))
     return isinstance(value, (*_PLAIN, types.FunctionType, functools.partial))
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """Return the values of a strided tensor as bytes, which are copied only if they are not in order."""
-    plain = tensor.detach().as_subclass(Tensor)
-    content = plain.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-    return content.numpy().data
 
 
 def without_addresses(text: str) -> str:

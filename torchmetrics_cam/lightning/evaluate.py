@@ -146,7 +146,9 @@ def evaluate(
         )
 
     cam_metrics = [member for member in metric.modules() if isinstance(member, CAMMetric)]
-    networks = nn.ModuleList(dict.fromkeys(member.model for member in cam_metrics))
+    models = [member.model for member in cam_metrics]
+    surrogates = [member.surrogate for member in cam_metrics if member.surrogate is not None]
+    networks = nn.ModuleList(dict.fromkeys([*models, *surrogates]))
     with (
         ModelGuard(networks),
         weights_kept(networks),

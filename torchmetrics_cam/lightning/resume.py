@@ -1,7 +1,6 @@
 """Partial results: one file for each rank, from which an interrupted evaluation continues."""
 
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -22,10 +21,10 @@ from torchmetrics_cam.lightning.digest import (
     digest,
     plain_settings,
     structure,
-    tensor_bytes,
     without_addresses,
 )
 from torchmetrics_cam.metrics.base import CAMMetric
+from torchmetrics_cam.model.weights import weights_checksum
 
 AnyMetric = Metric | MetricCollection | MetricTracker
 # The start of a text in the key of a run, for what cannot be compared with the same of another process.
@@ -47,16 +46,6 @@ def write_atomically(file: Path, content: bytes | memoryview) -> None:
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def weights_checksum(model: nn.Module) -> str:
-    """Return a CRC-32 checksum of the names and values of all weights and buffers, as hexadecimal digits."""
-    checksum = 0
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            checksum = zlib.crc32(name.encode(), checksum)
-            checksum = zlib.crc32(tensor_bytes(value), checksum)
-    return f"{checksum:08x}"
 
 
 class PartialResultError(ValueError):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchmetrics_cam.functional.adcc import adcc
 from torchmetrics_cam.functional.complexity import complexity
@@ -48,6 +48,9 @@ class Coherency(MeasureMetric):
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
+        surrogate: a network that scores clean and perturbed images in place of the model, such as a copy
+            that was fine-tuned on masked images (`RandomMasking`); maps and target classes are the model's.
+            It runs once more, on the clean images.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -135,6 +138,9 @@ class ADCC(SingleSourceMetric):
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
+        surrogate: a network that scores clean and perturbed images in place of the model, such as a copy
+            that was fine-tuned on masked images (`RandomMasking`); maps and target classes are the model's.
+            It runs once more, on the clean images.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -183,6 +189,7 @@ class ADCC(SingleSourceMetric):
         averaged_parts: bool = False,
         protocol: EvaluationProtocol | str | None = None,
         scorer: Scorer | None = None,
+        surrogate: nn.Module | None = None,
         batch_size: int | None = None,
         num_classes: int | None = None,
         average: Average = "micro",
@@ -194,6 +201,7 @@ class ADCC(SingleSourceMetric):
             logits_fn,
             protocol=protocol,
             scorer=scorer,
+            surrogate=surrogate,
             batch_size=batch_size,
             num_classes=num_classes,
             average=average,

@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from torchmetrics_cam.pipeline.pipeline import is_positive_integer
+from torchmetrics_cam.pipeline.checks import is_positive_integer
 
 Average = Literal["micro", "macro", "none"]
 

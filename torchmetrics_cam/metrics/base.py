@@ -17,6 +17,7 @@ from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.functional.statistics import sum_dtype
 from torchmetrics_cam.metrics.arguments import Average, check_averaging
 from torchmetrics_cam.metrics.compute_groups import identity, keep_own
+from torchmetrics_cam.metrics.score_range import warn_scores_outside_unit_interval
 from torchmetrics_cam.model.compiled import Compilation
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
 from torchmetrics_cam.pipeline.batch import Batch
@@ -27,10 +28,10 @@ from torchmetrics_cam.protocol import EvaluationProtocol, as_protocol
 class CAMMetric(Metric):
     """A metric over the maps of CAM sources of one model.
 
-    The sources, the model behind them, ``logits_fn`` and ``scorer`` are held by reference and never
-    registered: the metric has no parameters, its ``state_dict`` holds no network, and ``metric.to``,
-    ``metric.eval`` and ``metric.clone`` leave the model alone. In a LightningModule assign the model before
-    the metric, so that a copy of the module keeps the two together.
+    The sources, the model behind them, ``logits_fn``, ``scorer`` and ``surrogate`` are held by reference and
+    never registered: the metric has no parameters, its ``state_dict`` holds no network, and ``metric.to``,
+    ``metric.eval`` and ``metric.clone`` leave model and surrogate alone. In a LightningModule assign these
+    before the metric, so that a copy of the module keeps them together.
     """
 
     is_differentiable: bool = False
@@ -59,6 +60,11 @@ class CAMMetric(Metric):
     def model(self) -> nn.Module:
         """The network that is explained."""
         return self._pipeline.model
+
+    @property
+    def surrogate(self) -> nn.Module | None:
+        """The network that scores the images in place of the model, if there is one."""
+        return None if self._pipeline.surrogate is None else self._pipeline.surrogate.network
 
     @property
     def protocol(self) -> EvaluationProtocol:
@@ -106,8 +112,8 @@ class CAMMetric(Metric):
             incoming_state: a metric of the same class, or its ``metric_state``.
 
         Raises:
-            ValueError: if it is neither, or its classes or, of a metric, its protocol are not those of this
-                metric. A ``metric_state`` does not contain the protocol.
+            ValueError: if it is neither, or its classes or, of a metric, its protocol or surrogate are not
+                those of this metric. A ``metric_state`` contains neither of the two.
         """
         if isinstance(incoming_state, CAMMetric):
             theirs = incoming_state._settings_of_sums()
@@ -124,11 +130,7 @@ class CAMMetric(Metric):
         self._computed = None
         self._update_count += incoming_state._update_count if isinstance(incoming_state, Metric) else 1
 
-    def plot(
-        self,
-        val: Any = None,
-        ax: _AX_TYPE | None = None,
-    ) -> _PLOT_OUT_TYPE:
+    def plot(self, val: Any = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
         """Plot one value, or several over time.
 
         Args:
@@ -222,8 +224,8 @@ class CAMMetric(Metric):
         return (
             f"The model's output is in [0, 1] for all of {probabilities} images, as after a softmax or"
             f" sigmoid, and the protocol {self._pipeline.normalizing_protocol.name!r} applies another one,"
-            " after which the scores"
-            " differ little; remove it from the network, or pass logits_fn=torch.nn.Identity()."
+            " after which the scores differ little; remove it from the network, or pass"
+            " logits_fn=torch.nn.Identity()."
         )
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
@@ -280,7 +282,13 @@ class CAMMetric(Metric):
 
     def _settings_of_sums(self) -> dict[str, Any]:
         """Return the settings that metrics must have in common for their sums to be added."""
-        return {"protocol": self.protocol}
+        surrogate = self._pipeline.surrogate
+        return {"protocol": self.protocol, "surrogate": surrogate and repr(surrogate)}
+
+    def _described_settings(self) -> str:
+        """Return the names of the protocol and of the surrogate, if there is one, for ``repr``."""
+        surrogate = self._pipeline.surrogate
+        return f"protocol={self.protocol.name!r}{f', surrogate={surrogate.name}' if surrogate else ''}"
 
     def _kind_of_sums(self) -> Any:
         """Return what determines the sums of a metric beside its sources and protocol."""
@@ -366,6 +374,7 @@ class SingleSourceMetric(CAMMetric):
         *,
         protocol: EvaluationProtocol | str | None = None,
         scorer: Scorer | None = None,
+        surrogate: nn.Module | None = None,
         batch_size: int | None = None,
         num_classes: int | None = None,
         average: Average = "micro",
@@ -376,6 +385,7 @@ class SingleSourceMetric(CAMMetric):
             [as_source(cam_extractor)],
             ScoreFunction(logits_fn, as_protocol(protocol, self.default_protocol)),
             scorer=scorer,
+            surrogate=surrogate,
             batch_size=batch_size,
             validate_args=validate_args,
         )
@@ -444,18 +454,7 @@ class SingleSourceMetric(CAMMetric):
         return (means.nanmean() if self.average == "macro" else means).to(self.dtype)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.source!r}, protocol={self.protocol.name!r})"
-
-
-def warn_scores_outside_unit_interval(count: Tensor, under: str = "") -> None:
-    """Warn if values relative to scores outside of [0, 1] were accumulated; ``under`` names the protocol."""
-    if count.any():
-        warnings.warn(
-            f"{int(count.sum())} scores{under} lie outside of [0, 1], and a change relative to such a score"
-            " means nothing; pass logits_fn, for instance functools.partial(torch.softmax, dim=-1)",
-            UserWarning,
-            stacklevel=3,
-        )
+        return f"{type(self).__name__}({self.source!r}, {self._described_settings()})"
 
 
 def _moved(state: Tensor, device: torch.device) -> Tensor:

@@ -126,6 +126,9 @@ class AverageDrop(ConfidenceMetric):
         scorer: from images to the model's raw output, run on masked images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
+        surrogate: a network that scores clean and perturbed images in place of the model, such as a copy
+            that was fine-tuned on masked images (`RandomMasking`); maps and target classes are the model's.
+            It runs once more, on the clean images.
         batch_size: the largest number of masked images in one forward pass; None for the whole batch.
         num_classes: how many classes the model scores; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -194,6 +197,9 @@ class IncreaseInConfidence(ConfidenceMetric):
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
+        surrogate: a network that scores clean and perturbed images in place of the model, such as a copy
+            that was fine-tuned on masked images (`RandomMasking`); maps and target classes are the model's.
+            It runs once more, on the clean images.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -270,6 +276,9 @@ class AverageGain(ConfidenceMetric):
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
+        surrogate: a network that scores clean and perturbed images in place of the model, such as a copy
+            that was fine-tuned on masked images (`RandomMasking`); maps and target classes are the model's.
+            It runs once more, on the clean images.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -346,6 +355,9 @@ class ClassificationMetric(ConfidenceMetric):
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
+        surrogate: a network that scores clean and perturbed images in place of the model, such as a copy
+            that was fine-tuned on masked images (`RandomMasking`); maps and target classes are the model's.
+            It runs once more, on the clean images.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -440,6 +452,9 @@ class DropInDeletion(MeasureMetric):
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
+        surrogate: a network that scores clean and perturbed images in place of the model, such as a copy
+            that was fine-tuned on masked images (`RandomMasking`); maps and target classes are the model's.
+            It runs once more, on the clean images.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of

@@ -42,6 +42,9 @@ class SingleDeletion(MeasureMetric):
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
+        surrogate: a network that scores clean and perturbed images in place of the model, such as a copy
+            that was fine-tuned on masked images (`RandomMasking`); maps and target classes are the model's.
+            It runs once more, on the clean images.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of
@@ -129,6 +132,9 @@ class FaithfulnessCorrelation(MeasureMetric):
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
+        surrogate: a network that scores clean and perturbed images in place of the model, such as a copy
+            that was fine-tuned on masked images (`RandomMasking`); maps and target classes are the model's.
+            It runs once more, on the clean images.
         batch_size: the largest number of perturbed images in one forward pass; None for the whole batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
         average: ``"micro"`` for the mean over the images, ``"macro"`` for the mean over the target classes of

@@ -46,6 +46,7 @@ class ModelGuard:
 
     Args:
         model: the network.
+        role: what messages call it.
 
     Attributes:
         has_inference_tensors: whether a parameter or buffer was created in inference mode.
@@ -54,8 +55,9 @@ class ModelGuard:
         ValueError: on entering, if a parameter or buffer is lazy, that is, has no shape yet.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, role: str = "model") -> None:
         self.model = model
+        self.role = role
 
     def __enter__(self) -> "ModelGuard":
         self._note()
@@ -101,8 +103,8 @@ class ModelGuard:
         for parameter, _, _ in self._parameters[:1]:
             if parameter.device != images.device:
                 raise ValueError(
-                    f"input_tensor is on {images.device} but the model is on {parameter.device}; move one of"
-                    " them: images.to(device) or model.to(device)"
+                    f"input_tensor is on {images.device} but the {self.role} is on {parameter.device}; move"
+                    f" one of them: images.to(device) or {self.role}.to(device)"
                 )
         dtypes = [parameter.dtype for parameter, _, _ in self._parameters if parameter.is_floating_point()]
         return images.dtype if images.dtype in dtypes or not dtypes else mode(dtypes)
@@ -158,7 +160,9 @@ class ModelGuard:
             ValueError: always; the message names the first tensor that has no shape yet.
         """
         name = _name_of(self.model, lambda tensor: isinstance(tensor, UninitializedTensorMixin))
-        raise ValueError(f"the model's {name!r} is lazy and has no shape yet; run the model once before")
+        raise ValueError(
+            f"the {self.role}'s {name!r} is lazy and has no shape yet; run the {self.role} once before"
+        )
 
     def _prepare(self) -> None:
         """Switch to evaluation mode, freeze the parameters, and set their gradients to None."""

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchmetrics_cam.cams.resolve import as_source
 from torchmetrics_cam.cams.source import CAMSource
@@ -30,6 +30,8 @@ class Batch:
     The metrics compute their values from it, and `explain` returns one. Every attribute is computed once, on
     first use. For a mapping of sources, attributes that depend on the source have a leading dimension K in
     the order of ``methods``, and iterating over the batch gives the batch of each source.
+
+    With a surrogate all scores are those of the surrogate; maps and target classes are those of the model.
 
     Attributes:
         methods: the names of the sources; empty for a single source.
@@ -290,6 +292,7 @@ def explain(
     targets: Target | list[Target] | None = None,
     cams: Tensor | Mapping[str, Tensor] | None = None,
     scorer: Scorer | None = None,
+    surrogate: nn.Module | None = None,
     batch_size: int | None = None,
 ) -> Batch:
     """Explain a batch of images, and return its maps, masks, masked images and scores.
@@ -311,6 +314,9 @@ def explain(
             of them, a mapping from the names of the sources.
         scorer: from images to the model's raw output, run on masked images in place of the model, or
             ``"compile"`` for a compiled copy of the model, which further calls use again.
+        surrogate: a network that scores clean and perturbed images in place of the model, such as a copy
+            that was fine-tuned on masked images (`RandomMasking`); maps and target classes are the model's.
+            It runs once more, on the clean images.
         batch_size: the largest number of masked images in one forward pass; None for that of the batch.
 
     Returns:
@@ -348,6 +354,7 @@ def explain(
         list(sources.values()),
         ScoreFunction(logits_fn, as_protocol(protocol)),
         scorer=scorer,
+        surrogate=surrogate,
         batch_size=batch_size,
     )
     return Batch.of(

@@ -1,7 +1,8 @@
-"""Checks of a batch before the model runs, and of the model's signature and output."""
+"""Checks of settings, of a batch before the model runs, and of the model's signature and output."""
 
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -101,3 +102,27 @@ def check_logits(scores: Scores, sources: Sequence[CAMSource]) -> None:
             f"the protocol takes the CAM of the logit, but the model returns {given}, not one logit for each"
             " class; return (N, K) or an object with .logits, or use a protocol with cam_of='scores'"
         )
+
+
+def check_scoring(logits_fn: Any, scorer: Any, batch_size: Any) -> None:
+    """Validate ``logits_fn``, ``scorer`` and ``batch_size``.
+
+    Raises:
+        TypeError: if ``logits_fn`` or ``scorer`` is not callable.
+        ValueError: if ``batch_size`` is not a positive integer.
+    """
+    if logits_fn is not None and not callable(logits_fn):
+        raise TypeError(
+            f"logits_fn is {logits_fn!r}; it must be a callable from the model's output to scores (N, K)"
+        )
+    if scorer not in (None, "compile") and not callable(scorer):
+        raise TypeError(
+            f"scorer is {scorer!r}; it must be a callable from images to the model's raw output, or 'compile'"
+        )
+    if batch_size is not None and not is_positive_integer(batch_size):
+        raise ValueError(f"batch_size is {batch_size!r}; it must be a positive integer, or None")
+
+
+def is_positive_integer(value: Any) -> bool:
+    """Return whether a value is an int of at least 1, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -16,10 +16,11 @@ from torchmetrics_cam.model.compiled import Compilation, compiled_copy, existing
 from torchmetrics_cam.model.guard import ModelGuard, eager
 from torchmetrics_cam.model.random_numbers import RandomStream
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, ScoreSelector, in_float32
-from torchmetrics_cam.pipeline.checks import Targets, check_batch
+from torchmetrics_cam.pipeline.checks import Targets, check_batch, check_scoring
 from torchmetrics_cam.pipeline.explain import explain_all
 from torchmetrics_cam.pipeline.explanation import Explanation, Question
 from torchmetrics_cam.pipeline.perturb import NoPerturbation, Perturbation, check_baselines
+from torchmetrics_cam.pipeline.surrogate import Surrogate
 from torchmetrics_cam.protocol import EvaluationProtocol
 
 # The largest difference between the scores of scorer and model, relative to the model's score, or to the
@@ -44,13 +45,14 @@ class Pipeline:
         further_protocols: further protocols that the same images are evaluated under.
         explains_other_class: whether the sources explain another class of each image too.
         scorer: from images to the model's raw output, run on perturbed images in place of the model;
-            ``"compile"`` for a compiled copy of the model.
+            ``"compile"`` for a compiled copy of the model. With a surrogate it is that of the surrogate.
+        surrogate: a network that scores clean and perturbed images in place of the model.
         batch_size: the largest number of perturbed images in one forward pass; None for that of the batch.
         validate_args: False skips the checks that read values off the device; ``"determinism"`` also checks
             on the first batch that the network gives the same image the same score.
 
     Raises:
-        TypeError: if ``logits_fn`` or ``scorer`` is not callable.
+        TypeError: if ``logits_fn`` or ``scorer`` is not callable, or ``surrogate`` is no module.
         ValueError: if ``batch_size`` is not a positive integer, or ``validate_args`` has another value.
 
     Attributes:
@@ -66,6 +68,7 @@ class Pipeline:
         further_protocols: Sequence[EvaluationProtocol] = (),
         explains_other_class: bool = False,
         scorer: Scorer | None = None,
+        surrogate: nn.Module | None = None,
         batch_size: int | None = None,
         validate_args: ValidateArgs = True,
     ) -> None:
@@ -79,6 +82,7 @@ class Pipeline:
         ]
         self.explains_other_class = explains_other_class
         self.scorer = scorer
+        self.surrogate = None if surrogate is None else Surrogate(surrogate)
         self.batch_size = batch_size
         self.validate_args = validate_args
         self._guard: ModelGuard | None = None
@@ -89,6 +93,11 @@ class Pipeline:
     def model(self) -> nn.Module:
         """The network that is explained."""
         return self.sources[0].model
+
+    @property
+    def scoring_network(self) -> nn.Module:
+        """The network that scores the images: the surrogate if there is one, else the model."""
+        return self.model if self.surrogate is None else self.surrogate.network
 
     @property
     def score_function(self) -> ScoreFunction:
@@ -122,8 +131,8 @@ class Pipeline:
 
     @property
     def compilation(self) -> Compilation | None:
-        """How the model was compiled for ``scorer="compile"``; None before its first use."""
-        copied = existing_copy(self.model) if self.scorer == "compile" else None
+        """How the scoring network was compiled for ``scorer="compile"``; None before its first use."""
+        copied = existing_copy(self.scoring_network) if self.scorer == "compile" else None
         if copied is None:
             return None
         return Compilation(copied.seconds, self._disagreement or copied.failure)
@@ -131,10 +140,11 @@ class Pipeline:
     def key(self) -> tuple[Any, ...]:
         """Return the settings that determine a metric's values, equal for metrics that can share updates."""
         sources = [(type(source), vars(source)) for source in self.sources]
-        return (sources, self.protocols, self.score_function.logits_fn, self.scorer)
+        surrogate = self.surrogate and self.surrogate.network
+        return (sources, self.protocols, self.score_function.logits_fn, self.scorer, surrogate)
 
     def active(self, images: Any) -> AbstractContextManager[ModelGuard]:
-        """Guard the model and the global random numbers inside the context; it may be nested.
+        """Guard model, surrogate and global random numbers inside the context; it may be nested.
 
         Args:
             images: a tensor, whose device may have a random generator of its own.
@@ -149,7 +159,11 @@ class Pipeline:
         device = images.device if isinstance(images, Tensor) else torch.device("cpu")
         try:
             with self.random_stream.drawn(device), ModelGuard(self.model) as self._guard:
-                yield self._guard
+                if self.surrogate is None:
+                    yield self._guard
+                else:
+                    with self.surrogate.guarded():
+                        yield self._guard
         finally:
             self._guard = None
 
@@ -163,7 +177,7 @@ class Pipeline:
         targets: Targets = None,
         cams: Mapping[CAMSource, Tensor] | None = None,
     ) -> list[list[Explanation]]:
-        """Return the maps of a batch by each source, under each protocol.
+        """Return the maps of a batch by each source, under each protocol, with the scores.
 
         Arguments and errors are those of `explain_all`.
         """
@@ -193,6 +207,9 @@ class Pipeline:
                 cams=cams,
                 read_values=bool(self.validate_args),
             )
+            if self.surrogate is not None:
+                explained = answers[: len(self.score_functions)]
+                answers[: len(explained)] = self.surrogate.scored(explained, self.score_functions)
             if not self._is_scorer_compared:
                 self._compare_scorer([answer[0] for answer in answers[: len(self.score_functions)]])
             if not self._is_determinism_checked:
@@ -241,7 +258,7 @@ class Pipeline:
     ) -> Tensor:
         """Return the scores on perturbed images.
 
-        The model or the scorer runs on chunks of perturbed images, which are made one after the other, so
+        Surrogate, model or scorer runs on chunks of perturbed images, which are made one after the other, so
         that only one chunk is in memory.
 
         Args:
@@ -252,7 +269,7 @@ class Pipeline:
             selector: which class or target of each image is scored.
             score_function: from the model's output to scores; None for that of the first protocol.
             of_logits: whether the score is the raw output for the class; ``clean_scores`` then are too.
-            scorer: what runs on the images; None for the pipeline's, or else the model.
+            scorer: what runs on the images; None for the pipeline's, or else the scoring network.
             batch_size: the largest number of images in a forward pass; None for the pipeline's.
 
         Returns:
@@ -261,26 +278,29 @@ class Pipeline:
         count, scores = clean_scores.shape[0], []
         batch_size = batch_size or self.batch_size or count
         score_function = (score_function or self.score_functions[0]).explaining(selector.targets)
-        scorer = self.scorer if scorer is None else scorer
+        scorer, network = self.scorer if scorer is None else scorer, self.scoring_network
         if scorer is None or (scorer == "compile" and self._disagreement):
-            scorer = self.model
-        copied = compiled_copy(self.model) if scorer == "compile" else None
-        run: Any = scorer if copied is None else partial(copied, self.model)
-        stance = eager() if run is self.model else nullcontext()
+            scorer = network
+        copied = compiled_copy(network) if scorer == "compile" else None
+        run: Any = scorer if copied is None else partial(copied, network)
+        stance = eager() if run is network else nullcontext()
         with stance, self.active(clean_scores) as guard, torch.no_grad(), ExitStack() as stack:
             guard.begin_pass()
+            if self.surrogate is not None:
+                self.surrogate.begin_pass()
             for source in self.sources:
                 stack.enter_context(source.muted())
             if copied is not None:
-                copied.follow(self.model, is_new=not self._is_copy_current)
+                copied.follow(network, is_new=not self._is_copy_current)
                 self._is_copy_current = True
             for parts in _chunks(len(perturbations), count, batch_size):
                 is_padded = copied is not None and self._is_last_single(parts)
                 if is_padded:
                     parts = [*parts, *parts]
                 perturbed_parts = [perturbations[index].perturb(chunk) for index, chunk in parts]
-                images, unchanged = zip(*perturbed_parts, strict=True)
-                output = run(images[0] if len(images) == 1 else torch.cat(images))
+                parts_of_images, unchanged = zip(*perturbed_parts, strict=True)
+                images = parts_of_images[0] if len(parts_of_images) == 1 else torch.cat(parts_of_images)
+                output = run(images if self.surrogate is None else self.surrogate.cast(images))
                 selected = ScoreSelector.concatenated([selector[chunk] for _, chunk in parts])
                 output_scores = score_function(output)
                 perturbed = in_float32(
@@ -301,7 +321,7 @@ class Pipeline:
         return is_single and self._has_larger_chunks
 
     def _compare_scorer(self, explanations: Sequence[Explanation]) -> None:
-        """Compare the scorer with the model, once, on the clean images of a batch.
+        """Compare the scorer with the scoring network, once, on the clean images of a batch.
 
         If those of a compiled copy differ, the model runs in its place.
 
@@ -329,11 +349,13 @@ class Pipeline:
             )
             warnings.warn(self._disagreement, UserWarning, stacklevel=2)
         elif not difference <= SCORER_TOLERANCE:
+            scored = "model" if self.surrogate is None else "surrogate"
             raise ValueError(
-                f"scorer and model disagree: on the same images their scores differ by up to"
-                f" {difference:.2g} of the model's, and {SCORER_TOLERANCE} is allowed; make the scorer"
-                " from the model as it is now, in evaluation mode and in the same precision. It must return"
-                " the model's raw output, without a softmax. validate_args=False skips this comparison"
+                f"scorer and {scored} disagree: on the same images their scores differ by up to"
+                f" {difference:.2g} of the {scored}'s, and {SCORER_TOLERANCE} is allowed; make the scorer"
+                f" from the {scored} as it is now, in evaluation mode and in the same precision. It must"
+                f" return the {scored}'s raw output, without a softmax. validate_args=False skips this"
+                " comparison"
             )
         self._is_scorer_compared = True
 
@@ -341,12 +363,14 @@ class Pipeline:
         """Score the clean images of a batch again, whole and in halves, and warn if the scores differ."""
         if not explanation.valid.any():
             return
-        count = len(explanation.images)
-        repeated = self._score_difference(explanation, scorer=self.model, batch_size=count)
-        halved = self._score_difference(explanation, scorer=self.model, batch_size=max(count // 2, 1))
+        count, name = len(explanation.images), "network" if self.surrogate is None else "surrogate"
+        repeated = self._score_difference(explanation, scorer=self.scoring_network, batch_size=count)
+        halved = self._score_difference(
+            explanation, scorer=self.scoring_network, batch_size=max(count // 2, 1)
+        )
         if not repeated <= SCORER_TOLERANCE:
             self.nondeterminism = (
-                "The network is not deterministic: scored twice, the same images differ by up to"
+                f"The {name} is not deterministic: scored twice, the same images differ by up to"
                 f" {repeated:.2g} of the score, so that the values depend on chance. Look for dropout that"
                 " eval() does not turn off."
             )
@@ -372,13 +396,14 @@ class Pipeline:
         return float(((scores - expected).abs() / scale.clamp(min=1e-6)).max())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Pipeline":
-        is_model_copied = id(self.model) in memo
+        is_model_copied, surrogate = id(self.model) in memo, self.surrogate and self.surrogate.network
         return Pipeline(
             [deepcopy(source, memo) for source in self.sources],
             deepcopy(self.score_function, memo) if is_model_copied else self.score_function,
             further_protocols=self.protocols[1:],
             explains_other_class=self.explains_other_class,
             scorer=deepcopy(self.scorer, memo) if is_model_copied else self.scorer,
+            surrogate=memo.get(id(surrogate), surrogate),
             batch_size=self.batch_size,
             validate_args=self.validate_args,
         )
@@ -396,27 +421,3 @@ def _chunks(batches: int, count: int, size: int) -> Iterator[list[tuple[int, sli
             (batch, slice(max(start - batch * count, 0), min(end - batch * count, count)))
             for batch in range(start // count, -(-end // count))
         ]
-
-
-def check_scoring(logits_fn: Any, scorer: Any, batch_size: Any) -> None:
-    """Validate ``logits_fn``, ``scorer`` and ``batch_size``.
-
-    Raises:
-        TypeError: if ``logits_fn`` or ``scorer`` is not callable.
-        ValueError: if ``batch_size`` is not a positive integer.
-    """
-    if logits_fn is not None and not callable(logits_fn):
-        raise TypeError(
-            f"logits_fn is {logits_fn!r}; it must be a callable from the model's output to scores (N, K)"
-        )
-    if scorer not in (None, "compile") and not callable(scorer):
-        raise TypeError(
-            f"scorer is {scorer!r}; it must be a callable from images to the model's raw output, or 'compile'"
-        )
-    if batch_size is not None and not is_positive_integer(batch_size):
-        raise ValueError(f"batch_size is {batch_size!r}; it must be a positive integer, or None")
-
-
-def is_positive_integer(value: Any) -> bool:
-    """Return whether a value is an int of at least 1, and not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

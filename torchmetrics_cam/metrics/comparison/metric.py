@@ -6,12 +6,11 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.metrics.arguments import Average, check_objects
-from torchmetrics_cam.metrics.base import warn_scores_outside_unit_interval
 from torchmetrics_cam.metrics.comparison.contributions import ComparedBatch
 from torchmetrics_cam.metrics.comparison.inputs import (
     CONTROLS,
@@ -32,6 +31,7 @@ from torchmetrics_cam.metrics.comparison.table import (
 from torchmetrics_cam.metrics.compute_groups import keep_own
 from torchmetrics_cam.metrics.curves import curve_fractions, resampled_curves
 from torchmetrics_cam.metrics.measures import DEFAULT_MEASURES, MEASURES
+from torchmetrics_cam.metrics.score_range import warn_scores_outside_unit_interval
 from torchmetrics_cam.model.scores import ClassIndex, ScoreFunction, Target
 from torchmetrics_cam.pipeline.batch import Batch
 from torchmetrics_cam.pipeline.pipeline import Pipeline, Scorer, ValidateArgs
@@ -115,6 +115,9 @@ class CAMComparison(SampleMetric):
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
+        surrogate: a network that scores clean and perturbed images in place of the model, such as a copy
+            that was fine-tuned on masked images (`RandomMasking`); maps and target classes are the model's.
+            It runs once more, on the clean images.
         batch_size: the largest number of perturbed images in one forward pass, which may be those of several
             methods; None for the number of images in the batch.
         num_classes: the number of classes of the model; needed unless ``average`` is ``"micro"``.
@@ -176,6 +179,7 @@ class CAMComparison(SampleMetric):
         protocol: EvaluationProtocol | str | None = None,
         protocols: Sequence[EvaluationProtocol | str] | None = None,
         scorer: Scorer | None = None,
+        surrogate: nn.Module | None = None,
         batch_size: int | None = None,
         num_classes: int | None = None,
         average: Average = "micro",
@@ -191,6 +195,7 @@ class CAMComparison(SampleMetric):
             further_protocols=further,
             explains_other_class=any(MEASURES[name].further_maps == "another class" for name in measures),
             scorer=scorer,
+            surrogate=surrogate,
             batch_size=batch_size,
             validate_args=validate_args,
         )
@@ -360,6 +365,7 @@ class CAMComparison(SampleMetric):
         """
         with self._all_ranks():
             failure = self.compilation and self.compilation.failure
+            surrogate = self._pipeline.surrogate
             notes = (self._pipeline.nondeterminism, failure, self._describe_outputs())
             return comparison_table(
                 [self._statistics(number).pooled() for number in range(len(self.protocols))],
@@ -368,6 +374,7 @@ class CAMComparison(SampleMetric):
                 excluded=self.nan_count,
                 degenerate=self.degenerate_count,
                 model=type(self.model).__name__,
+                surrogate=None if surrogate is None else surrogate.name,
                 score_functions=self._pipeline.score_functions,
                 notes=[note for note in notes if note],
             )
@@ -466,11 +473,7 @@ class CAMComparison(SampleMetric):
             total, count = total.sum(0), count.sum(0)
         return torch.tensor(curve_fractions(self.protocol), device=total.device), (total / count).T
 
-    def plot(
-        self,
-        val: Any = None,
-        ax: _AX_TYPE | None = None,
-    ) -> _PLOT_OUT_TYPE:
+    def plot(self, val: Any = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
         """Plot every method's value with its 95 % interval, in one panel for each measure.
 
         Args:
@@ -528,4 +531,4 @@ class CAMComparison(SampleMetric):
 
     def __repr__(self) -> str:
         sources = [f"{method!r}: {source!r}" for method, source in self.sources.items()]
-        return f"{type(self).__name__}({{{', '.join(sources)}}}, protocol={self.protocol.name!r})"
+        return f"{type(self).__name__}({{{', '.join(sources)}}}, {self._described_settings()})"

@@ -79,6 +79,7 @@ class ComparisonTable:
         average: over images or over classes.
         notes: limitations that a reader must know.
         further: the values under each further protocol.
+        surrogate: the network that scored the images in place of the model, or None.
         rankings: how the ranking depends on the protocol, for each measure; empty for one protocol.
     """
 
@@ -90,6 +91,7 @@ class ComparisonTable:
     average: str
     notes: Sequence[str]
     further: Sequence[ProtocolRows] = ()
+    surrogate: str | None = None
     rankings: Sequence[Rankings] = ()
 
     def to_json(self) -> str:
@@ -125,6 +127,7 @@ class ComparisonTable:
             values = [_cell_text(row[one["name"]]) for one in self.measures]
             lines.append([name, *values, *(str(row[key]) for key in ("n", "excluded", "degenerate"))])
         caption = protocol.caption(measure["name"] for measure in self.measures)
+        caption += f", surrogate={self.surrogate}" if self.surrogate else ""
         return [*(f"| {' | '.join(line)} |" for line in lines), "", f"Protocol {caption}"]
 
 
@@ -181,6 +184,7 @@ def comparison_table(
     excluded: Tensor,
     degenerate: Tensor,
     model: str,
+    surrogate: str | None,
     score_functions: Sequence[ScoreFunction],
     notes: Sequence[str],
 ) -> ComparisonTable:
@@ -193,6 +197,7 @@ def comparison_table(
         excluded: number of images that were excluded for each method, ``(*classes, K)``.
         degenerate: number of constant maps of each method, ``(*classes, K)``.
         model: the class name of the network.
+        surrogate: the class name of the network that scored the images in place of the model, or None.
         score_functions: each protocol, and the ``logits_fn`` if there is one.
         notes: limitations that come before those of the statistics.
     """
@@ -240,6 +245,7 @@ def comparison_table(
         further=[
             ProtocolRows(protocol, rows) for protocol, rows in zip(protocols[1:], further_rows, strict=True)
         ],
+        surrogate=surrogate,
         rankings=rankings,
     )
 
