@@ -163,6 +163,9 @@ def _evaluate() -> "ArgumentParser":
     add("--config", action="config", help="a YAML file with any of these options")
     add("--model", type=str, help=f"the network: {MODEL_NAMES}")
     add("--checkpoint", type=str, default=None, help="a file with weights, or `random`; default: pretrained")
+    surrogate = "a network that scores clean and masked images in place of --model, given as that is"
+    add("--surrogate", type=str, default=None, help=surrogate)
+    add("--surrogate_checkpoint", type=str, default=None, help="as --checkpoint, for the surrogate")
     add("--data", type=str, help="a folder of images, a saved dataset, or package.module:factory")
     add("--methods", type=Names, default="grad_cam,layer_cam", help=f"CAM methods: {', '.join(METHODS)}")
     add("--layer", type=Names, default="auto", help="target layer, several separated by commas, or `auto`")

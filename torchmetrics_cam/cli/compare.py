@@ -237,7 +237,12 @@ def _run_of(results: dict[str, Any], rows: Sequence[dict[str, str]]) -> Run:
     return Run(
         description=f"{model['name']}, checkpoint {model['checkpoint']}, layer {', '.join(model['layer'])},"
         f" {data['images']} images of {data['name']}",
-        settings={**explained, "logits_fn": comparison["logits_fn"], **protocol},
+        settings={
+            **explained,
+            "logits_fn": comparison["logits_fn"],
+            "surrogate": comparison.get("surrogate"),
+            **protocol,
+        },
         options={f"--{name.replace('_', '-')}": results["settings"].get(name) for name in _OPTIONS},
         titles=titles,
         higher_is_better={

@@ -34,6 +34,7 @@ from torchmetrics_cam.cli.results import (
     start_or_resume,
     write_files,
 )
+from torchmetrics_cam.cli.surrogates import fingerprint_of, load_surrogate, name_surrogate
 from torchmetrics_cam.cli.terminal import print_results
 from torchmetrics_cam.lightning import evaluate
 from torchmetrics_cam.lightning.resume import PartialResultError
@@ -86,6 +87,7 @@ def run(arguments: Any) -> None:
     first = next(item for item in (explained[index] for index in range(len(images))) if item is not None)
     if images.needed_outputs is not None:
         _check_outputs(loaded.model, first["image"], images.needed_outputs, option)
+    surrogate = load_surrogate(arguments, loaded, first["image"])
     layer = _layer(arguments.layer, loaded, first["image"])
     sources = make_sources(methods, loaded.model, layer.names, reshape_transform=layer.reshape_transform)
 
@@ -100,6 +102,7 @@ def run(arguments: Any) -> None:
                 average=arguments.average,
                 batch_size=batch_size,
                 scorer="compile" if arguments.compile else None,
+                surrogate=None if surrogate is None else surrogate.model,
                 validate_args="determinism",
             )
         except ValueError as error:
@@ -107,6 +110,7 @@ def run(arguments: Any) -> None:
 
     # The same names may refer to something else later: a network after more training, other photos.
     fingerprints = {"weights": weights_checksum(loaded.model), "images": images.fingerprint()}
+    fingerprints |= fingerprint_of(surrogate)
     with write_errors(out, only_certain=True):
         comparison = _evaluated(comparison_of, explained, arguments, partial, fingerprints)
     if comparison is None:
@@ -151,6 +155,7 @@ def run(arguments: Any) -> None:
         "seed": arguments.seed,
         "settings": settings_of(arguments),
     }
+    name_surrogate(results, arguments, surrogate)
     pictures = gallery(
         comparison,
         image_of=lambda index: explained[index]["image"],  # type: ignore[index]

@@ -37,6 +37,7 @@ class LoadedModel:
         class_names: the names of its classes; None if they are not known.
         image_size: height and width of its images in pixels; None if they are not known.
         wordnet_ids: the WordNet ids of its classes, if its library tells them.
+        has_own_transform: whether the transform comes with the network.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class LoadedModel:
     class_names: list[str] | None
     image_size: int | None
     wordnet_ids: list[str] | None = None
+    has_own_transform: bool = True
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,8 @@ def _with_imagenet_transform(
     """
     transform = imagenet_transform(side)
     name = f"ImageNet transform of torchvision at {side} px, because {reason}"
-    return LoadedModel(model, transform, name, normalization_of(transform), class_names, side)
+    colors = normalization_of(transform)
+    return LoadedModel(model, transform, name, colors, class_names, side, has_own_transform=False)
 
 
 def _factory(name: str, weights: _Weights, size: int | None) -> LoadedModel:
