@@ -41,6 +41,12 @@ class EvaluationProtocol:
             color of each image, ``"blur"`` for the blurred image (`baselines.GaussianBlur` has its
             parameters), an image ``(C, *spatial)``, or a function from images ``(N, C, *spatial)`` to a
             tensor that broadcasts to them.
+        removal_probability: the probability, in (0, 1], with which a pixel is replaced that a mask hides, or
+            that a deletion or insertion curve replaces; below 1 the removal is random.
+        removal_limit: the largest fraction of an image's pixels that is replaced, in (0, 1], as an expected
+            value: where ``removal_probability`` would replace more, it is lowered. A network that was
+            fine-tuned with at most this fraction masked then sees no others.
+        removal_samples: the number of random removals of each image, whose mean score counts as its score.
         drop: the formula of Average Drop, for the scores p of the clean image and o of the masked image:
             ``"relative"`` for max(0, p - o) / p, ``"absolute"`` for max(0, p - o).
         drop_eps: added to the denominator of the relative drop.
@@ -71,6 +77,10 @@ class EvaluationProtocol:
 
     Raises:
         ValueError: if a field has a value that is not listed here.
+
+    The random removal is that of Zheng et al., F-Fidelity, https://arxiv.org/abs/2410.02970: there
+    ``removal_probability`` is called alpha, and ``removal_limit`` beta. The authors' code has the values 0.5,
+    0.1 and 50 samples, and counts correct classifications instead of scores.
 
     Presets, for `preset` and wherever a metric takes a ``protocol``:
 
@@ -105,6 +115,9 @@ class EvaluationProtocol:
     mask_fraction: float = 0.5
     mask_threshold: float = 0.5
     baseline: Baseline | str = 0.0
+    removal_probability: float = 1.0
+    removal_limit: float = 1.0
+    removal_samples: int = 1
     drop: Literal["relative", "absolute"] = "relative"
     drop_eps: float = 0.0
     gain_eps: float = 0.0
@@ -132,7 +145,13 @@ class EvaluationProtocol:
                 raise ValueError(
                     f"EvaluationProtocol({field}={value!r}): it must be one of {list(get_args(hint))}"
                 )
-        for field in ("mask_fraction", "mask_threshold", "iou_threshold"):
+        for field in (
+            "mask_fraction",
+            "mask_threshold",
+            "removal_probability",
+            "removal_limit",
+            "iou_threshold",
+        ):
             value = getattr(self, field)
             if not (is_finite_number(value) and 0 < value <= 1):
                 raise ValueError(f"EvaluationProtocol({field}={value!r}): it must lie in (0, 1]")
@@ -165,6 +184,7 @@ class EvaluationProtocol:
                 f"EvaluationProtocol(other_class={other!r}): it must be the index of a class, or None"
             )
         for field, least in (
+            ("removal_samples", 1),
             ("curve_steps", 1),
             ("top_k", 1),
             ("sensitivity_samples", 1),
@@ -228,6 +248,11 @@ class EvaluationProtocol:
         name = f"modified {self.name.removeprefix('modified ')}"
         return dataclasses.replace(self, **{"name": name, **changes})  # type: ignore[arg-type]
 
+    @property
+    def removes_at_random(self) -> bool:
+        """Whether only a random part of the pixels that a mask or a curve hides is replaced."""
+        return self.removal_probability < 1 or self.removal_limit < 1
+
     def caption(self, measures: Iterable[str] = ()) -> str:
         """Return the protocol as one line of text, for the caption of a table or figure.
 
@@ -247,7 +272,9 @@ mask=soft, baseline=0.0, class_selection=argmax'
             names = [
                 name
                 for name in names
-                if reads(measures, name) and _MASK_THAT_READS.get(name, self.mask) == self.mask
+                if reads(measures, name)
+                and _MASK_THAT_READS.get(name, self.mask) == self.mask
+                and (self.removes_at_random or name not in _REMOVAL)
             ]
         values = {name: getattr(self, name) for name in names}
         values |= {name: display_name(values[name]) for name in BASELINES if name in values}
@@ -257,9 +284,22 @@ mask=soft, baseline=0.0, class_selection=argmax'
         return self.caption()
 
 
+_REMOVAL = ("removal_probability", "removal_limit", "removal_samples")
+_OF_REMOVED_PIXELS = {
+    "average_drop",
+    "increase_in_confidence",
+    "average_gain",
+    "drop_in_deletion",
+    "deletion_auc",
+    "insertion_auc",
+    "symmetric_relevance_gain",
+    "relative_drop",
+    "adcc",
+}
 # Settings that change only some measures, and settings that change only one kind of mask. All others change
 # every value.
 _MEASURES_THAT_READ = {
+    **dict.fromkeys(_REMOVAL, _OF_REMOVED_PIXELS),
     "drop": {"average_drop"},
     "drop_eps": {"average_drop"},
     "gain_eps": {"average_gain"},

@@ -370,11 +370,14 @@ def test_findings_name_the_surrogate():
 
 def test_every_field_of_a_protocol_has_a_sentence(comparison):
     protocol = json.loads(comparison.table().to_json())["protocol"]
-    # The name has no sentence, and the two settings of the mask are part of its sentence.
+    # The name has no sentence, and two settings each of the mask and of a random removal are part of one.
     assert len(protocol) == len(EvaluationProtocol.__dataclass_fields__)
     eps = {"normalize_eps": 0.5, "drop_eps": 0.25, "gain_eps": 0.125}
-    assert len(describe_protocol(protocol | eps)) == len(protocol) - 3
-    text = " ".join(describe_protocol(protocol | {"mask": "top", "mask_fraction": 0.2}))
+    removal = {"removal_probability": 0.5, "removal_limit": 0.1, "removal_samples": 50}
+    assert len(describe_protocol(protocol | eps | removal)) == len(protocol) - 5
+    assert len(describe_protocol(protocol | eps)) == len(protocol) - 6
+    text = " ".join(describe_protocol(protocol | {"mask": "top", "mask_fraction": 0.2} | removal))
+    assert "a random 50% are replaced, but of an image on average at most 10%; its score is the mean" in text
     assert "highest 20% of the pixels" in text
     assert "10%, 20%" in text
 

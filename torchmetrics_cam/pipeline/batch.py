@@ -137,7 +137,10 @@ class Batch:
 
     @cached_property
     def masked_images(self) -> Tensor:
-        """The images with masked pixels replaced by the baseline, ``(N, C, *spatial)``."""
+        """The images with masked pixels replaced by the baseline, ``(N, C, *spatial)``.
+
+        All masked pixels are, also where the protocol replaces a random part of them.
+        """
         if self._source is None:
             return torch.stack([batch.masked_images for batch in self])
         with self._perturbed.guarded():
@@ -150,7 +153,7 @@ class Batch:
 
     @property
     def masked_scores(self) -> Tensor:
-        """The scores of the masked images, ``(N,)``."""
+        """The scores of the masked images, ``(N,)``; of a random removal the mean over its samples."""
         return self._select(self._perturbed.masked)
 
     @property

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from torchmetrics_cam.baselines import BaselineImage, baseline_values, check_baseline
-from torchmetrics_cam.functional._noise import normal_noise
+from torchmetrics_cam.functional._noise import hashed_noise, normal_noise
 from torchmetrics_cam.functional.maps import min_max, resize_maps, top_fraction
 from torchmetrics_cam.functional.road import linear_imputation
 from torchmetrics_cam.pipeline.explanation import Explanation
 from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
+
+# Not that of a random map, which would then decide which pixels are removed.
+_REMOVAL_SEED = 0x5DEECE66D
 
 
 def to_mask(explanation: Explanation, protocol: EvaluationProtocol) -> Tensor:
@@ -95,6 +98,29 @@ def apply_mask(images: Tensor, mask: Tensor, protocol: EvaluationProtocol) -> Te
     return torch.addcmul(masked, 1 - mask, baseline_values(images, protocol.baseline))
 
 
+def removed_at_random(removed: Tensor, images: Tensor, protocol: EvaluationProtocol, sample: int) -> Tensor:
+    """Return which part of the removed pixels a random removal replaces.
+
+    Each pixel is drawn by itself, by a number that depends on the image, the pixel and the sample alone, so
+    that all sources and all points of a curve have the same draws.
+
+    Args:
+        removed: how much of each pixel is removed, in [0, 1], ``(N, *spatial)``.
+        images: ``(N, C, *spatial)``.
+        protocol: its ``removal_probability``, lowered where more than ``removal_limit`` would be removed.
+        sample: the number of the random removal.
+
+    Returns:
+        A tensor of the shape and dtype of ``removed``.
+
+    Source: Zheng et al., F-Fidelity, https://arxiv.org/abs/2410.02970
+    """
+    fraction = removed.flatten(1).to(torch.float32).mean(1, keepdim=True)
+    probability = (protocol.removal_limit / fraction).clamp(max=protocol.removal_probability)
+    drawn = hashed_noise(images, removed[0].numel(), _REMOVAL_SEED + sample) < probability
+    return removed * drawn.view_as(removed)
+
+
 def check_baselines(images: Tensor, protocol: EvaluationProtocol) -> None:
     """Validate that the baselines of the protocol fit the images.
 
@@ -147,17 +173,21 @@ class Masking(Perturbation):
         explanation: the images and their maps.
         protocol: how a map becomes a mask, and the baseline.
         complement: whether the mask hides instead of keeping.
+        sample: the number of the random removal; None if all is removed that the mask hides.
     """
 
     explanation: Explanation
     protocol: EvaluationProtocol
     complement: bool = False
+    sample: int | None = None
 
     def perturb(self, chunk: slice) -> tuple[Tensor, Tensor]:
         """Mask some of the images; those whose mask is 1 everywhere are unchanged."""
         part = self.explanation[chunk]
         mask = to_mask(part, self.protocol)
         mask = 1 - mask if self.complement else mask
+        if self.sample is not None:
+            mask = 1 - removed_at_random(1 - mask, part.images, self.protocol, self.sample)
         return apply_mask(part.images, mask, self.protocol), mask.flatten(1).amin(1) == 1
 
 
@@ -171,6 +201,8 @@ class Replacement(Perturbation):
         count: how many of the most relevant pixels.
         keep: whether to keep these and replace all other pixels.
         baseline: the values that replace them, of a shape that broadcasts to the images.
+        protocol: how many of them a random removal replaces.
+        sample: the number of the random removal; None if all are replaced.
     """
 
     images: Tensor
@@ -178,10 +210,14 @@ class Replacement(Perturbation):
     count: int
     keep: bool
     baseline: Tensor
+    protocol: EvaluationProtocol
+    sample: int | None = None
 
     def perturb(self, chunk: slice) -> tuple[Tensor, Tensor]:
         """Replace pixels of some of the images."""
         replaced = (self.ranks[chunk] < self.count) != self.keep
+        if self.sample is not None:
+            replaced = removed_at_random(replaced, self.images[chunk], self.protocol, self.sample)
         return _replace(self.images, replaced, self.baseline, chunk)
 
 

@@ -45,7 +45,11 @@ class PerturbedScores:
         self.pipeline = pipeline
         self.explanations = explanations
         self.score_function = score_function
-        self.protocol = score_function.protocol
+        self.protocol = protocol = score_function.protocol
+        # The numbers of the random removals, whose mean score counts; None where nothing is random.
+        self.samples: Sequence[int | None] = (
+            range(protocol.removal_samples) if protocol.removes_at_random else (None,)
+        )
         self._computed: list[Tensor] = []
 
     @property
@@ -63,14 +67,26 @@ class PerturbedScores:
     @cached_property
     def masked(self) -> Tensor:
         """The scores of the masked images, ``(K, N)``."""
-        scores = self._score([Masking(one, self.protocol) for one in self.explanations])
+        scores = self._mean_score(
+            [
+                Masking(one, self.protocol, sample=sample)
+                for one in self.explanations
+                for sample in self.samples
+            ]
+        )
         self._computed.append(scores)
         return scores
 
     @cached_property
     def complement(self) -> Tensor:
         """The scores of the images with the highlighted part hidden, ``(K, N)``."""
-        scores = self._score([Masking(one, self.protocol, complement=True) for one in self.explanations])
+        scores = self._mean_score(
+            [
+                Masking(one, self.protocol, complement=True, sample=sample)
+                for one in self.explanations
+                for sample in self.samples
+            ]
+        )
         self._computed.append(scores)
         return scores
 
@@ -123,8 +139,12 @@ class PerturbedScores:
             for explanation in self.explanations:
                 ranks = position_ranks(normalized_maps(explanation, self.protocol))
                 scores.append(
-                    self._score(
-                        [Replacement(images, ranks, count, keep=keep, baseline=values) for count in counts]
+                    self._mean_score(
+                        [
+                            Replacement(images, ranks, count, keep, values, self.protocol, sample)
+                            for count in counts
+                            for sample in self.samples
+                        ]
                     )
                 )
         replaced = torch.stack(scores, 1)
@@ -284,3 +304,8 @@ class PerturbedScores:
             perturbations, first.scores, first.selector, score_function=self.score_function
         )
         return scores
+
+    def _mean_score(self, perturbations: Sequence[Perturbation]) -> Tensor:
+        """Return the mean scores over the random removals, from a perturbation for each of them."""
+        scores, samples = self._score(perturbations), len(self.samples)
+        return scores if samples == 1 else scores.view(-1, samples, scores.shape[1]).mean(1)

@@ -196,6 +196,7 @@ sigmoid(-z) for class 0.', 'Deletion and insertion curves have at most 20 steps.
         "normalize_eps": lambda eps: eps and f"The normalization adds {eps:g} to its denominator.",
         "mask": lambda mask: _describe_mask(mask, protocol),
         "baseline": lambda value: f"Masked pixels are replaced by {_describe_baseline(value)}.",
+        "removal_limit": lambda limit: _describe_removal(limit, protocol),
         "drop": _DROP.get,
         "drop_eps": lambda eps: eps and f"The drop adds {eps:g} to its denominator.",
         "gain_eps": lambda eps: eps and f"The gain adds {eps:g} to its denominator.",
@@ -237,6 +238,16 @@ def _describe_mask(mask: str, protocol: Mapping[str, Any]) -> str:
         threshold = protocol.get("mask_threshold", 0.5)
         return f"The mask keeps the pixels where the map is at least {threshold:g} unchanged."
     return "The mask is the normalized map: each pixel is the mean of image and baseline, weighted by it."
+
+
+def _describe_removal(limit: float, protocol: Mapping[str, Any]) -> str | None:
+    probability, samples = protocol.get("removal_probability", 1.0), protocol.get("removal_samples", 1)
+    if limit == probability == 1:
+        return None
+    return (
+        f"Of the pixels that a mask or a curve hides, a random {probability:.0%} are replaced, but of an"
+        f" image on average at most {limit:.0%}; its score is the mean over {samples} random removals."
+    )
 
 
 def _describe_baseline(value: Any) -> str:
