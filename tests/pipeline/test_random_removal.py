@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import small_net
 from torch import nn
 
 from torchmetrics_cam import CAMComparison, EvaluationProtocol, explain
@@ -105,9 +106,11 @@ def test_an_image_has_the_same_value_in_any_batch_and_beside_any_other_method(ne
         torch.testing.assert_close(together.masked_scores[index], alone, rtol=1e-6, atol=0)
 
 
-def test_a_uniform_map_that_hides_nothing_keeps_the_score(net, images):
+def test_a_uniform_map_that_hides_nothing_keeps_the_score_exactly():
+    # A mean of equal float32 numbers can differ from them by a rounding error, which would count as an increase.
+    net, images = small_net().float(), torch.rand(64, 3, 12, 12)
     batch = explain(
-        UniformMap(net), images, protocol=EvaluationProtocol(removal_limit=0.1, removal_samples=2)
+        UniformMap(net), images, protocol=EvaluationProtocol(removal_limit=0.1, removal_samples=5)
     )
     assert torch.equal(batch.masked_scores, batch.scores)
 

@@ -307,5 +307,8 @@ class PerturbedScores:
 
     def _mean_score(self, perturbations: Sequence[Perturbation]) -> Tensor:
         """Return the mean scores over the random removals, from a perturbation for each of them."""
-        scores, samples = self._score(perturbations), len(self.samples)
-        return scores if samples == 1 else scores.view(-1, samples, scores.shape[1]).mean(1)
+        scores, samples, clean = self._score(perturbations), len(self.samples), self.explanations[0].scores
+        if samples == 1:
+            return scores
+        # The mean of equal scores can differ from them by a rounding error, and count as an increase.
+        return clean + (scores.view(-1, samples, len(clean)) - clean).mean(1)
