@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import Calls, small_net
+from conftest import Calls, HostSyncs, small_net
 from restoration import CONTEXTS, Fragile, traces
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -382,3 +382,16 @@ def test_evaluate_moves_and_restores_the_surrogate(net, images):
     assert float(value) == pytest.approx(expected.compute().item(), rel=1e-4)
     assert traces(surrogate, images) == before
     assert surrogate.fc.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("protocol", ["paper", EvaluationProtocol(removal_limit=0.1, removal_samples=2)])
+def test_neither_a_surrogate_nor_a_random_removal_waits_for_the_device(protocol, net, images):
+    surrogate, counts = small_net(seed=3).float(), []
+    settings = [{}, {"surrogate": surrogate, "protocol": protocol}]
+    for setting in settings:
+        metric = AverageDrop(GradCAM(net, "body"), validate_args=False, **setting)
+        metric.update(images)
+        with HostSyncs() as syncs:
+            metric.update(images)
+        counts.append((syncs.seen, syncs.copies))
+    assert counts[1] == counts[0]
