@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import torchmetrics_cam
 from torchmetrics_cam import CAMComparison, EvaluationProtocol, explain, parameter_randomization
 from torchmetrics_cam.cams import CallableSource, GradCAM, PrecomputedMaps
-from torchmetrics_cam.metrics.base import SingleSourceMetric
 from torchmetrics_cam.metrics.localization import LocalizationMetric
 from torchmetrics_cam.metrics.measures import MEASURES
+from torchmetrics_cam.metrics.single_source import SingleSourceMetric
 
 DTYPE = torch.float32
 METRICS = sorted(

@@ -10,9 +10,9 @@ from torchmetrics_cam.functional.adcc import adcc
 from torchmetrics_cam.functional.complexity import complexity
 from torchmetrics_cam.functional.confidence import average_drop
 from torchmetrics_cam.metrics.arguments import Average
-from torchmetrics_cam.metrics.base import SingleSourceMetric
 from torchmetrics_cam.metrics.mean import MeasureMetric
 from torchmetrics_cam.metrics.measures import MEASURES, Measure
+from torchmetrics_cam.metrics.single_source import SingleSourceMetric
 from torchmetrics_cam.model.scores import ClassIndex, Target
 from torchmetrics_cam.pipeline.pipeline import Scorer, ValidateArgs
 from torchmetrics_cam.protocol import EvaluationProtocol
@@ -44,7 +44,7 @@ class Coherency(MeasureMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -134,7 +134,7 @@ class ADCC(SingleSourceMetric):
         averaged_parts: take the harmonic mean once, of the three means over all images, instead of the mean
             over the images of the harmonic mean of each.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.

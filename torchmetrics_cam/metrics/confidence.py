@@ -10,9 +10,9 @@ from torchmetrics_cam.functional.confidence import (
     average_gain,
     increase_in_confidence,
 )
-from torchmetrics_cam.metrics.base import SingleSourceMetric
 from torchmetrics_cam.metrics.mean import MeasureMetric
 from torchmetrics_cam.metrics.measures import MEASURES, Measure
+from torchmetrics_cam.metrics.single_source import SingleSourceMetric
 from torchmetrics_cam.model.scores import ClassIndex, Target
 
 
@@ -122,7 +122,7 @@ class AverageDrop(ConfidenceMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on masked images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -193,7 +193,7 @@ class IncreaseInConfidence(ConfidenceMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -272,7 +272,7 @@ class AverageGain(ConfidenceMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -351,7 +351,7 @@ class ClassificationMetric(ConfidenceMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: the raw output
             in the presets ``"torchcam"`` and ``"xplique"``, else a softmax.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"torchcam"`` (default), ``"paper"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -448,7 +448,7 @@ class DropInDeletion(MeasureMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.

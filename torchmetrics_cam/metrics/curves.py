@@ -10,9 +10,9 @@ from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 from torchmetrics_cam.functional.curves import area_under_curve, resampled_curve
 from torchmetrics_cam.functional.road import road_score
 from torchmetrics_cam.functional.statistics import Estimate, estimate
-from torchmetrics_cam.metrics.base import SingleSourceMetric
 from torchmetrics_cam.metrics.mean import MeasureMetric
 from torchmetrics_cam.metrics.measures import MEASURES, Measure
+from torchmetrics_cam.metrics.single_source import SingleSourceMetric
 from torchmetrics_cam.model.scores import ClassIndex, Target
 from torchmetrics_cam.pipeline.batch import Batch
 from torchmetrics_cam.protocol import EvaluationProtocol
@@ -194,7 +194,7 @@ class DeletionAUC(DeletionInsertionMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -280,7 +280,7 @@ class InsertionAUC(DeletionInsertionMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -370,7 +370,7 @@ class SymmetricRelevanceGain(MeasureMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -454,7 +454,7 @@ class ROAD(CurveMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.

@@ -73,7 +73,7 @@ class EnergyPointingGame(LocalizationMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -148,7 +148,7 @@ class PointingGame(LocalizationMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -225,7 +225,7 @@ class MaskIoU(LocalizationMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -300,7 +300,7 @@ class RelevanceRankAccuracy(LocalizationMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -376,7 +376,7 @@ class LocalizationAUC(LocalizationMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.
@@ -454,7 +454,7 @@ class TopKIntersection(LocalizationMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.

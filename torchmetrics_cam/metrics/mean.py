@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchmetrics_cam.metrics.base import SingleSourceMetric
 from torchmetrics_cam.metrics.measures import Measure
+from torchmetrics_cam.metrics.single_source import SingleSourceMetric
 from torchmetrics_cam.model.scores import ClassIndex, Target
 from torchmetrics_cam.pipeline.batch import Batch
 

@@ -79,7 +79,7 @@ class MaxSensitivity(SensitivityMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3. Maps of noisy images need no scorer.
@@ -174,7 +174,7 @@ class AverageSensitivity(SensitivityMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3. Maps of noisy images need no scorer.
@@ -269,7 +269,7 @@ class ClassSensitivity(MeasureMetric):
         logits_fn: from the model's raw output to scores ``(N, K)``. None takes the protocol's: a softmax, or
             the raw output in the presets ``"torchcam"`` and ``"xplique"``.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
             ``"compile"`` for a compiled copy of the model. On the first batch its scores must equal the
             model's to 1e-3.

@@ -109,7 +109,7 @@ class CAMComparison(SampleMetric):
         controls: whether `UniformMap`, `RandomMap` and `CenterMap` are compared too.
         per_sample: whether to keep a row for each image, for `samples`. Memory then grows with their number.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
-            ``"grad_cam"``, ``"score_cam"`` or ``"xplique"``.
+            ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         protocols: instead of one protocol, several, with different names; needs
             ``pip install "torchmetrics-cam[rankings]"``.
         scorer: from images to the model's raw output, run on perturbed images in place of the model, or
