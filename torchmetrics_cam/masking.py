@@ -65,7 +65,7 @@ class RandomMasking(nn.Module):
     Example:
         >>> import torch
         >>> from torchmetrics_cam.masking import RandomMasking
-        >>> masking = RandomMasking(max_fraction=0.5, grid=2, upsampling="nearest")
+        >>> masking = RandomMasking(max_fraction=0.5, grid=2, probability=1, upsampling="nearest")
         >>> masked = masking(torch.ones(1, 4, 4))  # one or two of four cells, of 4 pixels each
         >>> int((masked == 0).sum()) in (4, 8)
         True
