@@ -10,7 +10,13 @@ from conftest import HostSyncs
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from torchmetrics_cam.functional.statistics import estimate, holm, sum_dtype, wilson_interval
+from torchmetrics_cam.functional.statistics import (
+    estimate,
+    holm,
+    sum_dtype,
+    welch_difference,
+    wilson_interval,
+)
 from torchmetrics_cam.metrics.comparison.contributions import ComparedBatch
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
 from torchmetrics_cam.metrics.measures import MEASURES
@@ -401,3 +407,46 @@ def test_coverage_test_detects_intervals_that_are_too_short():
     values = correlated(500, 150)[:, 0]
     found = estimate(torch.tensor(150), values.sum(1), values.square().sum(1))
     assert covered(*found.interval(level=0.85), 0.3) < 0.93
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 40), (200, 7)])
+def test_the_difference_of_independent_samples_equals_scipys(sizes):
+    rng = np.random.default_rng(sizes[1])
+    first, second = (rng.normal(loc, loc, (5, size)) for loc, size in zip((1, 3), sizes, strict=True))
+    expected = stats.ttest_ind(first, second, axis=1, equal_var=False)
+    difference, lower, upper, p_value = welch_difference(estimate(*sums(first)), estimate(*sums(second)))
+    np.testing.assert_allclose(difference, first.mean(1) - second.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(p_value, expected.pvalue, rtol=1e-8)
+    np.testing.assert_allclose(torch.stack([lower, upper]), expected.confidence_interval(), rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([1, 1], [0, 0, 0], 2 / 10),  # two of five images can be chosen in ten ways
+        ([0] * 6, [1] * 9, 2 / math.comb(15, 6)),
+        ([2, 2], [2, 2, 2], 1),
+    ],
+)
+def test_samples_of_equal_values_have_an_exact_p_value_and_no_interval(first, second, expected):
+    samples = [estimate(*sums(np.array(values, dtype=float))) for values in (first, second)]
+    difference, lower, upper, p_value = welch_difference(*samples)
+    assert difference == first[0] - second[0]
+    assert lower.isnan()
+    assert upper.isnan()
+    assert p_value.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_sample_of_equal_values_leaves_the_variance_of_the_other():
+    first, second = np.zeros(4), np.array([1.0, 2.0, 4.0])
+    _, lower, upper, p_value = welch_difference(estimate(*sums(first)), estimate(*sums(second)))
+    expected = stats.ttest_1samp(-second, 0)
+    assert p_value.item() == pytest.approx(expected.pvalue, rel=1e-8)
+    assert (lower.item(), upper.item()) == pytest.approx(tuple(expected.confidence_interval()), rel=1e-8)
+
+
+def test_a_sample_of_one_value_has_no_difference_with_an_interval():
+    samples = [estimate(*sums(np.array(values))) for values in ([1.0], [2.0, 3.0])]
+    difference, *others = welch_difference(*samples)
+    assert difference == -1.5
+    assert all(value.isnan() for value in others)

@@ -164,6 +164,54 @@ def estimate(count: Tensor, total: Tensor, squares: Tensor, *, over_groups: bool
     )
 
 
+def welch_difference(
+    first: Estimate, second: Estimate, level: float = 0.95
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Compute the difference of the means of two independent samples, with its interval and p-value.
+
+    .. math:: \mathrm{SE}^2 = \mathrm{SE}_1^2 + \mathrm{SE}_2^2, \qquad
+              \nu = \frac{\mathrm{SE}^4}{\mathrm{SE}_1^4 / \nu_1 + \mathrm{SE}_2^4 / \nu_2}
+
+    The interval and the two-sided p-value are those of Welch's t test, which does not assume equal variances.
+
+    Where all values of the first sample are equal, and all values of the second, both standard errors are 0
+    and the t test cannot judge. The bounds are then NaN. The p-value is 1 for equal means, and otherwise
+    that of an exact permutation test: the :math:`n_1 + n_2` images can be divided into two samples of these
+    sizes in :math:`\binom{n_1 + n_2}{n_1}` ways, and at most two of them have a difference this large.
+
+    Args:
+        first: the mean of the first sample.
+        second: the mean of the second, of a shape that broadcasts.
+        level: the confidence level, in (0, 1).
+
+    Returns:
+        First mean minus second, lower bound, upper bound and p-value; NaN for fewer than two values in one of
+        the samples.
+
+    Source: Welch, Biometrika 34 (1947), 28-35; Satterthwaite, Biometrics Bulletin 2 (1946), 110-114
+
+    Example:
+        >>> import torch
+        >>> from torchmetrics_cam.functional.statistics import estimate, welch_difference
+        >>> first = estimate(torch.tensor(4), torch.tensor(2.0), torch.tensor(2.0))  # samples 0, 0, 1, 1
+        >>> second = estimate(torch.tensor(3), torch.tensor(6.0), torch.tensor(14.0))  # samples 1, 2, 3
+        >>> [round(float(value), 3) for value in welch_difference(first, second)]
+        [-1.5, -3.336, 0.336, 0.083]
+
+    """
+    variances = first.standard_error.square(), second.standard_error.square()
+    total = variances[0] + variances[1]
+    df = total.square() / (
+        variances[0].square() / first.degrees_of_freedom + variances[1].square() / second.degrees_of_freedom
+    )
+    difference = Estimate(first.mean - second.mean, total.sqrt(), df, first.count + second.count)
+    sizes = [one.count.to(total.dtype).expand_as(total) for one in (first, second)]
+    log_ways = (sizes[0] + sizes[1] + 1).lgamma() - (sizes[0] + 1).lgamma() - (sizes[1] + 1).lgamma()
+    of_constants = (2 * (-log_ways).exp()).clamp(max=1).where(difference.mean != 0, 1)
+    p_value = of_constants.where(total == 0, difference.p_value())
+    return difference.mean, *difference.interval(level), p_value
+
+
 def wilson_interval(count: Tensor, successes: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
     r"""Compute Wilson's confidence interval of a proportion.
 
