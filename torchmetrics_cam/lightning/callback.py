@@ -304,9 +304,11 @@ class _Comparison(CAMComparison):
 
     _batch: Batch | None = None
 
-    def accumulate(self, batch: Batch, index: Tensor | Sequence[int] | None = None) -> None:
+    def accumulate(
+        self, batch: Batch, index: Tensor | Sequence[int] | None = None, members: Tensor | None = None
+    ) -> None:
         self._batch = batch
-        super().accumulate(batch, index)
+        super().accumulate(batch, index, members)
 
     def take_batch(self) -> Batch:
         assert self._batch is not None

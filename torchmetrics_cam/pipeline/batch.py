@@ -110,6 +110,16 @@ class Batch:
         return self._first.selector.num_classes
 
     @cached_property
+    def top_class(self) -> Tensor | None:
+        """The class that the model predicts for each image, ``(N,)``; None where targets are explained.
+
+        It is the one with the largest raw output or, with a ``logits_fn``, with the highest score. Of a
+        single logit, a softmax protocol makes two classes.
+        """
+        ranked = self._first.ranked
+        return None if ranked is None else ranked.as_subclass(Tensor).argmax(1)
+
+    @cached_property
     def maps(self) -> Tensor:
         """The maps at the size in which the source returned them, rectified, ``(N, *any spatial)``.
 

@@ -44,12 +44,14 @@ class _CleanScores:
         selector: of the class or target that the maps explain.
         selected: the score of that class or target, ``(N,)``.
         normalized_twice: as in `Explanation`.
+        ranked: as in `Explanation`.
     """
 
     scores: Scores
     selector: ScoreSelector
     selected: Tensor
     normalized_twice: Tensor
+    ranked: Tensor | None
 
 
 def explain_all(
@@ -226,15 +228,15 @@ def _clean_scores(forward: ForwardPass, question: Question) -> _CleanScores:
             f"under the protocol {score_function.protocol.name!r} the model scores {scores.scores.shape[1]}"
             f" classes, and under {forward.protocol.name!r} {selector.num_classes}; evaluate them separately"
         )
+    # The softmax of a confident network can be 0 for all other classes.
+    ranked = scores.scores if score_function.logits_fn else scores.raw
     if question.of_other_class:
-        # The softmax of a confident network can be 0 for all other classes.
-        ranked = scores.scores if score_function.logits_fn else scores.raw
         selector = selector.of_other_class(ranked, score_function.protocol.other_class)
     selected = in_float32(selector.select(scores.scores))
     twice = torch.zeros_like(selected, dtype=torch.bool)
     if score_function.normalizes_classes:
         twice = look_like_probabilities(scores)
-    return _CleanScores(scores, selector, selected, twice)
+    return _CleanScores(scores, selector, selected, twice, None if selector.class_idx is None else ranked)
 
 
 def _asked(
@@ -346,6 +348,7 @@ def _explanation(
         degenerate=low == high,
         normalized_twice=clean.normalized_twice,
         outputs=outputs if has_outputs and outputs.shape == clean.scores.scores.shape else None,
+        ranked=clean.ranked,
     )
 
 

@@ -47,6 +47,8 @@ class Explanation:
         normalized_twice: whether the output of the model looks like probabilities before the protocol's
             softmax, ``(N,)``.
         outputs: the raw output of the model for each class, ``(N, classes)``; None if it has another form.
+        ranked: what the model's top class is the largest of: its raw output or, with a ``logits_fn``, the
+            scores of this, ``(N, classes)``; None if targets are explained.
         of_other_class: the same source's explanation of another class of each image, if it was asked for.
     """
 
@@ -59,6 +61,7 @@ class Explanation:
     degenerate: Tensor
     normalized_twice: Tensor
     outputs: Tensor | None = None
+    ranked: Tensor | None = None
     of_other_class: "Explanation | None" = None
 
     def __getitem__(self, chunk: slice) -> "Explanation":

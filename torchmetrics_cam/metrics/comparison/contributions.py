@@ -117,6 +117,17 @@ class ComparedBatch:
             differing = differing | _differ(torch.stack(of_map).to(dtype), zero)
         return differing.permute(2, 0, 1) & self.counted_for_both
 
+    def in_groups(self, members: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which images of each group have a value, bool, and the values, ``(N, G, M, K)``.
+
+        Values are 0 where an image has none, or is of another group.
+
+        Args:
+            members: which images belong to each group, bool, ``(N, G)``.
+        """
+        defined = self.defined.permute(2, 0, 1).unsqueeze(1) & members[:, :, None, None]
+        return defined, self._values.squeeze(3).unsqueeze(1) * defined
+
     @cached_property
     def _values(self) -> Tensor:
         """The values in the dtype of the sums, to be combined with their transpose, ``(N, M, K, 1)``.

@@ -12,6 +12,7 @@ from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.metrics.arguments import Average, check_objects
 from torchmetrics_cam.metrics.comparison.contributions import ComparedBatch
+from torchmetrics_cam.metrics.comparison.grouped import Group, GroupedMetric, Labels
 from torchmetrics_cam.metrics.comparison.inputs import (
     CONTROLS,
     check_index,
@@ -20,7 +21,6 @@ from torchmetrics_cam.metrics.comparison.inputs import (
     sources_with_controls,
 )
 from torchmetrics_cam.metrics.comparison.rankings import Rankings
-from torchmetrics_cam.metrics.comparison.samples import SampleMetric
 from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
 from torchmetrics_cam.metrics.comparison.table import (
     ComparisonTable,
@@ -42,7 +42,7 @@ from torchmetrics_cam.protocol import EvaluationProtocol
 CURVES = {"deletion_auc": 0, "insertion_auc": 1}
 
 
-class CAMComparison(SampleMetric):
+class CAMComparison(GroupedMetric):
     r"""Several CAM methods of one model on the same images, with 95 % intervals and paired comparisons.
 
     One forward pass on the clean images serves all methods, gradient CAMs of a layer share its activation and
@@ -70,8 +70,15 @@ class CAMComparison(SampleMetric):
     evaluated under each, with the same clean forward pass and, where a protocol does not ask for others, the
     same maps; only the passes of perturbed images multiply. The keys of further protocols are
     ``"{protocol}/{method}/{measure}"``. `table` then holds the values under each protocol, and `rankings`
-    says which orders of the methods hold under all of them. Samples, curves, win rates, paired differences
-    and figures are about the first protocol.
+    says which orders of the methods hold under all of them. Samples, curves, win rates, paired differences,
+    figures and groups are about the first protocol.
+
+    The values of groups of images show for which images the maps fail. With ``groups``, ``update`` takes the
+    ``group`` of each image. With ``by_correctness=True``, it takes the ``labels``, and images that the model
+    classifies correctly are told from the others by the class with the largest output in the clean pass. The
+    further keys are ``"{group}/{method}/{measure}"``, ``"correct/{method}/{measure}"`` and ``"wrong/..."``
+    with their bounds, and ``table().groups`` has the worst group of each method and measure, with its gap to
+    all other images, see `GroupTable`.
 
     The states are sums whose size does not depend on the number of images. An entry ``[k, l]`` is over the
     images that are valid for both methods, and an entry ``[p]`` is under protocol p.
@@ -91,6 +98,11 @@ class CAMComparison(SampleMetric):
         degenerate_count: number of the counted images with a constant map, ``(K,)``.
         outside_count: number of the counted images with a score outside of [0, 1], ``(P, K)``.
         curves: sums of the deletion and the insertion curves, ``(P, 2, K)``, if one of them is a measure.
+        group_count: with groups, the number of images of each group, int64, ``(G,)``: those of ``groups``,
+            then the correct and the wrong ones. An image counts if it is valid for a method.
+        group_defined: number of values of each group, measure and method, int64, ``(G, M, K)``.
+        group_sums: their sum, float64.
+        group_squares: the sum of their squares, float64.
 
     Args:
         sources: the sources of the maps by the name of the method, all of one model:
@@ -108,6 +120,10 @@ class CAMComparison(SampleMetric):
             ``"relevance_rank_accuracy"``, ``"localization_auc"`` and ``"top_k_intersection"``.
         controls: whether `UniformMap`, `RandomMap` and `CenterMap` are compared too.
         per_sample: whether to keep a row for each image, for `samples`. Memory then grows with their number.
+        groups: the names of groups of images, such as ``("footwear", "tops")``, of which ``update`` then
+            takes the ``group`` of each image.
+        by_correctness: whether to separate the images that the model classifies correctly, by the ``labels``
+            that ``update`` then takes.
         protocol: an `EvaluationProtocol` or the name of a preset: ``"paper"`` (default), ``"torchcam"``,
             ``"grad_cam"``, ``"score_cam"``, ``"xplique"`` or ``"rise"``.
         protocols: instead of one protocol, several, with different names; needs
@@ -129,8 +145,8 @@ class CAMComparison(SampleMetric):
         kwargs: as for every `torchmetrics.Metric`.
 
     Raises:
-        TypeError: if a source gives no maps, the sources have no names, ``logits_fn`` or ``scorer`` is not
-            callable, or the protocol is of another type.
+        TypeError: if a source gives no maps, the sources have no names, the groups are no names,
+            ``logits_fn`` or ``scorer`` is not callable, or the protocol is of another type.
         ValueError: if sources have different models, a measure is unknown, a name is taken twice, the
             protocol or the average is unknown, two protocols have one name, ``batch_size`` or ``num_classes``
             is not positive, or an average over classes lacks ``num_classes``; in ``update``, if an argument
@@ -176,6 +192,8 @@ class CAMComparison(SampleMetric):
         measures: Sequence[str] = DEFAULT_MEASURES,
         controls: bool = True,
         per_sample: bool = False,
+        groups: Sequence[str] | None = None,
+        by_correctness: bool = False,
         protocol: EvaluationProtocol | str | None = None,
         protocols: Sequence[EvaluationProtocol | str] | None = None,
         scorer: Scorer | None = None,
@@ -205,12 +223,7 @@ class CAMComparison(SampleMetric):
         self.measures = tuple(MEASURES[name] for name in measures)
         for measure in self.measures:
             measure.check(self._pipeline.sources)
-        for protocol, method in product(self.protocols[1:], self.methods):
-            if f"{protocol.name}/{method}" in self.methods:
-                raise ValueError(
-                    f"the method {protocol.name}/{method} has the name of {method} under the protocol"
-                    f" {protocol.name}; rename one of them"
-                )
+        self._add_groupings(groups, by_correctness)
         self.per_sample = per_sample
         if per_sample:
             self.add_state("records", [], dist_reduce_fx="cat")
@@ -280,6 +293,8 @@ class CAMComparison(SampleMetric):
         cams: Tensor | Mapping[str, Tensor] | None = None,
         objects: Tensor | None = None,
         index: Tensor | Sequence[int] | None = None,
+        group: Group | None = None,
+        labels: Labels | None = None,
     ) -> None:
         """Explain a batch by every method, score its perturbed images and accumulate.
 
@@ -297,21 +312,32 @@ class CAMComparison(SampleMetric):
                 1, for the localization measures.
             index: the index of each image in its dataset, ``(N,)``, for `samples`, -1 where it is not known;
                 None counts the images that this metric holds.
+            group: the group of each image, for a comparison with ``groups``: the indices in ``groups``,
+                ``(N,)``, or a list of the names. With ``validate_args=False`` an image whose index is out of
+                range belongs to no group.
+            labels: the true class of each image, ``(N,)``, for a comparison with ``by_correctness=True``.
+                It does not change which class is explained. With ``validate_args=False`` a label that is no
+                class of the model counts as a wrong prediction.
 
         Raises:
             TypeError: if an argument is of a wrong type.
             ValueError: if an argument does not fit the model or the others. The states are unchanged then.
         """
         check_index(index, input_tensor)
+        if self.groupings or group is not None or labels is not None:
+            self._check_groups(input_tensor, group, labels, targets)
         with self.explained(input_tensor, class_idx, targets=targets, cams=cams, objects=objects) as batch:
-            self.accumulate(batch, index)
+            self.accumulate(batch, index, self._members(batch, group, labels) if self.groupings else None)
 
-    def accumulate(self, batch: Batch, index: Tensor | Sequence[int] | None = None) -> None:
+    def accumulate(
+        self, batch: Batch, index: Tensor | Sequence[int] | None = None, members: Tensor | None = None
+    ) -> None:
         """Add a batch to the states; called by `update` while the model is guarded.
 
         Args:
             batch: of the context `explained`.
             index: as for `update`.
+            members: which images belong to each group, of all groupings, bool, ``(N, G)``.
         """
         compared = ComparedBatch.under_each_protocol(batch, self.measures)
         first, valid = compared[0], compared[0].valid
@@ -332,8 +358,10 @@ class CAMComparison(SampleMetric):
             curves = torch.stack([resampled_curves(one) for one in batch], 2)
             curves = torch.where(valid, curves, torch.zeros_like(curves))
             self.curves = self.curves + self._sum(batch, curves.movedim(3, 0))
+        if members is not None:
+            self._add_to_groups(batch, first, members)
         self._count_outputs(batch, valid.any(0))
-        self._record(first, batch.class_idx, index)
+        self._record(first, batch.class_idx, index, () if members is None else self._group_indices(members))
 
     def _sum_of_each(self, batch: Batch, values: Sequence[Tensor]) -> Tensor:
         """Sum values ``(N, *shape)`` under each protocol, ``(P, *shape)``."""
@@ -356,7 +384,7 @@ class CAMComparison(SampleMetric):
                 for measure, bounds in zip(self.measures, means, strict=True)
                 for suffix, value in zip(("", "_lower", "_upper"), bounds, strict=True)
             }
-        return values
+        return values | self._values_of_groups()
 
     def table(self) -> ComparisonTable:
         """Return all values with intervals, ranks and counts; the classes of ``average="none"`` are pooled.
@@ -377,6 +405,7 @@ class CAMComparison(SampleMetric):
                 surrogate=None if surrogate is None else surrogate.name,
                 score_functions=self._pipeline.score_functions,
                 notes=[note for note in notes if note],
+                groups=[statistics.pooled() for statistics in self._group_statistics()],
             )
 
     def rankings(self, measure: str | None = None) -> Rankings:
@@ -522,12 +551,13 @@ class CAMComparison(SampleMetric):
     def _settings_of_sums(self) -> dict[str, Any]:
         measures = [measure.name for measure in self.measures]
         own = {"methods": list(self.methods), "measures": measures, "per_sample": self.per_sample}
+        own["groups"] = {grouping.kind: list(grouping.names) for grouping in self.groupings}
         if len(self.protocols) > 1:
             own["protocols"] = list(self.protocols)
         return super()._settings_of_sums() | own
 
-    def _kind_of_sums(self) -> list[str]:
-        return [measure.name for measure in self.measures]
+    def _kind_of_sums(self) -> list[Any]:
+        return [*(measure.name for measure in self.measures), *self.groupings]
 
     def __repr__(self) -> str:
         sources = [f"{method!r}: {source!r}" for method, source in self.sources.items()]

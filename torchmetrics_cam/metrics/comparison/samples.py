@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from torchmetrics_cam.functional.statistics import sum_dtype
 from torchmetrics_cam.metrics.base import CAMMetric
 from torchmetrics_cam.metrics.comparison.contributions import ComparedBatch
+from torchmetrics_cam.metrics.comparison.groups import Grouping
 from torchmetrics_cam.metrics.measures import Measure
 
 
@@ -19,12 +20,14 @@ class SampleMetric(CAMMetric):
     Attributes:
         methods: the names of the sources.
         measures: the measures.
+        groupings: the divisions of the images into groups; empty if none was asked for.
         per_sample: whether rows are kept.
         records: the rows of each batch.
     """
 
     methods: tuple[str, ...]
     measures: tuple[Measure, ...]
+    groupings: tuple[Grouping, ...]
     per_sample: bool
     sums: Tensor
     records: list[Tensor]
@@ -34,10 +37,11 @@ class SampleMetric(CAMMetric):
 
         Returns:
             ``"index"`` (-1 where it is not known), ``"class_idx"`` (-1 for a target) and ``"score"``,
-            ``(N,)``; ``"masked_score"``, ``"valid"`` and each measure under its name, ``(N, K)`` in the order
-            of ``methods``; NaN where an image is not counted, or a measure is not defined. Where ``update``
-            was given no index, it is the number of images before this one, and not known after images of
-            several ranks or of several metrics were joined.
+            ``(N,)``; with groups ``"group"`` and by correctness ``"prediction"``, the index of the group, or
+            -1 for none, and of ``("correct", "wrong")``, ``(N,)``; ``"masked_score"``, ``"valid"`` and each
+            measure under its name, ``(N, K)`` in the order of ``methods``; NaN where an image is not counted,
+            or a measure is not defined. Where ``update`` was given no index, it is the number of images
+            before this one, and not known after images of several ranks or of several metrics were joined.
 
         Raises:
             ValueError: if the comparison was made without ``per_sample=True``.
@@ -46,7 +50,9 @@ class SampleMetric(CAMMetric):
             raise ValueError("no rows were kept; create the comparison with per_sample=True")
         with self._all_ranks():
             records = torch.cat([self._no_records(), *_as_list(self.records)])
-        columns = records[:, 3:].reshape(len(records), 2 + len(self.measures), len(self.methods))
+        columns = records[:, self._single_columns :].reshape(
+            len(records), 2 + len(self.measures), len(self.methods)
+        )
         masked_score, valid, *values = columns.unbind(1)
         index = records[:, 0]
         before = torch.arange(len(records), device=index.device)
@@ -54,6 +60,7 @@ class SampleMetric(CAMMetric):
             "index": torch.where(index.isnan(), before, index.nan_to_num().long()),
             "class_idx": records[:, 1].long(),
             "score": records[:, 2],
+            **{one.kind: records[:, 3 + number].long() for number, one in enumerate(self.groupings)},
             "masked_score": masked_score,
             "valid": valid.bool(),
             **dict(zip((measure.name for measure in self.measures), values, strict=True)),
@@ -77,7 +84,11 @@ class SampleMetric(CAMMetric):
             self.records = [_without_counted_index(rows) for rows in _as_list(self.records)]
 
     def _record(
-        self, compared: ComparedBatch, class_idx: Tensor | None, index: Tensor | Sequence[int] | None
+        self,
+        compared: ComparedBatch,
+        class_idx: Tensor | None,
+        index: Tensor | Sequence[int] | None,
+        groups: Sequence[Tensor] = (),
     ) -> None:
         """Keep a row for each image of a batch, in float64, which holds indices exactly.
 
@@ -85,6 +96,7 @@ class SampleMetric(CAMMetric):
             compared: the values of the batch.
             class_idx: its target classes, None for targets.
             index: the index of each image in its dataset; None if it is not given, which a row keeps as NaN.
+            groups: the index of the group of each image in each grouping.
         """
         if not self.per_sample:
             return
@@ -96,7 +108,7 @@ class SampleMetric(CAMMetric):
         )
         classes = torch.full_like(scores, -1) if class_idx is None else class_idx
         values = torch.where(compared.defined, compared.values, torch.nan)
-        first = [column.unsqueeze(0) for column in (given.to(scores.device), classes, scores)]
+        first = [column.unsqueeze(0) for column in (given.to(scores.device), classes, scores, *groups)]
         blocks = [*first, compared.masked_scores, compared.valid, values.flatten(0, 1)]
         columns = torch.cat([block.to(sum_dtype(block.device)) for block in blocks])
         self.records = [*_as_list(self.records), columns.T.contiguous().to(self._no_records())]
@@ -111,11 +123,16 @@ class SampleMetric(CAMMetric):
             ]
         super()._sync_dist(*args, **kwargs)
 
+    @property
+    def _single_columns(self) -> int:
+        """The number of columns that do not depend on the method: index, class, score and groups."""
+        return 3 + len(self.groupings)
+
     def _no_records(self) -> Tensor:
         """Return an empty tensor of rows, on their device (the CPU with ``compute_on_cpu=True``)."""
         kept = _as_list(self.records)
         like = kept[0] if kept else self.sums
-        return like.new_zeros(0, 3 + len(self.methods) * (2 + len(self.measures)))
+        return like.new_zeros(0, self._single_columns + len(self.methods) * (2 + len(self.measures)))
 
 
 def _as_list(records: Tensor | Sequence[Tensor]) -> list[Tensor]:

@@ -1,7 +1,9 @@
 """From the sums of a comparison to means with intervals, paired differences, wins and ranks."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,14 +58,15 @@ class ComparisonStatistics:
                 self.squares[..., measure, :, :],
             )
         )
-        mean = estimate(count, total, squares, over_groups=self.average == "macro")
-        definition = self.measures[measure]
-        if definition.proportion and self.average != "macro":
-            return mean.mean, *wilson_interval(count, total)
-        low, high = definition.range_in(self.protocol)
-        if definition.range_needs_fractions and self.outside.any():
-            low, high = -math.inf, math.inf
-        return mean.mean, *mean.interval(low=low, high=high)
+        return mean_with_bounds(
+            self.measures[measure],
+            count,
+            total,
+            squares,
+            average=self.average,
+            protocol=self.protocol,
+            outside=self.outside,
+        )
 
     def number_defined(self, measure: int) -> Tensor:
         """Return the number of images, of all classes, that have a value of each method, ``(K,)``."""
@@ -140,6 +143,51 @@ class ComparisonStatistics:
         return ComparisonStatistics(
             self.measures, "micro", self.protocol, *(state.sum(0) for state in states)
         )
+
+
+def mean_with_bounds(
+    measure: Measure,
+    count: Tensor,
+    total: Tensor,
+    squares: Tensor,
+    *,
+    average: Average,
+    protocol: EvaluationProtocol,
+    outside: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a mean with the bounds of its 95 % interval, which lies in the range of the measure.
+
+    Args:
+        measure: the measure.
+        count: number of values, ``(*shape)``, for ``"macro"`` with a leading dimension of classes.
+        total: their sum.
+        squares: the sum of their squares.
+        average: over images, or over classes.
+        protocol: the settings that the range depends on.
+        outside: number of images with a score outside of [0, 1], for which measures of the scores have no
+            range, of any shape.
+    """
+    mean = estimate(count, total, squares, over_groups=average == "macro")
+    if measure.proportion and average != "macro":
+        return mean.mean, *wilson_interval(count, total)
+    low, high = measure.range_in(protocol)
+    if measure.range_needs_fractions and outside.any():
+        low, high = -math.inf, math.inf
+    return mean.mean, *mean.interval(low=low, high=high)
+
+
+def number_or_none(value: float) -> float | None:
+    """Return a number for JSON, which has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def interval_text(cell: Mapping[str, Any]) -> str:
+    """Return ``"value"`` with its ``"lower"`` and ``"upper"`` bound in words; a dash if it is None."""
+    if cell["value"] is None:
+        return "-"
+    if cell["lower"] is None:
+        return f"{cell['value']:.3f}"
+    return f"{cell['value']:.3f} ({cell['lower']:.3f} to {cell['upper']:.3f})"
 
 
 def _without_diagonal(pairs: Tensor) -> Tensor:

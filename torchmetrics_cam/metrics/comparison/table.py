@@ -1,7 +1,6 @@
 """The table of a comparison: a row for each method, with the settings that the values depend on."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from torchmetrics_cam.baselines import display_name
 from torchmetrics_cam.metrics.comparison.coverage import coverage_notes
+from torchmetrics_cam.metrics.comparison.groups import GroupStatistics, GroupTable, describe_groups
 from torchmetrics_cam.metrics.comparison.rankings import (
     FEWEST_METHODS,
     Rankings,
@@ -20,7 +20,11 @@ from torchmetrics_cam.metrics.comparison.rankings import (
     join_names,
     rankings_of,
 )
-from torchmetrics_cam.metrics.comparison.statistics import ComparisonStatistics
+from torchmetrics_cam.metrics.comparison.statistics import (
+    ComparisonStatistics,
+    interval_text,
+    number_or_none,
+)
 from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.model.scores import ScoreFunction
 from torchmetrics_cam.protocol import BASELINES, EvaluationProtocol
@@ -81,6 +85,7 @@ class ComparisonTable:
         further: the values under each further protocol.
         surrogate: the network that scored the images in place of the model, or None.
         rankings: how the ranking depends on the protocol, for each measure; empty for one protocol.
+        groups: the values of each group of images under the first protocol, for each grouping.
     """
 
     measures: Sequence[Mapping[str, Any]]
@@ -93,6 +98,7 @@ class ComparisonTable:
     further: Sequence[ProtocolRows] = ()
     surrogate: str | None = None
     rankings: Sequence[Rankings] = ()
+    groups: Sequence[GroupTable] = ()
 
     def to_json(self) -> str:
         """Return the table as JSON; an unknown value is ``null``."""
@@ -106,15 +112,18 @@ class ComparisonTable:
             {**asdict(one), "description": describe_rankings(one, titles[one.measure])}
             for one in self.rankings
         ]
+        parts["groups"] = list(map(asdict, self.groups))
         return json.dumps({**parts, "agreement": agreement(self)}, indent=2)
 
     def __str__(self) -> str:
+        titles = {measure["name"]: measure["title"] for measure in self.measures}
         scores = [f"Scores by logits_fn={self.logits_fn}, not the protocol's."] if self.logits_fn else []
         parts = [*self._table(self.rows, self.protocol), *scores, *self.notes, *_agreement_note(self)]
+        for grouping in self.groups:
+            parts += describe_groups(grouping, titles)
         for one in self.further:
             parts += ["", *self._table(one.rows, one.protocol)]
         if self.rankings:
-            titles = {measure["name"]: measure["title"] for measure in self.measures}
             parts += ["", *(describe_rankings(one, titles[one.measure]) for one in self.rankings)]
         return "\n".join(parts)
 
@@ -124,7 +133,7 @@ class ComparisonTable:
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
         for row in rows:
             name = f"control: {row['method']}" if row["control"] else row["method"]
-            values = [_cell_text(row[one["name"]]) for one in self.measures]
+            values = [interval_text(row[one["name"]]) for one in self.measures]
             lines.append([name, *values, *(str(row[key]) for key in ("n", "excluded", "degenerate"))])
         caption = protocol.caption(measure["name"] for measure in self.measures)
         caption += f", surrogate={self.surrogate}" if self.surrogate else ""
@@ -187,6 +196,7 @@ def comparison_table(
     surrogate: str | None,
     score_functions: Sequence[ScoreFunction],
     notes: Sequence[str],
+    groups: Sequence[GroupStatistics] = (),
 ) -> ComparisonTable:
     """Return the table of a comparison.
 
@@ -200,6 +210,7 @@ def comparison_table(
         surrogate: the class name of the network that scored the images in place of the model, or None.
         score_functions: each protocol, and the ``logits_fn`` if there is one.
         notes: limitations that come before those of the statistics.
+        groups: the statistics of each grouping, pooled over the classes.
     """
     methods = list(sources)
     first = statistics[0]
@@ -247,6 +258,7 @@ def comparison_table(
         ],
         surrogate=surrogate,
         rankings=rankings,
+        groups=[one.table(methods, rows) for one in groups],
     )
 
 
@@ -271,7 +283,7 @@ def _rows(statistics: ComparisonStatistics, described: Sequence[Mapping[str, Any
         for row, numbers, number, rank, others in zip(
             rows, bounds, defined, ranks, not_different, strict=True
         ):
-            value, lower, upper = map(_number, numbers)
+            value, lower, upper = map(number_or_none, numbers)
             row[measure.name] = {
                 "n": number,
                 "value": value,
@@ -328,7 +340,7 @@ def rows_of_values(
                 "control": method in controls,
             }
             for name, bounds in cells.items():
-                value, lower, upper = (_number(bound[class_idx]) for bound in bounds)
+                value, lower, upper = (number_or_none(bound[class_idx]) for bound in bounds)
                 row[name] = {"value": value, "lower": lower, "upper": upper}
             rows.append(row)
     return rows
@@ -338,10 +350,6 @@ def _settings(protocol: EvaluationProtocol) -> dict[str, Any]:
     """Return the fields of a protocol, for JSON."""
     values = {field.name: getattr(protocol, field.name) for field in fields(protocol)}
     return values | {name: display_name(values[name]) for name in BASELINES}
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _others(pairs: Tensor, methods: Sequence[str]) -> list[list[str]]:
@@ -426,11 +434,3 @@ def _agreement_note(table: ComparisonTable) -> list[str]:
     return [
         f"Agreement of the measures on the methods (Spearman's rank correlation{which}): {', '.join(pairs)}."
     ]
-
-
-def _cell_text(cell: Mapping[str, Any]) -> str:
-    if cell["value"] is None:
-        return "-"
-    if cell["lower"] is None:
-        return f"{cell['value']:.3f}"
-    return f"{cell['value']:.3f} ({cell['lower']:.3f} to {cell['upper']:.3f})"
