@@ -178,6 +178,12 @@ def _evaluate() -> "ArgumentParser":
         f" object with which measures of localization compare the map: --measures {','.join(_LOCALIZATION)}"
     )
     add("--mosaic", type=int, default=None, metavar="N", help=mosaic)
+    group = (
+        "groups of images whose values are compared: a CSV file with a header and two columns, the name of"
+        " the image in the folder and its group; a column of a saved dataset; or `correct`, which separates"
+        " right and wrong predictions, and is done without this option where the classes are known"
+    )
+    add("--group", type=str, default=None, metavar="CSV|COLUMN|correct", help=group)
     add("--limit", type=int, default=None, help="number of images, a random sample that is always the same")
     add("--image_size", type=int, default=None, help="height and width of the images in pixels")
     add("--batch_size", type=PositiveInt, default=32, help="images per batch on each device")

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+import torch
+from torch import Tensor, nn
+
 from torchmetrics_cam.cli.errors import UsageError, import_library
 from torchmetrics_cam.cli.names import nearest
+from torchmetrics_cam.model.scores import logits_of
 
 # Libraries shorten or change the names of a few classes. In another order hardly any name would be equal.
 _EQUAL_NAMES_OF_IMAGENET = 900
@@ -79,6 +83,29 @@ def match_classes(
         )
     indices = _indices(data, model, "the class names of the network", option)
     return ClassMatch(indices, "class names of the network")
+
+
+def check_outputs(model: nn.Module, image: Tensor, needed: int, option: str) -> None:
+    """Refuse a network whose outputs are not the classes that labels stand for.
+
+    Args:
+        model: the network.
+        image: an image.
+        needed: the number of outputs.
+        option: the option that needs labels, for messages.
+
+    Raises:
+        UsageError: if it returns something else.
+    """
+    with torch.no_grad():
+        output = logits_of(model(image.unsqueeze(0)))
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != needed:
+        given = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise UsageError(
+            f"{option}: the classes of the data are WordNet ids of ImageNet-1k, and the network returns"
+            f" {given}, not (N, {needed}); return (model, transform, class_names) from the function of"
+            f" --model, with the WordNet ids or names of its classes, or {without_labels(option)}"
+        )
 
 
 def without_labels(option: str) -> str:

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from numbers import Real
 from typing import Any
 
@@ -38,10 +39,17 @@ class Images(Dataset[Item | None]):
         wordnet_ids: the WordNet ids of the model's classes; see `match_classes`.
         labeled: whether every image needs a label that is a class index of the model. Class names of the data
             are then matched with those of the model.
+        labeled_if_possible: whether they are matched where that is possible for all images and reads none.
         option: the option that needs labels, for messages.
 
+    Attributes:
+        origin: where the images come from.
+        positions: the position of each image there.
+        has_class_indices: whether the label of every image is a class index of the model.
+
     Raises:
-        UsageError: if a class of the data belongs to no class of the model, or to several.
+        UsageError: if labels are needed and a class of the data belongs to no class of the model, or to
+            several.
     """
 
     def __init__(
@@ -53,16 +61,18 @@ class Images(Dataset[Item | None]):
         class_names: Sequence[str] | None = None,
         wordnet_ids: Sequence[str] | None = None,
         labeled: bool = False,
+        labeled_if_possible: bool = False,
         option: str = EXPLAIN_LABEL,
     ) -> None:
-        self._origin = origin
+        self.origin = origin
         self._option = option
-        self._labeled = labeled
+        self.has_class_indices = labeled
         self._transform = transform
-        self._order = list(range(len(origin)))
+        self._class_names = class_names
+        self.positions = list(range(len(origin)))
         if limit is not None:
-            random.Random(0).shuffle(self._order)
-            self._order = self._order[:limit]
+            random.Random(0).shuffle(self.positions)
+            self.positions = self.positions[:limit]
         own_names = origin.class_names
         self._match: ClassMatch | None = None
         if labeled and own_names is not None:
@@ -70,6 +80,8 @@ class Images(Dataset[Item | None]):
         self.class_names = class_names if labeled or own_names is None else own_names
         if self.needed_outputs is not None:
             self.class_names = imagenet_ids()
+        if labeled_if_possible and not labeled and own_names is not None and origin.reads_labels_alone:
+            self._match_if_possible(own_names, class_names, wordnet_ids)
 
     def pixel_ranges(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         """Return the ranges of pixel values of more than 8 bits, for JSON: ``{"range": str, "images": int}``.
@@ -77,21 +89,21 @@ class Images(Dataset[Item | None]):
         Args:
             indices: the images that count.
         """
-        found = Counter(self._origin.pixel_range(self._order[index]) for index in indices)
+        found = Counter(self.origin.pixel_range(self.positions[index]) for index in indices)
         return [{"range": text, "images": images} for text, images in found.most_common() if text is not None]
 
     @property
     def unused(self) -> list[dict[str, Any]]:
         """The files of the folder that are not used, for JSON: ``{"reason": str, "files": list}`` each."""
         files: dict[str, list[str]] = {}
-        for file, reason in self._origin.unused:
+        for file, reason in self.origin.unused:
             files.setdefault(reason, []).append(str(file))
         return [{"reason": reason, "files": files[reason]} for reason in sorted(files)]
 
     @property
     def label_source(self) -> str | None:
         """How labels became class indices of the model; None if the labels are not used."""
-        if not self._labeled:
+        if not self.has_class_indices:
             return None
         return "indices of the network's outputs" if self._match is None else self._match.reason
 
@@ -100,9 +112,18 @@ class Images(Dataset[Item | None]):
         """The number of outputs that the labels assume the model to have; None if its classes are known."""
         return None if self._match is None else self._match.outputs
 
+    @property
+    def model_classes(self) -> int | None:
+        """The number of classes that the labels assume the model to have; None if it is not known."""
+        return self.needed_outputs or (None if self._class_names is None else len(self._class_names))
+
+    def drop_labels(self) -> None:
+        """Use the labels no longer as class indices of the model."""
+        self.has_class_indices, self._match = False, None
+
     def __len__(self) -> int:
         """Return the number of images, readable or not."""
-        return len(self._order)
+        return len(self.positions)
 
     def __getitem__(self, index: int) -> Item | None:
         """Return an image, or None if it cannot be read.
@@ -115,7 +136,7 @@ class Images(Dataset[Item | None]):
             image, label = self._read(index)
         except UnreadableError:
             return None
-        class_idx = self._class_index(label, index) if self._labeled else _whole_number(label)
+        class_idx = self._class_index(label, index) if self.has_class_indices else _whole_number(label)
         return {"image": image, "index": index, "label": -1 if class_idx is None else class_idx}
 
     def labels(self) -> list[int | None]:
@@ -126,7 +147,7 @@ class Images(Dataset[Item | None]):
         Raises:
             UsageError: if an image that can be read has no label that is a class index.
         """
-        labels = enumerate(self._origin.labels(self._order))
+        labels = enumerate(self.origin.labels(self.positions))
         # An image without a label is no reason to stop if it cannot be read either.
         return [
             None if label is None and self[index] is None else self._class_index(label, index)
@@ -135,15 +156,15 @@ class Images(Dataset[Item | None]):
 
     def fingerprint(self) -> str:
         """Return a checksum that changes with the images, as far as this is visible without decoding them."""
-        return self._origin.fingerprint()
+        return self.origin.fingerprint()
 
     def file(self, index: int) -> str:
         """Return the printable name of an image: its file, or its dataset and the position there."""
-        return printable(self._origin.name(self._order[index]))
+        return printable(self.origin.name(self.positions[index]))
 
     def digest(self, index: int) -> str:
         """Return the SHA-256 of an image's file or, without one, of its pixels; empty if it is not known."""
-        return self._origin.digest(self._order[index])
+        return self.origin.digest(self.positions[index])
 
     def reason(self, index: int) -> str | None:
         """Read an image again, and return why that fails; None if it succeeds."""
@@ -152,6 +173,23 @@ class Images(Dataset[Item | None]):
         except UnreadableError as error:
             return str(error)
         return None
+
+    def unreadable(self, evaluated: Sequence[int]) -> list[dict[str, str]]:
+        """Return the file of every image that was not evaluated, and the reason."""
+        return [
+            {"file": self.file(index), "reason": self.reason(index) or "it was unreadable during the run"}
+            for index in sorted(set(range(len(self))).difference(evaluated))
+        ]
+
+    def _match_if_possible(
+        self, own_names: Sequence[str], class_names: Sequence[str] | None, wordnet_ids: Sequence[str] | None
+    ) -> None:
+        """Match the classes of the data with those of the model; leave it if that fails for an image."""
+        labels = self.origin.labels(self.positions)
+        if all(label is not None and 0 <= label < len(own_names) for label in labels):
+            with suppress(UsageError):
+                self._match = match_classes(own_names, class_names, wordnet_ids, option=self._option)
+                self.has_class_indices = True
 
     def _class_index(self, label: Any, index: int) -> int:
         number = _whole_number(label)
@@ -176,7 +214,7 @@ class Images(Dataset[Item | None]):
         return number if self._match is None else self._match.indices[number]
 
     def _read(self, index: int) -> tuple[Tensor, Any]:
-        image, label = self._origin.read(self._order[index])
+        image, label = self.origin.read(self.positions[index])
         if isinstance(image, Tensor):
             return image, label
         try:
@@ -196,6 +234,7 @@ def load_data(
     class_names: Sequence[str] | None = None,
     wordnet_ids: Sequence[str] | None = None,
     labeled: bool = False,
+    labeled_if_possible: bool = False,
     option: str = EXPLAIN_LABEL,
 ) -> Images:
     """Load the images of ``--data``.
@@ -209,6 +248,7 @@ def load_data(
         class_names: the names of the model's classes; see `Images`.
         wordnet_ids: the WordNet ids of the model's classes; see `Images`.
         labeled: whether every image needs a label that is a class index of the model.
+        labeled_if_possible: whether labels are matched with the classes of the model where that is possible.
         option: the option that needs labels, for messages.
 
     Raises:
@@ -225,6 +265,7 @@ def load_data(
         class_names=class_names,
         wordnet_ids=wordnet_ids,
         labeled=labeled,
+        labeled_if_possible=labeled_if_possible,
         option=option,
     )
     if len(images) == 0:

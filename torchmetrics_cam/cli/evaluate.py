@@ -11,15 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from torchmetrics_cam.cli.arguments import Names, names_in, protocols_of
-from torchmetrics_cam.cli.classes import EXPLAIN_LABEL, without_labels
+from torchmetrics_cam.cli.classes import EXPLAIN_LABEL, check_outputs
 from torchmetrics_cam.cli.data import Images, Item, collate, load_data
 from torchmetrics_cam.cli.errors import UsageError, summary
 from torchmetrics_cam.cli.folder import check_partial, prepare_folder, remove_partial_files, write_errors
 from torchmetrics_cam.cli.gates import check_gates, parse_gates, report_gates, values_by_key
+from torchmetrics_cam.cli.groups import (
+    CORRECT,
+    OPTION_CORRECT,
+    Groups,
+    check_option,
+    inputs_of,
+    load_groups,
+    separates_predictions,
+)
 from torchmetrics_cam.cli.layers import LayerChoice, check_layer, choose_layer
 from torchmetrics_cam.cli.methods import make_sources, titles_of
 from torchmetrics_cam.cli.models import LoadedModel, load_model
@@ -40,7 +49,6 @@ from torchmetrics_cam.lightning import evaluate
 from torchmetrics_cam.lightning.resume import PartialResultError
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.metrics.measures import MEASURES
-from torchmetrics_cam.model.scores import logits_of
 from torchmetrics_cam.model.weights import weights_checksum
 from torchmetrics_cam.report.gallery import gallery
 
@@ -59,6 +67,7 @@ def run(arguments: Any) -> None:
     _check(arguments)
     measures = _measures(arguments.measures)
     resolve_options(arguments, measures)
+    check_option(arguments)
     protocols = protocols_of(arguments)
     given = [protocol.name for protocol in protocols if protocol.class_selection == "given"]
     if given and arguments.explain != "label":
@@ -73,22 +82,27 @@ def run(arguments: Any) -> None:
         seed(arguments.seed)
     loaded = load_model(arguments.model, arguments.checkpoint, image_size=arguments.image_size)
     explain_labels = arguments.explain == "label"
-    option = "--mosaic" if arguments.mosaic else EXPLAIN_LABEL
+    option = "--mosaic" if arguments.mosaic else EXPLAIN_LABEL if explain_labels else OPTION_CORRECT
     images = load_data(
         arguments.data,
         loaded.transform,
         limit=arguments.limit,
         class_names=loaded.class_names,
         wordnet_ids=loaded.wordnet_ids,
-        labeled=explain_labels,
+        labeled=explain_labels or arguments.group == CORRECT,
+        labeled_if_possible=True,
         option=option,
     )
+    groups = load_groups(arguments.group, images)
     explained = Mosaics(images, arguments.mosaic) if arguments.mosaic else images
     first = next(item for item in (explained[index] for index in range(len(images))) if item is not None)
-    if images.needed_outputs is not None:
-        _check_outputs(loaded.model, first["image"], images.needed_outputs, option)
+    if images.needed_outputs is not None and (explain_labels or arguments.group == CORRECT):
+        check_outputs(loaded.model, first["image"], images.needed_outputs, option)
     surrogate = load_surrogate(arguments, loaded, first["image"])
     layer = _layer(arguments.layer, loaded, first["image"])
+    by_correctness = separates_predictions(
+        images, groups, arguments, model=loaded.model, protocol=protocols[0]
+    )
     sources = make_sources(methods, loaded.model, layer.names, reshape_transform=layer.reshape_transform)
 
     def comparison_of(batch_size: int) -> CAMComparison:
@@ -98,6 +112,8 @@ def run(arguments: Any) -> None:
                 protocols=protocols,
                 measures=measures,
                 per_sample=True,
+                groups=None if groups is None else groups.names,
+                by_correctness=by_correctness,
                 num_classes=arguments.num_classes,
                 average=arguments.average,
                 batch_size=batch_size,
@@ -111,8 +127,10 @@ def run(arguments: Any) -> None:
     # The same names may refer to something else later: a network after more training, other photos.
     fingerprints = {"weights": weights_checksum(loaded.model), "images": images.fingerprint()}
     fingerprints |= fingerprint_of(surrogate)
+    if groups is not None:
+        fingerprints["groups"] = groups.fingerprint()
     with write_errors(out, only_certain=True):
-        comparison = _evaluated(comparison_of, explained, arguments, partial, fingerprints)
+        comparison = _evaluated(comparison_of, explained, groups, arguments, partial, fingerprints)
     if comparison is None:
         return
     # This process has the states of all processes, and the others have ended.
@@ -124,9 +142,11 @@ def run(arguments: Any) -> None:
         )
     names = images.class_names if explain_labels else loaded.class_names
     evaluated = comparison.samples()["index"].tolist()
-    unreadable = _unreadable(evaluated, images)
+    unreadable = images.unreadable(evaluated)
     pixel_ranges = images.pixel_ranges(evaluated)
     results = results_of(comparison, names)
+    if groups is not None:
+        results["comparison"]["groups"][0]["title"] = groups.title
     checked = check_gates(gates, values_by_key(results["comparison"]), list(sources))
     results["gates"] = checked or None
     results |= environment(processes=len(list(partial.glob("rank-*.pt"))))
@@ -149,6 +169,7 @@ def run(arguments: Any) -> None:
             "class_names": None if names is None else list(names),
             "explained": "label" if explain_labels else "top class",
             "labels": images.label_source,
+            "groups": None if groups is None else groups.description,
             "mosaic": arguments.mosaic,
         },
         "compilation": compilation_of(comparison) if arguments.compile else None,
@@ -184,18 +205,6 @@ def _check(arguments: Any) -> None:
         raise UsageError("--average macro needs --num-classes, the number of the model's classes")
 
 
-def _check_outputs(model: nn.Module, image: Tensor, needed: int, option: str) -> None:
-    with torch.no_grad():
-        output = logits_of(model(image.unsqueeze(0)))
-    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != needed:
-        given = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise UsageError(
-            f"{option}: the classes of the data are WordNet ids of ImageNet-1k, and the network returns"
-            f" {given}, not (N, {needed}); return (model, transform, class_names) from the function of"
-            f" --model, with the WordNet ids or names of its classes, or {without_labels(option)}"
-        )
-
-
 def _measures(value: Names) -> list[str]:
     names = names_in(value, "--measures")
     for name in names:
@@ -226,6 +235,7 @@ def _layer(value: Names, loaded: LoadedModel, image: Tensor) -> LayerChoice:
 def _evaluated(
     comparison_of: Callable[[int], CAMComparison],
     images: Dataset[Item | None],
+    groups: Groups | None,
     arguments: Any,
     partial: Path,
     fingerprints: dict[str, str],
@@ -234,13 +244,10 @@ def _evaluated(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
     batch_size = arguments.batch_size
-    inputs = _labeled_images if arguments.explain == "label" else _images
-    if arguments.mosaic:
-        inputs = _mosaics
-    # Without a number of devices, Lightning takes all, or as many as torchrun has started.
-    devices = {} if arguments.devices == "auto" else {"devices": arguments.devices}
     # Constructed first, so that an invalid argument leaves no partial result.
     comparison = comparison_of(batch_size)
+    # Without a number of devices, Lightning takes all, or as many as torchrun has started.
+    devices = {} if arguments.devices == "auto" else {"devices": arguments.devices}
     start_or_resume(partial, arguments, fingerprints)
     while True:
         loader = DataLoader(images, batch_size, num_workers=arguments.num_workers, collate_fn=collate)
@@ -248,7 +255,7 @@ def _evaluated(
             evaluate(
                 comparison,
                 loader,
-                inputs=inputs,
+                inputs=inputs_of(comparison, groups, arguments),
                 partial=partial,
                 # Needed until the result files are written.
                 keep_partial=True,
@@ -291,21 +298,6 @@ def _evaluated(
         return comparison if getattr(rank_zero_only, "rank", 0) == 0 else None
 
 
-def _images(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the arguments of ``update`` to explain the top class."""
-    return {"input_tensor": batch["image"], "index": batch["index"]}
-
-
-def _labeled_images(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the arguments of ``update`` to explain the labels."""
-    return {**_images(batch), "class_idx": batch["label"]}
-
-
-def _mosaics(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the arguments of ``update`` to explain the label of one tile, which is the object."""
-    return {**_labeled_images(batch), "objects": batch["objects"]}
-
-
 def _is_distributed() -> bool:
     group = torch.distributed
     return group.is_available() and group.is_initialized() and group.get_world_size() > 1
@@ -316,11 +308,3 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(
         words in message for words in ("out of memory", "not enough memory", "can't allocate memory")
     )
-
-
-def _unreadable(evaluated: list[int], images: Images) -> list[dict[str, str]]:
-    """Return the file of every image that was not evaluated, and the reason."""
-    return [
-        {"file": images.file(index), "reason": images.reason(index) or "it was unreadable during the run"}
-        for index in sorted(set(range(len(images))).difference(evaluated))
-    ]

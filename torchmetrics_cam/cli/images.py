@@ -54,8 +54,11 @@ class _Folder:
     """A folder of image files; the first level of subfolders are the classes."""
 
     class_names: list[str] | None = None
+    columns: Sequence[str] = ()
+    reads_labels_alone = True
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         content = list_folder(folder)
         self._files, self.unused = content.images, content.unused
         if not self._files:
@@ -81,6 +84,11 @@ class _Folder:
 
     def name(self, position: int) -> str:
         return str(self._files[position])
+
+    def short_names(self, position: int) -> list[str]:
+        """Return the name of an image in the folder, and without subfolders."""
+        file = self._files[position]
+        return [str(file.relative_to(self._folder)), file.name]
 
     def digest(self, position: int) -> str:
         return content_digest(self._files[position])
@@ -112,9 +120,15 @@ class _Rows:
     Args:
         name: the name of the dataset.
         data: the dataset.
+
+    Attributes:
+        columns: the columns that divide images into groups.
+        reads_labels_alone: whether labels are read without the images.
     """
 
     unused: Sequence[tuple[Path, str]] = ()
+    columns: Sequence[str] = ()
+    reads_labels_alone = True
 
     def __init__(self, name: str, data: Any) -> None:
         self._name = name
@@ -125,6 +139,10 @@ class _Rows:
 
     def name(self, position: int) -> str:
         return f"{self._name}[{position}]"
+
+    def short_names(self, position: int) -> list[str]:
+        """Return other names of an image; there are none."""
+        return []
 
 
 class _SavedDataset(_Rows):
@@ -148,6 +166,7 @@ class _SavedDataset(_Rows):
                 " save it again"
             )
         self._image = image_columns[0]
+        self.columns = [column for column, kind in types.items() if kind in ("Value", "ClassLabel")]
         self._label = label_columns[0] if label_columns else None
         self.class_names = list(data.features[self._label].names) if self._label else None
         # Decoded by `read_image`, which reports why an image is broken and converts every mode.
@@ -169,9 +188,19 @@ class _SavedDataset(_Rows):
     def labels(self, positions: Sequence[int]) -> list[int | None]:
         if self._label is None:
             return [None] * len(positions)
+        return self._column(self._label, positions)
+
+    def column(self, name: str, positions: Sequence[int]) -> list[str | None]:
+        """Return the values of a column as texts, of classes their names; None for an empty one."""
+        values = self._column(name, positions)
+        names = getattr(self._data.features[name], "names", None)
+        if names is not None:
+            values = [None if value is None or value < 0 else names[value] for value in values]
+        return [None if value is None else str(value).strip() or None for value in values]
+
+    def _column(self, name: str, positions: Sequence[int]) -> list[Any]:
         # A column is read without the images.
-        column = self._data.select_columns(self._label)
-        return [column[position][self._label] for position in positions]
+        return self._data.select_columns(name)[list(positions)][name]  # type: ignore[no-any-return]
 
     def pixel_range(self, position: int) -> str | None:
         content = self._content(self._data[position])
@@ -184,6 +213,8 @@ class _SavedDataset(_Rows):
 
 class _FactoryDataset(_Rows):
     """A dataset that the user's function returns."""
+
+    reads_labels_alone = False
 
     def __init__(self, name: str) -> None:
         super().__init__(name, call_factory(name, "--data"))

@@ -203,20 +203,26 @@ def _write_json(results: dict[str, Any], file: Path) -> None:
 def _write_samples(
     comparison: CAMComparison, file_of: Callable[[int], str], digests: Mapping[int, str], file: Path
 ) -> None:
-    """Write a row per image: its digest, class and score, and the values of every method."""
+    """Write a row per image: its digest, class, score and groups, and the values of every method."""
     samples = comparison.samples()
     columns = ["masked_score", "valid", *(measure.name for measure in comparison.measures)]
     header = [cell_text(f"{method}/{column}") for method in comparison.methods for column in columns]
     order = samples["index"].argsort().tolist()
+    groups = [
+        [cell_text(grouping.names[number]) for number in samples[grouping.kind].tolist()]
+        for grouping in comparison.groupings
+    ]
     values = torch.stack([samples[column].double() for column in columns], 2).flatten(1).tolist()
     indices, classes, scores = (samples[name].tolist() for name in ("index", "class_idx", "score"))
     with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as opened:
         writer = csv.writer(opened)
-        writer.writerow([*SAMPLE_COLUMNS, *header])
+        writer.writerow([*SAMPLE_COLUMNS, *(grouping.kind for grouping in comparison.groupings), *header])
         for row in order:
             index = indices[row]
             name = cell_text(file_of(index))
-            writer.writerow([index, name, digests[index], classes[row], scores[row], *values[row]])
+            of_groups = [names[row] for names in groups]
+            first = [index, name, digests[index], classes[row], scores[row]]
+            writer.writerow([*first, *of_groups, *values[row]])
 
 
 def _curves(comparison: CAMComparison) -> dict[str, Any]:
