@@ -420,8 +420,8 @@ def test_unreadable_images_are_none_with_a_reason(tmp_path: Path, monkeypatch: p
     assert "more than the 2,000 pixels" in images.reason(5)
     batch = collate([images[i] for i in range(6)])
     assert batch["image"].shape == (1, 3, 8, 8)
-    assert batch["index"].tolist() == [0]
-    assert batch["label"].tolist() == [-1]
+    assert batch["index"] == [0]
+    assert batch["label"] == [-1]
     assert collate([None, None]) is None
 
 

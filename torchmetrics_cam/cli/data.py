@@ -278,8 +278,10 @@ def load_data(
     return images
 
 
-def collate(items: Sequence[Item | None]) -> dict[str, Tensor] | None:
+def collate(items: Sequence[Item | None]) -> dict[str, Any] | None:
     """Stack the readable items to a batch; return None if there is none.
+
+    Indices and labels stay lists of integers: to read them from a tensor on a GPU would wait for the GPU.
 
     Raises:
         UsageError: if the images differ in shape.
@@ -294,9 +296,8 @@ def collate(items: Sequence[Item | None]) -> dict[str, Tensor] | None:
             " the transform, or set --batch-size 1"
         )
     tensors = [name for name in ("image", "objects") if name in readable[0]]
-    return {name: torch.stack([item[name] for item in readable]) for name in tensors} | {
-        name: torch.tensor([item[name] for item in readable]) for name in ("index", "label")
-    }
+    stacked: dict[str, Any] = {name: torch.stack([item[name] for item in readable]) for name in tensors}
+    return stacked | {name: [item[name] for item in readable] for name in ("index", "label")}
 
 
 def _whole_number(label: Any) -> int | None:

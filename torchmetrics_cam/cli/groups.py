@@ -118,7 +118,7 @@ def separates_predictions(
 
 def inputs_of(
     comparison: CAMComparison, groups: Groups | None, arguments: Any
-) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """Return the function from a batch of images to the arguments of ``update``.
 
     Args:
@@ -133,16 +133,15 @@ def inputs_of(
         names["objects"] = "objects"
     if PREDICTION in comparison.groupings:
         names["labels"] = "label"
-    indices = None if groups is None else torch.tensor(groups.indices)
-    return partial(_update_arguments, names=names, groups=indices)
+    return partial(_update_arguments, names=names, groups=None if groups is None else groups.indices)
 
 
 def _update_arguments(
-    batch: Mapping[str, Tensor], *, names: Mapping[str, str], groups: Tensor | None
-) -> dict[str, Tensor]:
+    batch: Mapping[str, Any], *, names: Mapping[str, str], groups: Sequence[int] | None
+) -> dict[str, Any]:
     arguments = {argument: batch[part] for argument, part in names.items()}
     if groups is not None:
-        arguments["group"] = groups.to(batch["index"].device)[batch["index"]]
+        arguments["group"] = [groups[index] for index in batch["index"]]
     return arguments
 
 

@@ -293,11 +293,17 @@ def test_no_further_forward_pass_and_no_synchronization(net, images):
         comparison = grouped(net)
         comparison.update(images, group=GROUP, labels=LABELS)
     assert calls.batches == further.batches
-    comparison = grouped(net, validate_args=False)
-    comparison.update(images, group=GROUP, labels=LABELS)
+    without_checks = grouped(net, validate_args=False)
+    without_checks.update(images, group=GROUP, labels=LABELS)
+    lists = GROUP.tolist(), LABELS.tolist()
+    with HostSyncs() as syncs:
+        without_checks.update(images, group=GROUP, labels=LABELS)
+        # Lists are checked on the host.
+        comparison.update(images, group=lists[0], labels=lists[1])
+    assert syncs.seen == []
     with HostSyncs() as syncs:
         comparison.update(images, group=GROUP, labels=LABELS)
-    assert syncs.seen == []
+    assert set(syncs.seen) == {"tolist"}
 
 
 def test_without_validation_an_index_out_of_range_belongs_to_no_group(net, images):

@@ -92,15 +92,11 @@ class GroupedMetric(SampleMetric):
                 numbers = torch.arange(len(grouping.names), device=device)
                 parts.append(indices.unsqueeze(1) == numbers)
                 continue
-            given = torch.as_tensor(labels).as_subclass(Tensor)
-            classes = batch.num_classes or 0
-            if self._pipeline.validate_args and (given >= classes).any():
-                raise ValueError(
-                    f"label {int(given.max())} is out of range: the model has {classes} classes; labels are"
-                    " indices of its outputs"
-                )
+            assert labels is not None
             assert batch.top_class is not None
-            is_correct = batch.top_class == given.to(device)
+            if self._pipeline.validate_args:
+                _check_range(labels, batch.num_classes or 0)
+            is_correct = batch.top_class == torch.as_tensor(labels).as_subclass(Tensor).to(device)
             parts.append(torch.stack([is_correct, ~is_correct], 1))
         return torch.cat(parts, 1)
 
@@ -231,6 +227,15 @@ def _check_labels(labels: Any, images: int, *, read_values: bool) -> None:
         raise ValueError(
             f"label {wrong[0]!r} is no class: labels are indices of the model's outputs, and each image needs"
             " one"
+        )
+
+
+def _check_range(labels: Labels, classes: int) -> None:
+    largest = max(labels.tolist() if isinstance(labels, Tensor) else labels)
+    if largest >= classes:
+        raise ValueError(
+            f"label {largest} is out of range: the model has {classes} classes; labels are indices of its"
+            " outputs"
         )
 
 

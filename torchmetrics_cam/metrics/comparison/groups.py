@@ -47,7 +47,9 @@ class GroupTable:
     The gap is the mean of the worst group minus the mean of all other images of the grouping. Its interval
     and its p-value are those of Welch's t test, see `welch_difference`, of this group alone. The gap is
     significant if the p-value times the number of groups of two images or more is below .05 (Bonferroni),
-    because the worst of so many groups was picked.
+    because the worst of so many groups was picked. Methods and measures are not adjusted for.
+
+    With ``average="macro"`` each mean is over the classes that the group, or the rest, has images of.
 
     Args:
         grouping: ``"group"`` or ``"prediction"``.
