@@ -192,6 +192,59 @@ def test_of_equally_bad_groups_the_first_is_named():
     assert worst["others"] == pytest.approx(0.1875, abs=1e-6)
 
 
+def mean_over_classes(values: np.ndarray, classes: np.ndarray) -> tuple[float, float, float]:
+    """The mean of the classes' means, the square of its standard error, and its degrees of freedom."""
+    parts = [values[classes == number] for number in np.unique(classes)]
+    errors = np.array([part.var(ddof=1) / len(part) for part in parts])
+    freedom = errors.sum() ** 2 / sum(errors**2 / np.array([len(part) - 1 for part in parts]))
+    return np.mean([part.mean() for part in parts]), errors.sum() / len(parts) ** 2, freedom
+
+
+def test_the_worst_group_in_means_over_classes(net, images):
+    classes = torch.tensor([0, 0, 1, 1] * 6)
+    group = torch.tensor([0, 1, 0, 1] * 5 + [0, 0, 2, 2])
+    comparison = grouped(
+        net, average="macro", num_classes=5, per_sample=True, measures=["complexity"], by_correctness=False
+    )
+    comparison.update(images, class_idx=classes, group=group)
+    (grouping,) = comparison.table().groups
+    row = grouping.rows[0]
+    column = comparison.methods.index(row["method"])
+    values = comparison.samples()["complexity"][:, column].double().numpy()
+    parts = [
+        [mean_over_classes(values[members], classes.numpy()[members]) for members in (inside, ~inside)]
+        for inside in ((group == number).numpy() for number in range(3))
+    ]
+    assert grouping.n == [12, 10, 2]
+    cells = row["values"]["complexity"]
+    assert [cell["value"] for cell in cells] == pytest.approx([inside[0] for inside, _ in parts], abs=1e-7)
+    index = max(range(3), key=lambda number: parts[number][0][0])
+    (mean, error, freedom), (others, error_of_others, freedom_of_others) = parts[index]
+    total = error + error_of_others
+    df = total**2 / (error**2 / freedom + error_of_others**2 / freedom_of_others)
+    gap, margin = mean - others, stats.t.ppf(0.975, df) * total**0.5
+    worst = row["worst"]["complexity"]
+    assert worst["group"] == GROUPS[index]
+    ours = [worst[key] for key in ("value", "others", "gap", "lower", "upper", "p_value")]
+    p_value = 2 * stats.t.sf(abs(gap) / total**0.5, df)
+    assert ours == pytest.approx([mean, others, gap, gap - margin, gap + margin, p_value], abs=1e-6)
+
+
+def test_the_table_pools_the_values_of_classes(net, images):
+    tables = []
+    for average, num_classes in (("none", 5), ("micro", None)):
+        comparison = grouped(net, average=average, num_classes=num_classes)
+        comparison.update(images, class_idx=LABELS, group=GROUP, labels=LABELS)
+        tables.append(json.loads(comparison.table().to_json())["groups"])
+    for pooled, micro in zip(*tables, strict=True):
+        assert pooled["n"] == micro["n"]
+        for first, second in zip(pooled["rows"], micro["rows"], strict=True):
+            for measure, cells in first["values"].items():
+                for cell, expected in zip(cells, second["values"][measure], strict=True):
+                    assert cell == pytest.approx(expected, abs=1e-9)
+                assert first["worst"][measure] == pytest.approx(second["worst"][measure], abs=1e-9)
+
+
 def test_markdown_shows_the_groups(net, images):
     comparison = grouped(net, measures=["average_drop"], groups=("shoes", "to|ps", "bags"))
     comparison.update(images, group=GROUP, labels=LABELS)
