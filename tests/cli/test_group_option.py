@@ -241,7 +241,7 @@ def test_numbers_are_sorted_by_size(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (EACH, "the first line names the image 'a/1.png'; write a header above it, such as file,group"),
+        (f"\ufeff{EACH}", "the first line names the image 'a/1.png'; write a header above it, such as file,group"),
         ("", "kinds.csv has no row below a header; write a header and two columns separated by a comma"),
         ("file,kind\n", "kinds.csv has no row below a header"),
         ("file;kind\na/1.png;x\n", "line 1 has 1 column; write a header and two columns separated by a comma"),
@@ -421,7 +421,9 @@ def test_labels_of_a_function_separate_predictions_if_asked(inside, tmp_path, ca
     data = ["--data", "mine:labeled"]
     assert main(arguments(tmp_path / "not", *data)) == 0
     assert results(tmp_path / "not")["comparison"]["groups"] == []
+    assert main(arguments(tmp_path / "label", *data, "--explain", "label")) == 0
     assert main(arguments(tmp_path / "out", *data, "--group", "correct")) == 0
+    assert groups_of(tmp_path / "label")["prediction"]["n"] == groups_of(tmp_path / "out")["prediction"]["n"]
     assert sum(groups_of(tmp_path / "out")["prediction"]["n"]) == 10
     assert results(tmp_path / "out")["data"]["explained"] == "top class"
     assert "Labels: indices of the network's outputs" in capsys.readouterr().out
