@@ -110,8 +110,8 @@ class CAMMetric(Metric):
 
         Raises:
             ValueError: if it is neither, or its classes or, of a metric, its protocol or surrogate are not
-                those of this metric. A ``metric_state`` contains neither of the two,
-                and no names of groups.
+                those of this metric. A ``metric_state`` contains neither of the two, and no names of
+                groups.
         """
         if isinstance(incoming_state, CAMMetric):
             theirs = incoming_state._settings_of_sums()

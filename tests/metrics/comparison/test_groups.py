@@ -336,6 +336,13 @@ def test_the_raw_output_decides_where_rounded_scores_are_equal(images):
     assert comparison.group_count.tolist() == [24, 0]
 
 
+def test_predictions_are_those_of_the_model_and_not_of_its_surrogate(net, images):
+    surrogate = Returning(net, lambda scores: scores.roll(1, 1))
+    comparison = comparison_of(net, surrogate=surrogate, by_correctness=True, per_sample=True)
+    comparison.update(images, labels=LABELS)
+    assert torch.equal(comparison.samples()["prediction"] == 0, net(images).argmax(1) == LABELS)
+
+
 # The update
 
 
