@@ -146,7 +146,7 @@ def test_gates_of_a_yaml_file_and_of_the_command_line_all_apply(place, capsys):
         (" > 0.4", "'' is not a measure"),
         ("adcc < 0.4", "adcc is not measured; add it to --measures"),
         ("grad_cam/average_drop > 0.4", "'grad_cam' is not one of Grad-CAM, Layer-CAM, uniform map, random map, center"
-         " map; did you mean 'Grad-CAM'?"),
+         " map, correct, wrong; did you mean 'Grad-CAM'?"),
         ("score_cam/average_drop > 0.4", "'score_cam' is not one of Grad-CAM"),
         ("average_drop > a half", "'a half' is not a number; give one such as 0.4"),
         ("average_drop > nan", "'nan' is not a number"),
@@ -191,14 +191,17 @@ def test_gates_under_a_further_protocol(place, capsys):
 
 
 def test_keys_are_those_of_compute():
-    """With several protocols, and a method with a slash in its name."""
+    """With several protocols and groups, and a method with a slash in its name."""
     net = small_net()
     comparison = CAMComparison(
         {"Grad-CAM": GradCAM(net, "body"), "a/b": CallableSource(net, lambda model, x, c: x.mean(1))},
         protocols=["paper", PRESETS["score_cam"]],
         measures=["average_drop", "complexity"],
+        groups=["tops", "bags"],
     )
-    comparison.update(torch.rand(5, 3, 12, 12, dtype=torch.float64))
+    comparison.update(
+        torch.rand(5, 3, 12, 12, dtype=torch.float64), group=["tops", "bags", "tops", "bags", "tops"]
+    )
     values = gates.values_by_key(json.loads(comparison.table().to_json()))
     expected = comparison.compute()
     assert values.keys() == expected.keys()

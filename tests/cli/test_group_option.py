@@ -120,7 +120,8 @@ def test_audit_of_fashion_mnist(tmp_path, monkeypatch, capsys):
         csv.writer(opened).writerows(rows)
     measures = ["--measures", "average_drop,increase_in_confidence,insertion_auc", "--pictures", "0"]
     given = ["--data", "photos", "--group", "kinds.csv", "--out", "out"]
-    assert main(["evaluate", *NETWORK_OPTIONS, *measures, *given, *CPU]) == 0
+    gates = ["--fail-if", "tops/average_drop > 1", "--fail-if", "wrong/Grad-CAM/average_drop_upper >= 0"]
+    assert main(["evaluate", *NETWORK_OPTIONS, *measures, *given, *gates, *CPU]) == 3
 
     stored = results(tmp_path / "out")
     with open("out/samples.csv", newline="") as opened:
@@ -172,7 +173,11 @@ def test_audit_of_fashion_mnist(tmp_path, monkeypatch, capsys):
                     test = stats.binomtest(int(inside.sum()), len(inside))
                     assert bounds == pytest.approx(tuple(test.proportion_ci(method="wilson")), abs=1e-6)
     assert significant > 5
-    printed = capsys.readouterr().out
+    printed, error = capsys.readouterr()
+    assert "Gate passed: tops/average_drop > 1\n" in printed
+    (row,) = [row for row in groups[1]["rows"] if row["method"] == "Grad-CAM"]
+    upper = row["values"]["average_drop"][1]["upper"]
+    assert f"wrong/Grad-CAM/average_drop_upper is {upper:.3g}, so the gate" in error
     assert "Groups: column kind of kinds.csv\n" in printed
     assert "Labels: class names of the network\n" in printed
     assert "By kind, Average Drop is significantly worse than on all other images for " in printed

@@ -47,6 +47,7 @@ from torchmetrics_cam.cli.surrogates import fingerprint_of, load_surrogate, name
 from torchmetrics_cam.cli.terminal import print_results
 from torchmetrics_cam.lightning import evaluate
 from torchmetrics_cam.lightning.resume import PartialResultError
+from torchmetrics_cam.metrics.comparison.grouped import PREDICTION
 from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.metrics.measures import MEASURES
 from torchmetrics_cam.model.weights import weights_checksum
@@ -73,8 +74,11 @@ def run(arguments: Any) -> None:
     if given and arguments.explain != "label":
         raise UsageError(f"--protocol {given[0]} explains a given class; add --explain label")
     methods = names_in(arguments.methods, "--methods")
-    prefixes = [protocol.name for protocol in protocols[1:]]
-    gates = parse_gates(arguments.fail_if, measures, titles_of(methods), prefixes)
+    prefixes = [*(protocol.name for protocol in protocols[1:]), *PREDICTION.names]
+    titles = titles_of(methods)
+    # The names of the groups in a file are known only after the images.
+    if arguments.group in (None, CORRECT):
+        parse_gates(arguments.fail_if, measures, titles, prefixes)
     out = prepare_folder(arguments.out)
     partial = out / PARTIAL
     check_partial(partial)
@@ -94,6 +98,8 @@ def run(arguments: Any) -> None:
         option=option,
     )
     groups = load_groups(arguments.group, images)
+    prefixes += [] if groups is None else groups.names
+    gates = parse_gates(arguments.fail_if, measures, titles, prefixes)
     explained = Mosaics(images, arguments.mosaic) if arguments.mosaic else images
     first = next(item for item in (explained[index] for index in range(len(images))) if item is not None)
     if images.needed_outputs is not None and (explain_labels or arguments.group == CORRECT):

@@ -37,8 +37,8 @@ class Gate:
 
     Args:
         text: the gate as it was given.
-        prefix: the method, the protocol or both, as in the keys of `CAMComparison.compute`; empty for all
-            methods.
+        prefix: the method, the protocol or group, or both, as in the keys of `CAMComparison.compute`; empty
+            for all methods.
         quantity: the name of a measure, or of a bound of its interval, such as ``"average_drop_lower"``.
         operator: ``">"``, ``">="``, ``"<"`` or ``"<="``.
         limit: the number that the value is compared with.
@@ -64,7 +64,7 @@ def parse_gates(
         texts: gates such as ``"average_drop > 0.4"`` and ``"Grad-CAM/average_drop_upper > 0.4"``.
         measures: the measures of the run.
         methods: the methods of the run, without the controls, which a gate can name too.
-        prefixes: what may stand before the method in a key: the names of the further protocols.
+        prefixes: what may stand before the method in a key: the names of further protocols and of groups.
 
     Raises:
         UsageError: if a text is not a gate, or names a measure or method that the run does not have.
@@ -100,9 +100,9 @@ def _parse(text: str, measures: Sequence[str], methods: Sequence[str], prefixes:
     available = [*methods, *prefixes, *(f"{one}/{method}" for one in prefixes for method in methods)]
     if prefix and prefix not in available:
         raise UsageError(
-            f"{option}: {prefix!r} is not one of {', '.join(available)}; did you mean"
+            f"{option}: {prefix!r} is not one of {', '.join([*methods, *prefixes])}; did you mean"
             f" {nearest(prefix, available, count=1)}? Without a name, the gate is for all methods under the"
-            " first protocol"
+            " first protocol, on all images"
         )
     return Gate(text, prefix, quantity, comparison, limit)
 
@@ -116,11 +116,17 @@ def values_by_key(comparison: Mapping[str, Any]) -> dict[str, float | None]:
     parts = [("", comparison["rows"])]
     parts += [(f"{one['protocol']['name']}/", one["rows"]) for one in comparison["further"]]
     measures = [measure["name"] for measure in comparison["measures"]]
-    return {
+    values = {
         f"{prefix}{row['method']}/{measure}{bound}": row[measure][number]
         for prefix, rows in parts
         for row, measure, (bound, number) in product(rows, measures, _BOUNDS.items())
     }
+    for grouping in comparison["groups"]:
+        for row, measure in product(grouping["rows"], measures):
+            for name, cell in zip(grouping["names"], row["values"][measure], strict=True):
+                key = f"{name}/{row['method']}/{measure}"
+                values |= {f"{key}{bound}": cell[number] for bound, number in _BOUNDS.items()}
+    return values
 
 
 def check_gates(
