@@ -19,6 +19,7 @@ from PIL import Image
 from processes import Command
 
 import torchmetrics_cam
+from torchmetrics_cam.cli.arguments import parse, protocols_of
 
 ROOT = Path(__file__).parent.parent
 README, GUIDE = ((ROOT / name).read_text() for name in ("README.md", "GUIDE.md"))
@@ -160,6 +161,18 @@ def test_the_commands_of_the_guide_run(place):
     assert "   torchcam:ScoreCAM " in printed_by_command(command, place)
     printed_by_command(command.strip() + " --out results/other --layer 0", place)
     assert "3 images are in both runs." in printed_by_command(block("compare", GUIDE), place)
+    files = [path.relative_to(place / "photos") for path in (place / "photos").rglob("*.png")]
+    rows = [f"{file},{'north' if index else 'south'}" for index, file in enumerate(files)]
+    (place / "sites.csv").write_text("\n".join(["file,site", *rows]))
+    assert "By site, no group has a significantly worse Average Drop" in printed_by_command(
+        block("groups", GUIDE), place
+    )
+
+
+def test_the_protocol_of_the_guide_that_removes_little_is_one():
+    options = parse(shlex.split(block("removal", GUIDE))[1:])
+    (protocol,) = protocols_of(options.evaluate)
+    assert (protocol.removal_probability, protocol.removal_limit, protocol.removal_samples) == (0.5, 0.1, 50)
 
 
 PUBLIC_MODULES = {

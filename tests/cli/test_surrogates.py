@@ -80,7 +80,9 @@ def results(out: str) -> dict:
 def test_it_scores_the_images_and_is_named_everywhere(mine, capsys):
     assert main(command("plain")) == 0
     assert main(command("out", "--surrogate", "mine:other")) == 0
-    assert "class_selection=argmax, surrogate=Sequential" in capsys.readouterr().out
+    named = "A surrogate scores the clean and the perturbed images in place of the network: Sequential (mine:other)."
+    assert f"{named}\n" in capsys.readouterr().out
+    assert named in Path("out/report.html").read_text()
     model, surrogate = mine.factory()[0].eval(), mine.other()[0].eval()
     expected = CAMComparison({"Grad-CAM": GradCAM(model, "3")}, surrogate=surrogate)
     expected.update(torch.stack(mine.images()))

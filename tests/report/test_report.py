@@ -358,8 +358,8 @@ def test_findings_name_the_significantly_worst_groups_of_methods():
     assert findings(several) == [
         "By group, M is significantly worse than on all other images for bags|<b> (A and C)."
     ]
-    none = results_with([], groups=[grouping_of(rows[1:2])])
-    assert findings(none) == ["By group, no group has a significantly worse M than all other images."]
+    none = results_with([], groups=[grouping_of(rows[1:2]) | {"title": "US state"}])
+    assert findings(none) == ["By US state, no group has a significantly worse M than all other images."]
 
 
 def test_findings_name_the_surrogate():

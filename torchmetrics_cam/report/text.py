@@ -161,6 +161,12 @@ def _describe_scope(results: Mapping[str, Any], images: int) -> str:
     return f"This holds for {number} of {results['data']['name']} and {network} under {protocol}."
 
 
+def title_in_sentence(grouping: Mapping[str, Any]) -> str:
+    """Return the title of a grouping for the middle of a sentence; the name of a user's column as it is."""
+    title = str(grouping["title"])
+    return title.lower() if title.lower() == grouping["grouping"] else title
+
+
 def _describe_worst_groups(grouping: Mapping[str, Any], measure: Mapping[str, Any]) -> str:
     """Return a sentence on the groups with the significantly worst value of a measure, for all methods."""
     name, title = measure["name"], measure["title"]
@@ -169,7 +175,7 @@ def _describe_worst_groups(grouping: Mapping[str, Any], measure: Mapping[str, An
         found = row["worst"].get(name)
         if found and found["significant"] and not row["control"]:
             worst.setdefault(found["group"], []).append(row["method"])
-    by = f"By {grouping['title'].lower()}"
+    by = f"By {title_in_sentence(grouping)}"
     if not worst:
         return f"{by}, no group has a significantly worse {title} than all other images."
     groups = join_names([f"{group} ({join_names(methods)})" for group, methods in worst.items()])

@@ -17,6 +17,7 @@ from torchmetrics_cam.report.text import (
     describe_protocol,
     findings,
     printable,
+    title_in_sentence,
     verdict,
 )
 
@@ -65,6 +66,7 @@ def write_report(
         "setting": _setting,
         "photo": figures.photo,
         "overlay": figures.overlay,
+        "title_in_sentence": title_in_sentence,
     }
     page = environment.get_template("template.html").render(**_content(results, gallery or {}))
     Path(path).write_text(page, encoding="utf-8", errors="backslashreplace")
