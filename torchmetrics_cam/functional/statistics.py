@@ -196,7 +196,7 @@ def welch_difference(
         >>> first = estimate(torch.tensor(4), torch.tensor(2.0), torch.tensor(2.0))  # samples 0, 0, 1, 1
         >>> second = estimate(torch.tensor(3), torch.tensor(6.0), torch.tensor(14.0))  # samples 1, 2, 3
         >>> [round(float(value), 3) for value in welch_difference(first, second)]
-        [-1.5, -3.336, 0.336, 0.083]
+        [-1.5, -3.554, 0.554, 0.103]
 
     """
     variances = first.standard_error.square(), second.standard_error.square()
