@@ -76,6 +76,24 @@ def test_an_update_of_one_method_does_not_wait_for_the_gpu(net, images, no_waiti
     metric.update(images)
 
 
+def test_groups_and_a_surrogate_have_the_values_of_a_cpu_and_do_not_wait(net, images, no_waiting):
+    tuned, group, labels = small_net(seed=1), torch.tensor([0, 1, 1, 0]), torch.arange(4)
+    found = {}
+    for device in ("cpu", "cuda"):
+        model, surrogate = copy.deepcopy(net).to(device), copy.deepcopy(tuned).to(device)
+        settings = {"groups": ("tops", "bags"), "by_correctness": True, "surrogate": surrogate}
+        metric = comparison_of(model, ["average_drop"], controls=False, validate_args=False, **settings)
+        metric = metric.set_dtype(torch.float64).to(device)
+        batch = images.to(device), {"group": group.to(device), "labels": labels.to(device)}
+        metric.update(batch[0], **batch[1])
+        if device == "cuda":
+            no_waiting()
+        metric.update(batch[0], **batch[1])
+        torch.cuda.set_sync_debug_mode("default")
+        found[device] = {name: value.item() for name, value in metric.compute().items()}
+    assert found["cuda"] == pytest.approx(found["cpu"], abs=1e-9, nan_ok=True)
+
+
 def test_an_update_leaves_no_trace(net, images):
     net, images = net.cuda().train(), images.cuda()
     metric = AverageDrop(GradCAM(net, "body"), num_classes=5, average="macro").to("cuda")

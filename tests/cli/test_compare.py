@@ -227,7 +227,8 @@ def test_no_damage_to_the_results_ends_in_another_error(place, capsys):
     # The parts that compare reads; a change elsewhere has no effect on it.
     read = ("format", "comparison", "model", "data", "settings", "samples_sha256")
     whole = {name: whole[name] for name in read}
-    whole["comparison"] = {**whole["comparison"], "rows": whole["comparison"]["rows"][:2], "agreement": {}}
+    unread = {"agreement": {}, "groups": [], "rankings": []}
+    whole["comparison"] = {**whole["comparison"], "rows": whole["comparison"]["rows"][:2], **unread}
     shutil.copytree("one", "damaged", dirs_exist_ok=True)
     damaged, messages, count = Path("damaged/results.json"), [], 0
     for content in damages(whole):
