@@ -129,6 +129,38 @@ def find_or_skip(path: str | Path | None, package: str) -> Path:
     pytest.skip(reason)
 
 
+def cautious_t_test(first, second, **settings):
+    """Return the wider interval and the larger p-value of scipy's two t tests of independent samples."""
+    import numpy as np
+    from scipy import stats
+
+    tests = [stats.ttest_ind(first, second, equal_var=equal, **settings) for equal in (False, True)]
+    lower, upper = zip(*(test.confidence_interval() for test in tests), strict=True)
+    return np.fmin(*lower), np.fmax(*upper), np.fmax(*(test.pvalue for test in tests))
+
+
+def student_over_classes(first, second):
+    """Return the difference of two macro averages, its standard error by the variance in each class, and its freedom.
+
+    Both samples are lists of the values of each class.
+    """
+    import numpy as np
+
+    numbers = [sum(len(values) > 0 for values in sample) for sample in (first, second)]
+    parts, degrees = [], []
+    for both in zip(first, second, strict=True):
+        present = [values for values in both if len(values)]
+        degrees.append(sum(len(values) - 1 for values in present))
+        spread = sum(((values - values.mean()) ** 2).sum() for values in present)
+        weight = sum(
+            1 / len(values) / number**2 for values, number in zip(both, numbers, strict=True) if len(values)
+        )
+        parts.append(spread / degrees[-1] * weight)
+    means = [np.mean([values.mean() for values in sample if len(values)]) for sample in (first, second)]
+    freedom = sum(parts) ** 2 / sum(part**2 / one for part, one in zip(parts, degrees, strict=True))
+    return means[0] - means[1], np.sqrt(sum(parts)), freedom
+
+
 class Returning(nn.Module):
     """A model that returns what ``form`` makes of its scores."""
 

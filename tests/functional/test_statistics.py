@@ -6,15 +6,15 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from conftest import HostSyncs
+from conftest import HostSyncs, cautious_t_test, student_over_classes
 from hypothesis import strategies as st
 from scipy import special, stats
 
 from torchmetrics_cam.functional.statistics import (
     estimate,
     holm,
+    mean_difference,
     sum_dtype,
-    welch_difference,
     wilson_interval,
 )
 from torchmetrics_cam.metrics.comparison.contributions import ComparedBatch
@@ -410,14 +410,12 @@ def test_coverage_test_detects_intervals_that_are_too_short():
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 40), (200, 7)])
-def test_the_difference_of_independent_samples_equals_scipys(sizes):
+def test_the_difference_of_independent_samples_is_the_more_cautious_one_of_scipys(sizes):
     rng = np.random.default_rng(sizes[1])
     first, second = (rng.normal(loc, loc, (5, size)) for loc, size in zip((1, 3), sizes, strict=True))
-    expected = stats.ttest_ind(first, second, axis=1, equal_var=False)
-    difference, lower, upper, p_value = welch_difference(estimate(*sums(first)), estimate(*sums(second)))
+    difference, *found = mean_difference(sums(first), sums(second))
     np.testing.assert_allclose(difference, first.mean(1) - second.mean(1), rtol=1e-12)
-    np.testing.assert_allclose(p_value, expected.pvalue, rtol=1e-8)
-    np.testing.assert_allclose(torch.stack([lower, upper]), expected.confidence_interval(), rtol=1e-8)
+    np.testing.assert_allclose(torch.stack(found), cautious_t_test(first, second, axis=1), rtol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -429,24 +427,66 @@ def test_the_difference_of_independent_samples_equals_scipys(sizes):
     ],
 )
 def test_samples_of_equal_values_have_an_exact_p_value_and_no_interval(first, second, expected):
-    samples = [estimate(*sums(np.array(values, dtype=float))) for values in (first, second)]
-    difference, lower, upper, p_value = welch_difference(*samples)
+    samples = [sums(np.array(values, dtype=float)) for values in (first, second)]
+    difference, lower, upper, p_value = mean_difference(*samples)
     assert difference == first[0] - second[0]
     assert lower.isnan()
     assert upper.isnan()
     assert p_value.item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_one_sample_of_equal_values_leaves_the_variance_of_the_other():
-    first, second = np.zeros(4), np.array([1.0, 2.0, 4.0])
-    _, lower, upper, p_value = welch_difference(estimate(*sums(first)), estimate(*sums(second)))
-    expected = stats.ttest_1samp(-second, 0)
+@pytest.mark.parametrize("first", [[0.0, 0.0], [0.0]], ids=["equal values", "one value"])
+def test_a_sample_without_a_variance_has_that_of_both_together(first):
+    second = np.array([1.0] * 20 + [0.0] * 20)
+    _, lower, upper, p_value = mean_difference(sums(np.array(first)), sums(second))
+    expected = stats.ttest_ind(first, second)
     assert p_value.item() == pytest.approx(expected.pvalue, rel=1e-8)
+    assert p_value > 0.1
     assert (lower.item(), upper.item()) == pytest.approx(tuple(expected.confidence_interval()), rel=1e-8)
 
 
-def test_a_sample_of_one_value_has_no_difference_with_an_interval():
-    samples = [estimate(*sums(np.array(values))) for values in ([1.0], [2.0, 3.0])]
-    difference, *others = welch_difference(*samples)
+def test_two_single_values_have_a_difference_without_an_interval():
+    difference, *others = mean_difference(sums(np.array([1.0])), sums(np.array([2.5])))
     assert difference == -1.5
     assert all(value.isnan() for value in others)
+
+
+def test_a_difference_of_macro_averages_by_hand():
+    """Means over three classes; of the third one only the second sample has images, and of the second one it has one."""
+    rng = np.random.default_rng(4)
+    first = [rng.normal(size=5), rng.normal(size=3), np.array([])]
+    second = [rng.normal(2, 1, 4), rng.normal(size=1), rng.normal(size=6)]
+    states = [
+        [torch.tensor([f(values) for values in sample]) for f in (len, np.sum, lambda x: np.sum(x**2))]
+        for sample in (first, second)
+    ]
+    difference, lower, upper, p_value = mean_difference(*states, over_groups=True)
+    mean, error, df = student_over_classes(first, second)
+    assert mean == pytest.approx((first[0].mean() + first[1].mean()) / 2 - sum(map(np.mean, second)) / 3)
+    # Welch's test is not defined for the class with one image.
+    assert difference.item() == pytest.approx(mean, rel=1e-12)
+    assert p_value.item() == pytest.approx(2 * stats.t.sf(abs(mean) / error, df), rel=1e-8)
+    margin = stats.t.ppf(0.975, df) * error
+    assert (lower.item(), upper.item()) == pytest.approx((mean - margin, mean + margin), rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    "sizes", [[100, *[2] * 5], [100, *[5] * 5], [50, 50, 3], [4] * 10, [30] * 6], ids=str
+)
+@pytest.mark.parametrize("values", ["proportion", "many zeros", "drop"])
+def test_equal_groups_rarely_have_a_significant_worst_one(sizes, values):
+    """As `GroupStatistics` judges it: the largest mean, with Bonferroni's adjustment, in at most one of twenty."""
+    rng = np.random.default_rng(5)
+    shape = 400, sum(sizes)
+    drawn = rng.beta(0.5, 1.5, shape)
+    if values != "drop":
+        drawn = (rng.random(shape) < 0.3) * (1 if values == "proportion" else drawn)
+    groups = np.split(drawn, np.cumsum(sizes)[:-1], axis=1)
+    worst = np.stack([group.mean(1) for group in groups]).argmax(0)
+    significant = 0
+    for number, group in enumerate(groups):
+        others = np.concatenate([one for index, one in enumerate(groups) if index != number], axis=1)
+        found = [torch.stack([part.expand(400) for part in sums(sample)]) for sample in (group, others)]
+        *_, p_value = mean_difference(*found)
+        significant += int(((p_value * len(sizes) < 0.05).numpy() & (worst == number)).sum())
+    assert significant / 400 <= 0.06

@@ -5,6 +5,7 @@ use Student's t distribution, and the intervals stay in the range of the values 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -16,6 +17,8 @@ from torchmetrics_cam.functional._student_t import two_sided_quantile, two_sided
 # A mean that differs from an end of the range by no more than this, in units of the range, is at this end:
 # rounding errors of float32 scores reach a tenth of it.
 _END_TOLERANCE = 1e-6
+# Number of samples, their sum and the sum of their squares.
+Sums = tuple[Tensor, Tensor, Tensor]
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
@@ -164,52 +167,88 @@ def estimate(count: Tensor, total: Tensor, squares: Tensor, *, over_groups: bool
     )
 
 
-def welch_difference(
-    first: Estimate, second: Estimate, level: float = 0.95
+def mean_difference(
+    first: Sums, second: Sums, *, over_groups: bool = False, level: float = 0.95
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""Compute the difference of the means of two independent samples, with its interval and p-value.
 
-    .. math:: \mathrm{SE}^2 = \mathrm{SE}_1^2 + \mathrm{SE}_2^2, \qquad
-              \nu = \frac{\mathrm{SE}^4}{\mathrm{SE}_1^4 / \nu_1 + \mathrm{SE}_2^4 / \nu_2}
+    Both are the more cautious ones of two t tests: the wider interval and the larger p-value. Welch's test
+    has the standard error :math:`\sqrt{s_1^2 / n_1 + s_2^2 / n_2}`. It does not assume equal variances, but
+    takes the variance of a small sample as known: if three images have the value 0 of a proportion, it is 0.
+    Student's test has the variance of both samples together, and assumes that they are equal. It alone is
+    used where one sample has a single value.
 
-    The interval and the two-sided p-value are those of Welch's t test, which does not assume equal variances.
-
-    Where all values of the first sample are equal, and all values of the second, both standard errors are 0
-    and the t test cannot judge. The bounds are then NaN. The p-value is 1 for equal means, and otherwise
-    that of an exact permutation test: the :math:`n_1 + n_2` images can be divided into two samples of these
-    sizes in :math:`\binom{n_1 + n_2}{n_1}` ways, and at most two of them have a difference this large.
+    If all values of the first sample are equal, and all values of the second, no t test can judge. The bounds
+    are then NaN. The p-value is 1 for equal means, and otherwise that of an exact permutation test: the
+    :math:`n_1 + n_2` images can be divided into two samples of these sizes in
+    :math:`\binom{n_1 + n_2}{n_1}` ways, and at most two of them have a difference this large.
 
     Args:
-        first: the mean of the first sample.
-        second: the mean of the second, of a shape that broadcasts.
+        first: count, sum and sum of squares of the first sample, as for `estimate`.
+        second: those of the second, of shapes that broadcast.
+        over_groups: whether the means are averages over the first dimension, as for `estimate`. The variance
+            of both samples together is then that within each group.
         level: the confidence level, in (0, 1).
 
     Returns:
-        First mean minus second, lower bound, upper bound and p-value; NaN for fewer than two values in one of
-        the samples.
+        First mean minus second, lower bound, upper bound and p-value; NaN without samples, and the bounds and
+        the p-value also for two single values.
 
     Source: Welch, Biometrika 34 (1947), 28-35; Satterthwaite, Biometrics Bulletin 2 (1946), 110-114
 
     Example:
         >>> import torch
-        >>> from torchmetrics_cam.functional.statistics import estimate, welch_difference
-        >>> first = estimate(torch.tensor(4), torch.tensor(2.0), torch.tensor(2.0))  # samples 0, 0, 1, 1
-        >>> second = estimate(torch.tensor(3), torch.tensor(6.0), torch.tensor(14.0))  # samples 1, 2, 3
-        >>> [round(float(value), 3) for value in welch_difference(first, second)]
+        >>> from torchmetrics_cam.functional.statistics import mean_difference
+        >>> first = torch.tensor(4), torch.tensor(2.0), torch.tensor(2.0)  # of 0, 0, 1, 1
+        >>> second = torch.tensor(3), torch.tensor(6.0), torch.tensor(14.0)  # of 1, 2, 3
+        >>> [round(float(value), 3) for value in mean_difference(first, second)]
         [-1.5, -3.554, 0.554, 0.103]
 
     """
+    samples = [estimate(*sums, over_groups=over_groups) for sums in (first, second)]
+    tests = _welch(*samples), _student(first, second, samples, over_groups=over_groups)
+    difference = tests[0].mean
+    (lower, upper), (other_lower, other_upper) = (test.interval(level) for test in tests)
+    lower, upper = torch.fmin(lower, other_lower), torch.fmax(upper, other_upper)
+    p_value = torch.fmax(*(test.p_value() for test in tests))
+    sizes = [one.count.to(difference.dtype).expand_as(difference) for one in samples]
+    log_ways = (sizes[0] + sizes[1] + 1).lgamma() - (sizes[0] + 1).lgamma() - (sizes[1] + 1).lgamma()
+    of_constants = (2 * (-log_ways).exp()).clamp(max=1).where(difference != 0, 1)
+    is_constant = torch.fmax(*(test.standard_error for test in tests)) == 0
+    nan = difference.new_full((), torch.nan)
+    return (
+        difference,
+        lower.where(~is_constant, nan),
+        upper.where(~is_constant, nan),
+        torch.where(is_constant, of_constants, p_value).where(difference.isfinite(), nan),
+    )
+
+
+def _welch(first: Estimate, second: Estimate) -> Estimate:
+    """Return the difference of two means, whose variances are estimated separately."""
     variances = first.standard_error.square(), second.standard_error.square()
     total = variances[0] + variances[1]
     df = total.square() / (
         variances[0].square() / first.degrees_of_freedom + variances[1].square() / second.degrees_of_freedom
     )
-    difference = Estimate(first.mean - second.mean, total.sqrt(), df, first.count + second.count)
-    sizes = [one.count.to(total.dtype).expand_as(total) for one in (first, second)]
-    log_ways = (sizes[0] + sizes[1] + 1).lgamma() - (sizes[0] + 1).lgamma() - (sizes[1] + 1).lgamma()
-    of_constants = (2 * (-log_ways).exp()).clamp(max=1).where(difference.mean != 0, 1)
-    p_value = of_constants.where(total == 0, difference.p_value())
-    return difference.mean, *difference.interval(level), p_value
+    return Estimate(first.mean - second.mean, total.sqrt(), df, first.count + second.count)
+
+
+def _student(first: Sums, second: Sums, samples: Sequence[Estimate], *, over_groups: bool) -> Estimate:
+    """Return the difference of two means, whose variance is that of both samples together, in each group."""
+    difference = samples[0].mean - samples[1].mean
+    spread = weight = degrees = torch.zeros((), dtype=difference.dtype, device=difference.device)
+    for sums in (first, second):
+        count, total, squares = (part if over_groups else part.unsqueeze(0) for part in sums)
+        count = count.to(total.dtype).expand_as(total)
+        has_samples = count > 0
+        spread = spread + torch.where(has_samples, squares - total.square() / count, 0).clamp(min=0)
+        weight = weight + torch.where(has_samples, 1 / count, 0) / has_samples.sum(0).square()
+        degrees = degrees + (count - 1).clamp(min=0)
+    parts = torch.where(weight > 0, spread / degrees * weight, 0)
+    variance = parts.sum(0)
+    shares = torch.where(weight > 0, (parts / variance).square() / degrees, 0)
+    return Estimate(difference, variance.sqrt(), 1 / shares.sum(0), samples[0].count + samples[1].count)
 
 
 def wilson_interval(count: Tensor, successes: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from torchmetrics_cam.functional.statistics import Estimate, estimate, welch_difference
+from torchmetrics_cam.functional.statistics import estimate, mean_difference, sum_dtype
 from torchmetrics_cam.metrics.arguments import Average
 from torchmetrics_cam.metrics.comparison.contributions import TIE
 from torchmetrics_cam.metrics.comparison.statistics import interval_text, mean_with_bounds, number_or_none
@@ -41,13 +42,14 @@ class GroupTable:
     """The values of the groups of a grouping, and the worst group of each method and measure.
 
     The worst group is the one with the worst mean, of groups with the same mean to 1e-6 the first. Groups of
-    fewer than two images cannot be the worst, because their mean has no standard error. There is no worst
-    group where none is worse than all other images by more than 1e-6, for example in a single group.
+    fewer than two images cannot be the worst. There is no worst group where none is worse than all other
+    images by more than 1e-6, for example in a single group.
 
     The gap is the mean of the worst group minus the mean of all other images of the grouping. Its interval
-    and its p-value are those of Welch's t test, see `welch_difference`, of this group alone. The gap is
-    significant if the p-value times the number of groups of two images or more is below .05 (Bonferroni),
-    because the worst of so many groups was picked. Methods and measures are not adjusted for.
+    and its p-value are the more cautious ones of Welch's and Student's t tests, see `mean_difference`, of
+    this group alone. The gap is significant if the p-value times the number of groups of two images or more
+    is below .05 (Bonferroni), because the worst of so many groups was picked. Methods and measures are not
+    adjusted for.
 
     With ``average="macro"`` each mean is over the classes that the group, or the rest, has images of.
 
@@ -60,7 +62,7 @@ class GroupTable:
             each measure a list over the groups of ``"value"``, ``"lower"`` and ``"upper"``, the bounds of the
             95 % interval, and ``"n"``, the number of values; and ``"worst"``: for each measure None or
             ``"group"``, ``"value"``, ``"others"``, the value of all other images, ``"gap"``, ``"lower"``,
-            ``"upper"``, ``"p_value"`` and ``"significant"``. Unknown numbers are None.
+            ``"upper"``, ``"p_value"`` and ``"significant"``. What is not known is None.
     """
 
     grouping: str
@@ -112,10 +114,16 @@ class GroupStatistics:
 
         Each is ``(G, K)``.
         """
-        parts = [state[..., measure, :] for state in (self.defined, self.sums, self.squares)]
-        # In int64 and float64, so that for a single group nothing remains.
-        others = self._estimate(*(part.sum(-2, keepdim=True) - part for part in parts))
-        return others.mean, *welch_difference(self._estimate(*parts), others)
+        dtype, groups = sum_dtype(self.sums.device), len(self.grouping.names)
+        count, total, squares = (
+            state[..., measure, :].to(dtype) for state in (self.defined, self.sums, self.squares)
+        )
+        # A sum of the other groups: a difference from the sum of all would lose the digits of small values.
+        other = 1 - torch.eye(groups, dtype=dtype, device=total.device)
+        others = other @ count, other @ total, other @ squares
+        over_classes = self.average == "macro"
+        mean = estimate(*others, over_groups=over_classes).mean
+        return mean, *mean_difference((count, total, squares), others, over_groups=over_classes)
 
     def pooled(self) -> "GroupStatistics":
         """Return the statistics over the images of all classes, where each class had its own values."""
@@ -180,11 +188,8 @@ class GroupStatistics:
             "group": self.grouping.names[worst],
             "value": cells[worst]["value"],
             **against[worst],
-            "significant": p_value is not None and p_value * len(goodness) < _SIGNIFICANCE,
+            "significant": None if p_value is None else p_value * len(goodness) < _SIGNIFICANCE,
         }
-
-    def _estimate(self, count: Tensor, total: Tensor, squares: Tensor) -> Estimate:
-        return estimate(count, total, squares, over_groups=self.average == "macro")
 
 
 def describe_groups(table: GroupTable, titles: Mapping[str, str]) -> list[str]:
@@ -207,7 +212,7 @@ def describe_groups(table: GroupTable, titles: Mapping[str, str]) -> list[str]:
             gap = interval_text({**one, "value": one["gap"]})
             p_value = "-" if one["p_value"] is None else f"{one['p_value']:.2g}"
             values = (f"{one[key]:.3f}" for key in ("value", "others"))
-            significant = "yes" if one["significant"] else "no"
+            significant = {True: "yes", False: "no", None: "-"}[one["significant"]]
             worst.append([method, title, _escaped(one["group"]), *values, gap, p_value, significant])
     parts = ["", f"Values by {table.grouping}:", "", *_markdown(lines)]
     if worst:
@@ -215,8 +220,8 @@ def describe_groups(table: GroupTable, titles: Mapping[str, str]) -> list[str]:
         small = "" if min(table.n) >= FEWEST_IMAGES else "; a group of one image cannot be the worst"
         parts += [
             "",
-            f"Worst {table.grouping} against all other images (Welch's t test, significant at the 5 % level,"
-            f" adjusted for the number of groups{small}):",
+            f"Worst {table.grouping} against all other images (t test, significant at the 5 % level, adjusted"
+            f" for the number of groups{small}):",
             "",
             *_markdown([[*header, "significant"], [*["---"] * 3, *["---:"] * 5], *worst]),
         ]
