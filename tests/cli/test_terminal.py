@@ -80,6 +80,6 @@ def test_a_run_warns_of_random_weights(tmp_path, monkeypatch, capsys):
         )
         == 0
     )
-    warning = "Warning: the weights of torchvision:resnet18 at layer4 are random, so the values on 3 images of photos"
+    warning = "Warning: the weights of torchvision:resnet18 are random, so the values (3 images of photos, layer layer4,"
     assert warning in capsys.readouterr().out
     assert warning in Path("out/report.html").read_text()

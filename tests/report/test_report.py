@@ -15,7 +15,8 @@ from torchmetrics_cam import CAMComparison
 from torchmetrics_cam.cams import GradCAM, LayerCAM
 from torchmetrics_cam.protocol import EvaluationProtocol
 from torchmetrics_cam.report import ExplainedImage, write_csv, write_report
-from torchmetrics_cam.report.text import describe_protocol, findings, verdict
+from torchmetrics_cam.report.text import describe_protocol
+from torchmetrics_cam.report.verdict import findings, verdict
 
 EVIL = "<script>alert(1)</script>"
 
@@ -243,7 +244,7 @@ MEASURE = {"name": "m", "title": "M", "higher_is_better": False}
             [row("A", 0.2, 1), row("B", 0.4, 2), row("R", 0.6, 3, control=True)],
             [
                 "A has the best M, 0.200 (95 % interval 0.100 to 0.300); it is significantly different from every other",
-                "It is significantly better than every control",
+                "It is significantly better than the control R.",
             ],
             ["Warning", "only", "constant"],
         ),
@@ -255,12 +256,12 @@ MEASURE = {"name": "m", "title": "M", "higher_is_better": False}
                 row("U", 0.9, 4, control=True, degenerate=100),
             ],
             ["Warning: every map of A and B is constant", "choose an earlier layer"],
-            ["U"],
+            ["map of U", "maps of U"],
         ),
         (
             [row("R", 0.1, 1, control=True), row("A", 0.2, 2), row("B", 0.4, 3)],
-            ["Warning: the control R is significantly better, so this measure does not show"],
-            ["better than every control"],
+            ["Warning: the control R is significantly better; so this measure does not show"],
+            ["better than the control"],
         ),
         (
             [
@@ -271,7 +272,7 @@ MEASURE = {"name": "m", "title": "M", "higher_is_better": False}
             ],
             [
                 "; its scores are identical to those of C, and it is not significantly different from B at",
-                "Warning: it is not significantly different from the control R, so this measure does not show",
+                "Warning: it is not significantly different from the control R; so this measure does not show",
             ],
             ["significantly better"],
         ),
@@ -284,7 +285,10 @@ def test_the_verdict_follows_from_the_values(rows, expected, unexpected):
     assert len(sentences) == 3
     # Each is one sentence, so that it can be quoted.
     assert all(re.search(r"[.!] [A-Z]", sentence) is None for sentence in sentences)
-    assert sentences[2] == "This holds for 100 images of photos and net at layer4 under the protocol paper."
+    assert (
+        sentences[2]
+        == "This holds for 100 images of photos and net, layer layer4, under the protocol 'paper'."
+    )
     text = " ".join(sentences + findings(results))
     for words in expected:
         assert words in text
@@ -303,8 +307,8 @@ def results_with(rows, checkpoint=None, **changes):
 def test_the_verdict_says_that_weights_are_random():
     results = results_with([row("A", 0.2, 1)], checkpoint="random")
     assert verdict(results)[2] == (
-        "Warning: the weights of net at layer4 are random, so the values on 100 images of photos under the protocol"
-        " paper say nothing about a trained network."
+        "Warning: the weights of net are random, so the values (100 images of photos, layer layer4, the protocol 'paper')"
+        " say nothing about a trained network."
     )
 
 
@@ -356,10 +360,79 @@ def test_findings_name_the_significantly_worst_groups_of_methods():
     ]
     several = results_with([], groups=[grouping_of(rows)])
     assert findings(several) == [
-        "By group, M is significantly worse than on all other images for bags|<b> (A and C)."
+        "By group, M is significantly worse than on all other images for bags|<b> (A 0.500 against 0.200; C 0.500 against"
+        " 0.200)."
     ]
     none = results_with([], groups=[grouping_of(rows[1:2]) | {"title": "US state"}])
-    assert findings(none) == ["By US state, no group has a significantly worse M than all other images."]
+    assert findings(none) == [
+        "By US state, no group is significantly worse than all other images in any measure."
+    ]
+    alone = results_with(
+        [], groups=[grouping_of(rows) | {"grouping": "prediction", "title": "Prediction", "n": [99, 1]}]
+    )
+    assert findings(alone) == [
+        "Between correct and wrong predictions, nothing can be compared: fewer than two groups have 2 images or more."
+    ]
+    second = {"name": "o", "title": "O", "higher_is_better": True}
+    other = results_with([], groups=[grouping_of([("A", False, True, ["o"])])], measures=[MEASURE, second])
+    assert findings(other)[0].startswith(
+        "By group, O is significantly worse than on all other images for bags|<b> (A"
+    )
+
+
+UNIFORM = row("uniform map", 0.0, 1, control=True, degenerate=100)
+
+
+@pytest.mark.parametrize(
+    ("random_rank", "similar", "expected"),
+    [
+        (
+            3,
+            (),
+            "It is significantly better than the control random map (the uniform map masks nothing, so its M is always 0).",
+        ),
+        (
+            3,
+            ("center map", "random map"),
+            "Warning: it is not significantly different from the controls random map and center map; so this measure does"
+            " not show here that a method explains the network (the uniform map masks nothing, so its M is always 0).",
+        ),
+        (
+            2,
+            ("random map",),
+            "Warning: it is not significantly different from the control random map, which has a better value, though it is"
+            " significantly better than the control center map; so this measure does not show here that a method explains"
+            " the network (the uniform map masks nothing, so its M is always 0).",
+        ),
+    ],
+    ids=["better", "similar", "one leads"],
+)
+def test_the_uniform_map_is_no_yardstick_for_a_drop(random_rank, similar, expected):
+    rows = [
+        UNIFORM,
+        row("A", 0.2, 5 - random_rank, indistinct=similar),
+        row("random map", 0.1 if random_rank == 2 else 0.4, random_rank, control=True),
+    ]
+    if len(similar) or random_rank == 2:
+        rows.append(row("center map", 0.6, 4, control=True))
+    for one in rows:
+        one["average_drop"] = one.pop("m") if "m" in one else one["average_drop"]
+    results = results_with(rows)
+    results["comparison"]["measures"] = [MEASURE | {"name": "average_drop"}]
+    assert verdict(results)[1] == expected
+    for one in rows:
+        one["m"] = one.pop("average_drop")
+
+
+def test_many_constant_maps_are_a_finding():
+    rows = [
+        row("A", 0.2, 1, degenerate=9),
+        row("B", 0.3, 2, degenerate=10),
+        row("C", 0.4, 3, control=True, degenerate=50),
+    ]
+    assert findings(results_with(rows)) == [
+        "Warning: 10 of 100 maps of B are constant, and highlight nothing."
+    ]
 
 
 def test_findings_name_the_surrogate():

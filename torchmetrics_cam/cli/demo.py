@@ -19,7 +19,8 @@ from torchmetrics_cam.metrics.comparison.metric import CAMComparison
 from torchmetrics_cam.pipeline.batch import explain
 from torchmetrics_cam.protocol import EvaluationProtocol
 from torchmetrics_cam.report.gallery import explained_images, explanation_figure, gallery
-from torchmetrics_cam.report.text import printable, verdict
+from torchmetrics_cam.report.text import printable
+from torchmetrics_cam.report.verdict import verdict
 from torchmetrics_cam.report.write import GENERATOR
 
 if TYPE_CHECKING:
@@ -211,8 +212,6 @@ def run(arguments: Any) -> None:
     print_comparison(results["comparison"]["measures"], results["comparison"]["rows"])
     for paragraph in (
         " ".join(verdict(results)),
-        "Fractions from 0 to 1. N: evaluated photos. Excluded: photos with a score or map that is not finite."
-        " Constant: evaluated photos with a constant map.",
         f"EfficientNet-Lite0, layer {TARGET_LAYER}. Protocol {protocol}",
         "Eleven photos are a demonstration, not a sample: these numbers say nothing about the methods in"
         " general.",

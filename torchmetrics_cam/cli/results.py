@@ -62,12 +62,13 @@ def results_of(comparison: CAMComparison, class_names: Sequence[str] | None) -> 
         class_names: the names of the classes; None if they are not known.
     """
     table = comparison.table()
+    measures = [measure.name for measure in comparison.measures]
     return {
         "written_by": f"{GENERATOR} {__version__}",
         "format": FORMAT,
         "methods": list(comparison.methods),
         "comparison": json.loads(table.to_json()),
-        "protocol_text": "\n".join(map(str, comparison.protocols)),
+        "protocol_text": "\n".join(protocol.caption(measures) for protocol in comparison.protocols),
         "win_rates": {measure.name: _win_rate(comparison, measure.name) for measure in comparison.measures},
         "paired": _paired_differences(comparison),
         "per_class": _per_class(comparison, class_names),

@@ -5,19 +5,18 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from torchmetrics_cam.report.text import (
-    describe_compilation,
-    describe_mosaic,
-    findings,
-    printable,
-    verdict,
-)
+from torchmetrics_cam.report.text import describe_compilation, describe_mosaic, printable
+from torchmetrics_cam.report.verdict import findings, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 _COUNTS = {"n": "N", "excluded": "Excluded", "degenerate": "Constant"}
+_COUNTS_EXPLAINED = (
+    "N: evaluated images. Excluded: images with a pixel, a score or a map that is not finite. Constant:"
+    " evaluated images with a constant map."
+)
 _TITLE_WIDTH = 11
 # Number of unreadable files that are listed.
 _UNREADABLE_LISTED = 5
@@ -54,6 +53,7 @@ def print_comparison(measures: Sequence[Mapping[str, Any]], rows: Sequence[Mappi
     console = Console(highlight=False, markup=False)
     for table in _tables(console, measures, rows):
         console.print(table)
+    console.print(f"{_COUNTS_EXPLAINED}\n")
 
 
 def _tables(

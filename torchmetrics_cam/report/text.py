@@ -1,10 +1,8 @@
-"""Text of the report: the verdict on a comparison, and a description of its protocol."""
+"""Text of the report: the description of a protocol, of a mosaic and of a compilation."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
-
-from torchmetrics_cam.metrics.comparison.rankings import join_names
 
 _SCORES = {
     "softmax": "The score of a class is its softmax probability; from a single logit z, sigmoid(z) for class"
@@ -43,143 +41,6 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\
 def printable(text: str) -> str:
     r"""Return a text with escapes such as ``\n`` for characters that would change how a terminal shows it."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def verdict(results: Mapping[str, Any]) -> list[str]:
-    """Return three sentences that can be quoted: the best method, the controls, and what was evaluated.
-
-    They are about the first measure.
-
-    Args:
-        results: the content of ``results.json``.
-    """
-    comparison = results["comparison"]
-    measure = comparison["measures"][0]
-    name, title = measure["name"], measure["title"]
-    rows = [row for row in comparison["rows"] if row[name]["value"] is not None]
-    rows.sort(key=lambda row: row[name]["value"], reverse=bool(measure["higher_is_better"]))
-    methods = [row for row in rows if not row["control"]]
-    controls = [row for row in rows if row["control"]]
-    scope = _describe_scope(results, methods[0]["n"] if methods else 0)
-    if not methods:
-        return [
-            f"No method has a value of {title}.",
-            "The methods can be compared neither with each other nor with the controls.",
-            scope,
-        ]
-    best, *others = methods
-    return [_describe_best(best, others, name, title), _compare_with_controls(best, controls, name), scope]
-
-
-def findings(results: Mapping[str, Any]) -> list[str]:
-    """Return sentences on what a reader of the verdict must also know: constant maps, and the worst groups.
-
-    Args:
-        results: the content of ``results.json``.
-    """
-    comparison = results["comparison"]
-    methods = [row for row in comparison["rows"] if not row["control"]]
-    constant = [row["method"] for row in methods if row["n"] and row["degenerate"] == row["n"]]
-    sentences = []
-    if constant:
-        sentences.append(
-            f"Warning: every map of {join_names(constant)} is constant. This happens at a layer whose spatial"
-            " positions do not affect the class scores; choose an earlier layer."
-        )
-    if comparison.get("surrogate"):
-        sentences.append(
-            f"A surrogate scores the clean and the perturbed images in place of the network:"
-            f" {comparison['surrogate']}."
-        )
-    first = comparison["measures"][0]
-    return sentences + [
-        _describe_worst_groups(grouping, first) for grouping in comparison.get("groups") or []
-    ]
-
-
-def _describe_best(
-    best: Mapping[str, Any], others: Sequence[Mapping[str, Any]], name: str, title: str
-) -> str:
-    """Return a sentence on the best method, and on those from which it is not significantly different."""
-    first = f"{best['method']} has the best {title}, {_format_value(best[name])}"
-    if not others:
-        return f"{first}, and is the only method with a value."
-    identical = [row["method"] for row in others if row["method"] in best["coincides_with"]]
-    similar = [
-        row["method"]
-        for row in others
-        if row["method"] in best[name]["indistinct_from"] and row["method"] not in identical
-    ]
-    parts = [f"its scores are identical to those of {join_names(identical)}"] if identical else []
-    if similar:
-        parts.append(f"it is not significantly different from {join_names(similar)} at the 5 % level")
-    elif len(identical) < len(others):
-        every = "every other" if not identical else "every further"
-        parts.append(f"it is significantly different from {every} method at the 5 % level")
-    return f"{first}; {', and '.join(parts)}."
-
-
-def _compare_with_controls(best: Mapping[str, Any], controls: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Return a sentence on the controls; a warning if some are better than the best method, or not worse."""
-    if not controls:
-        return "There is no control, so there is no reference for the values."
-    indistinct = best[name]["indistinct_from"]
-    best_rank = best[name]["rank"] or 0
-    better = [row["method"] for row in controls if (row[name]["rank"] or 0) < best_rank]
-    significant = [method for method in better if method not in indistinct]
-    similar = [row["method"] for row in controls if row["method"] in indistinct]
-    parts = []
-    if significant:
-        kind, verb = ("control", "is") if len(significant) == 1 else ("controls", "are")
-        parts.append(f"the {kind} {join_names(significant)} {verb} significantly better")
-    if similar:
-        kind = "control" if len(similar) == 1 else "controls"
-        ahead = [method for method in similar if method in better]
-        parts.append(f"it is not significantly different from the {kind} {join_names(similar)}")
-        if ahead:
-            value = "a better value" if len(ahead) == 1 else "better values"
-            parts[-1] += f", of which {join_names(ahead)} {'has' if len(ahead) == 1 else 'have'} {value}"
-    if not parts:
-        return "It is significantly better than every control, which does not depend on the network."
-    return (
-        f"Warning: {', and '.join(parts)}, so this measure does not show here that a method explains the"
-        " network."
-    )
-
-
-def _describe_scope(results: Mapping[str, Any], images: int) -> str:
-    """Return a sentence on the images, the network and the protocol, and a warning about random weights."""
-    model, comparison = results["model"], results["comparison"]
-    network = f"{model['name']} at {', '.join(model['layer'])}"
-    protocol = f"the protocol {comparison['protocol']['name']}"
-    number = "1 image" if images == 1 else f"{images} images"
-    if model["checkpoint"] == "random":
-        return (
-            f"Warning: the weights of {network} are random, so the values on {number} of"
-            f" {results['data']['name']} under {protocol} say nothing about a trained network."
-        )
-    return f"This holds for {number} of {results['data']['name']} and {network} under {protocol}."
-
-
-def title_in_sentence(grouping: Mapping[str, Any]) -> str:
-    """Return the title of a grouping for the middle of a sentence; the name of a user's column as it is."""
-    title = str(grouping["title"])
-    return title.lower() if title.lower() == grouping["grouping"] else title
-
-
-def _describe_worst_groups(grouping: Mapping[str, Any], measure: Mapping[str, Any]) -> str:
-    """Return a sentence on the groups with the significantly worst value of a measure, for all methods."""
-    name, title = measure["name"], measure["title"]
-    worst: dict[str, list[str]] = {}
-    for row in grouping["rows"]:
-        found = row["worst"].get(name)
-        if found and found["significant"] and not row["control"]:
-            worst.setdefault(found["group"], []).append(row["method"])
-    by = f"By {title_in_sentence(grouping)}"
-    if not worst:
-        return f"{by}, no group has a significantly worse {title} than all other images."
-    groups = join_names([f"{group} ({join_names(methods)})" for group, methods in worst.items()])
-    return f"{by}, {title} is significantly worse than on all other images for {groups}."
 
 
 def describe_protocol(protocol: Mapping[str, Any]) -> list[str]:
@@ -286,9 +147,3 @@ def describe_mosaic(tiles: int) -> str:
         f" object; a map that ignores the class has 1/{tiles**2} of its sum on the tile on average, if the"
         " classes have equally many images or the average is over classes"
     )
-
-
-def _format_value(cell: Mapping[str, Any]) -> str:
-    if cell["lower"] is None or cell["upper"] is None:
-        return f"{cell['value']:.3f}"
-    return f"{cell['value']:.3f} (95 % interval {cell['lower']:.3f} to {cell['upper']:.3f})"

@@ -15,11 +15,9 @@ from torchmetrics_cam.report.text import (
     describe_compilation,
     describe_mosaic,
     describe_protocol,
-    findings,
     printable,
-    title_in_sentence,
-    verdict,
 )
+from torchmetrics_cam.report.verdict import findings, title_in_sentence, verdict
 
 # The name under which the files state which program has written them.
 GENERATOR = "torchmetrics-cam"
