@@ -203,6 +203,14 @@ def test_demo_prints_into_a_pipe_that_is_not_unicode(tmp_path: Path) -> None:
     assert "Uniform map" in stdout.read()
 
 
+@pytest.mark.usefixtures("instant")
+def test_compare_reads_the_results_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    file = str(tmp_path / "results.json")
+    assert main(["compare", file, file]) == 0
+    assert " images of photos of scikit-image and scikit-learn\n" in capsys.readouterr().out
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["--version"])

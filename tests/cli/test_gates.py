@@ -409,12 +409,6 @@ def test_measures_without_a_direction_and_controls_are_left_out(place, perturbed
         assert "the methods in both runs are controls, or no measure in both says" in capsys.readouterr().err
 
 
-def test_runs_of_different_surrogates_are_refused(place, capsys):
-    changed("one", "changed", lambda comparison: comparison.update(surrogate="mine:surrogate"))
-    assert compare("one", "changed") == 2
-    assert "because surrogate (None and mine:surrogate) differ" in capsys.readouterr().err
-
-
 def test_what_only_one_run_has_is_named(place, capsys):
     assert evaluate("two", "--methods", "grad_cam,hires_cam", "--measures", "average_drop") == 0
     capsys.readouterr()

@@ -10,6 +10,7 @@ from test_evaluate_command import NETWORK, arguments, enter
 from torchmetrics_cam import CAMComparison
 from torchmetrics_cam.cams import GradCAM
 from torchmetrics_cam.cli import main
+from torchmetrics_cam.model.weights import weights_checksum
 
 MORE = """
 
@@ -88,13 +89,20 @@ def test_it_scores_the_images_and_is_named_everywhere(mine, capsys):
     expected.update(torch.stack(mine.images()))
     values = {row["method"]: row["average_drop"]["value"] for row in results("out")["comparison"]["rows"]}
     assert values["Grad-CAM"] == pytest.approx(expected.compute()["Grad-CAM/average_drop"].item(), rel=1e-5)
-    assert results("out")["surrogate"] == {"name": "mine:other", "class": "Sequential", "checkpoint": None}
+    assert results("out")["surrogate"] == {
+        "name": "mine:other",
+        "class": "Sequential",
+        "checkpoint": None,
+        "weights_checksum": weights_checksum(surrogate),
+    }
     assert results("out")["comparison"]["surrogate"] == "Sequential (mine:other)"
     assert results("plain")["surrogate"] is None
     assert results("plain")["comparison"]["surrogate"] is None
     assert main(["compare", "plain/results.json", "out/results.json"]) == 0
     printed = capsys.readouterr().out
-    assert "not comparable: surrogate (None and Sequential (mine:other)) differ." in printed
+    scored = f"Sequential with the weights {weights_checksum(surrogate)}"
+    assert f"not comparable: surrogate (None and {scored}) differ." in printed
+    assert ", 7 images of mine:images, surrogate Sequential (mine:other)\n" in printed
 
 
 def test_its_weights_come_from_a_checkpoint(mine):
@@ -107,6 +115,31 @@ def test_its_weights_come_from_a_checkpoint(mine):
     assert rows[0] == rows[1]
     assert results("tuned")["surrogate"]["checkpoint"] == "tuned.pt"
     assert results("tuned")["comparison"]["surrogate"] == "Sequential (mine:factory, checkpoint tuned.pt)"
+
+
+def compared(first: str, second: str) -> int:
+    return main(["compare", f"{first}/results.json", f"{second}/results.json", "--fail-if-worse"])
+
+
+def test_runs_are_compared_by_the_weights_of_the_surrogate_and_not_by_its_path(mine, capsys):
+    def evaluate(out: str, network: torch.nn.Module, file: str) -> str:
+        torch.save(network.state_dict(), file)
+        assert main(command(out, "--surrogate", "mine:factory", "--surrogate-checkpoint", file)) == 0
+        return f"Sequential with the weights {weights_checksum(network)}"
+
+    before, after = mine.factory()[0], mine.other()[0]
+    first = evaluate("first", before, "tuned.pt")
+    second = evaluate("second", after, "tuned.pt")
+    evaluate("moved", before, "moved.pt")
+    assert compared("first", "moved") == 0
+    printed = capsys.readouterr().out
+    assert "not comparable" not in printed
+    assert ", surrogate Sequential (mine:factory, checkpoint moved.pt)\n" in printed
+    assert compared("first", "second") == 2
+    printed = capsys.readouterr()
+    different = f"surrogate ({first} and {second}) differ"
+    assert f"Warning: the values of A and B are not comparable: {different}.\n" in printed.out
+    assert f"--fail-if-worse: the values of A and B are not comparable, because {different};" in printed.err
 
 
 @pytest.mark.parametrize("factory", ["alone", "equal"])

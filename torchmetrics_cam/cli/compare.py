@@ -47,7 +47,7 @@ class Run:
     """What two runs are compared by.
 
     Args:
-        description: the model, the layer and the data.
+        description: the model, the layer, the data and the surrogate.
         settings: the settings by name that must be equal for values to be comparable.
         options: the options that may differ, as models do, and that the description does not contain.
         titles: the title of each measure by its name.
@@ -214,13 +214,17 @@ def _read_run(file: Path) -> Run:
 def _run_of(results: dict[str, Any], rows: Sequence[dict[str, str]]) -> Run:
     model, data, comparison = results["model"], results["data"], results["comparison"]
     titles = {str(measure["name"]): str(measure["title"]) for measure in comparison["measures"]}
-    explained = {
+    surrogate = results["surrogate"] if comparison["surrogate"] else None
+    settings = {
         "--explain": data["explained"],
         "--mosaic": data.get("mosaic"),
         "--average": comparison["average"],
-        "surrogate": comparison.get("surrogate"),
+        "logits_fn": comparison["logits_fn"],
+        # A file can be moved, and overwritten by other weights.
+        "surrogate": surrogate and f"{surrogate['class']} with the weights {surrogate['weights_checksum']}",
+        **{name: value for name, value in comparison["protocol"].items() if name != "name"},
     }
-    protocol = {name: value for name, value in comparison["protocol"].items() if name != "name"}
+    scored_by = f", surrogate {comparison['surrogate']}" if surrogate else ""
     values = {
         str(row["method"]): {
             name: None if row[name]["value"] is None else float(row[name]["value"]) for name in titles
@@ -236,13 +240,8 @@ def _run_of(results: dict[str, Any], rows: Sequence[dict[str, str]]) -> Run:
             seen[sha256] += 1
     return Run(
         description=f"{model['name']}, checkpoint {model['checkpoint']}, layer {', '.join(model['layer'])},"
-        f" {data['images']} images of {data['name']}",
-        settings={
-            **explained,
-            "logits_fn": comparison["logits_fn"],
-            "surrogate": comparison.get("surrogate"),
-            **protocol,
-        },
+        f" {data['images']} images of {data['name']}{scored_by}",
+        settings=settings,
         options={f"--{name.replace('_', '-')}": results["settings"].get(name) for name in _OPTIONS},
         titles=titles,
         higher_is_better={

@@ -182,7 +182,7 @@ def run(arguments: Any) -> None:
         "seed": arguments.seed,
         "settings": settings_of(arguments),
     }
-    name_surrogate(results, arguments, surrogate)
+    name_surrogate(results, arguments, surrogate, fingerprints)
     pictures = gallery(
         comparison,
         image_of=lambda index: explained[index]["image"],  # type: ignore[index]

@@ -1,6 +1,7 @@
 """``--surrogate``: a network that scores the images in place of that of ``--model``."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -64,13 +65,27 @@ def fingerprint_of(surrogate: LoadedModel | None) -> dict[str, str]:
     return {} if surrogate is None else {"surrogate": weights_checksum(surrogate.model)}
 
 
-def name_surrogate(results: dict[str, Any], arguments: Any, surrogate: LoadedModel | None) -> None:
-    """Add the surrogate to the results, or None, and its text to those of the comparison."""
+def name_surrogate(
+    results: dict[str, Any], arguments: Any, surrogate: LoadedModel | None, fingerprints: Mapping[str, str]
+) -> None:
+    """Add the surrogate to the results, or None, and its text to those of the comparison.
+
+    Args:
+        results: those of the run, which are changed.
+        arguments: the options of the command.
+        surrogate: the network of ``--surrogate``, if there is one.
+        fingerprints: those before the evaluation, with that of `fingerprint_of`.
+    """
     results["surrogate"] = None
     if surrogate is not None:
         checkpoint = arguments.surrogate_checkpoint
         kind = type(surrogate.model).__name__
-        results["surrogate"] = {"name": arguments.surrogate, "class": kind, "checkpoint": checkpoint}
+        results["surrogate"] = {
+            "name": arguments.surrogate,
+            "class": kind,
+            "checkpoint": checkpoint,
+            "weights_checksum": fingerprints["surrogate"],
+        }
         from_file = f", checkpoint {checkpoint}" if checkpoint else ""
         results["comparison"]["surrogate"] = f"{kind} ({arguments.surrogate}{from_file})"
 
