@@ -5,7 +5,9 @@ import json
 import pickle
 
 import pytest
+import pytorch_grad_cam
 import torch
+import torchcam
 from conftest import Calls, HostSyncs, small_net
 from restoration import CONTEXTS, Fragile, traces
 from torch import nn
@@ -135,6 +137,16 @@ def test_nothing_of_model_and_surrogate_is_changed(context, mode, net, images):
     assert [traces(one, images) for one in (net, surrogate)] == before
     torch.manual_seed(5)
     assert torch.equal(torch.rand(3), drawn)
+
+
+@pytest.mark.parametrize("shared", ["model", "layers"])
+def test_extractors_of_other_libraries_keep_nothing_of_a_surrogate_with_their_layers(shared, net, images):
+    extractor, library = torchcam.methods.GradCAM(net, "relu"), pytorch_grad_cam.GradCAM(net, [net.relu])
+    surrogate = net if shared == "model" else nn.Sequential(net, nn.Linear(5, 5))
+    sources = {"torchcam": extractor, "pytorch-grad-cam": library}
+    comparison = CAMComparison(sources, surrogate=surrogate)
+    comparison.update(images)
+    assert (extractor.hook_a, library.activations_and_grads.activations) == ([None], [])
 
 
 @pytest.mark.parametrize("fails_at", [1, 2], ids=["clean", "masked"])

@@ -209,7 +209,8 @@ class Pipeline:
             )
             if self.surrogate is not None:
                 explained = answers[: len(self.score_functions)]
-                answers[: len(explained)] = self.surrogate.scored(explained, self.score_functions)
+                scored = self.surrogate.scored(explained, self.score_functions, self.sources)
+                answers[: len(scored)] = scored
             if not self._is_scorer_compared:
                 self._compare_scorer([answer[0] for answer in answers[: len(self.score_functions)]])
             if not self._is_determinism_checked:

@@ -1,13 +1,14 @@
 """Surrogate: the network that scores clean and perturbed images in place of the model."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.model.guard import ModelGuard, eager, unwrapped
 from torchmetrics_cam.model.scores import ScoreFunction, check_scores, in_float32, look_like_probabilities
 from torchmetrics_cam.model.weights import weights_checksum
@@ -65,20 +66,26 @@ class Surrogate:
         return images.to(self._guard.dtype_for(images))
 
     def scored(
-        self, explanations: Sequence[Sequence[Explanation]], score_functions: Sequence[ScoreFunction]
+        self,
+        explanations: Sequence[Sequence[Explanation]],
+        score_functions: Sequence[ScoreFunction],
+        sources: Iterable[CAMSource],
     ) -> list[list[Explanation]]:
         """Return the explanations of a batch with the scores of the surrogate; its network runs once.
 
         Args:
             explanations: those by each source, under each protocol.
             score_functions: from the network's output to scores, one for each protocol.
+            sources: the sources of the maps, whose hooks are disabled: they may be on layers of the network.
 
         Raises:
             TypeError: if the surrogate's scores are no tensor.
             ValueError: if it has another number of classes than the model, or is on another device.
         """
         self.begin_pass()
-        with torch.inference_mode(False), torch.no_grad(), eager():
+        with torch.inference_mode(False), torch.no_grad(), eager(), ExitStack() as stack:
+            for source in sources:
+                stack.enter_context(source.muted())
             # A clone, because the network may modify its input in place.
             output = self.network(self.cast(explanations[0][0].images.clone()))
             return [
