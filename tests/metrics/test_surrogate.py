@@ -363,6 +363,37 @@ def test_a_copy_of_the_module_that_holds_all_scores_with_the_copied_surrogate(ne
     copied["metric"].update(images)
 
 
+@pytest.mark.parametrize("held", ["net", "surrogate", "both", "neither"])
+def test_a_copied_scorer_belongs_to_the_copied_surrogate(held, net, images):
+    surrogate = small_net(seed=3).float()
+    networks = {"net": {"net": net}, "surrogate": {"surrogate": surrogate}}
+    networks |= {"both": networks["net"] | networks["surrogate"], "neither": {}}
+    holder = nn.ModuleDict(networks[held])
+    holder["metric"] = metric = AverageDrop(
+        GradCAM(net, "body"), surrogate=surrogate, scorer=Scoring(surrogate)
+    )
+    copied = copy.deepcopy(holder)
+    scored = copied["metric"]
+    assert scored.surrogate is (copied["surrogate"] if "surrogate" in holder else surrogate)
+    assert scored._pipeline.scorer.network is scored.surrogate
+    assert (scored._pipeline.scorer is metric._pipeline.scorer) == ("surrogate" not in holder)
+    assert scored._pipeline.model is (copied["net"] if "net" in holder else net)
+    with torch.no_grad():
+        scored.surrogate.fc.weight.mul_(2)
+    # A scorer of other weights would be refused.
+    scored.update(images)
+
+
+class Scoring:
+    """A scorer that is no module, and runs a network."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def __call__(self, images):
+        return self.network(images)
+
+
 # Where it is named
 
 

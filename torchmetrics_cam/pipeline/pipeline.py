@@ -397,14 +397,16 @@ class Pipeline:
         return float(((scores - expected).abs() / scale.clamp(min=1e-6)).max())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Pipeline":
-        is_model_copied, surrogate = id(self.model) in memo, self.surrogate and self.surrogate.network
+        # Decided first: copies of the members add further networks to memo.
+        is_model_copied, is_scoring_network_copied = id(self.model) in memo, id(self.scoring_network) in memo
+        scoring_network = memo.get(id(self.scoring_network), self.scoring_network)
         return Pipeline(
             [deepcopy(source, memo) for source in self.sources],
             deepcopy(self.score_function, memo) if is_model_copied else self.score_function,
             further_protocols=self.protocols[1:],
             explains_other_class=self.explains_other_class,
-            scorer=deepcopy(self.scorer, memo) if is_model_copied else self.scorer,
-            surrogate=memo.get(id(surrogate), surrogate),
+            scorer=deepcopy(self.scorer, memo) if is_scoring_network_copied else self.scorer,
+            surrogate=None if self.surrogate is None else scoring_network,
             batch_size=self.batch_size,
             validate_args=self.validate_args,
         )
