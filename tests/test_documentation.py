@@ -164,8 +164,9 @@ def test_the_commands_of_the_guide_run(place):
     files = [path.relative_to(place / "photos") for path in (place / "photos").rglob("*.png")]
     rows = [f"{file},{'north' if index else 'south'}" for index, file in enumerate(files)]
     (place / "sites.csv").write_text("\n".join(["file,site", *rows]))
-    assert "By site, no group is significantly worse than all other images in any measure." in printed_by_command(
-        block("groups", GUIDE), place
+    assert (
+        "By site, no group is significantly worse than all other images in any measure."
+        in printed_by_command(block("groups", GUIDE), place)
     )
 
 
