@@ -202,3 +202,21 @@ def test_a_second_callback_and_another_masking_are_refused(tmp_path):
         fit.fit(Recording(), DataLoader(data(0, 16), batch_size=16))
     with pytest.raises(TypeError, match=r"masking is 0\.5; pass a RandomMasking, or None for its defaults"):
         RandomMaskingCallback(0.5)
+
+
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
+def test_a_training_step_that_fetches_its_batches_itself_is_refused(tmp_path):
+    class Fetching(Recording):
+        def training_step(self, dataloader_iter):
+            raise AssertionError("no step")
+
+    module = Fetching()
+    message = (
+        "training_step of Fetching takes dataloader_iter, and Lightning does not call on_after_batch_transfer"
+    )
+    with pytest.raises(ValueError, match=message):
+        fitted(tmp_path, module, train_dataloaders=DataLoader(data(0, 16), batch_size=16))
+    assert "on_after_batch_transfer" not in vars(module)
+    # Without a training, there is nothing to mask.
+    fit = trainer(tmp_path, callbacks=[RandomMaskingCallback()], enable_checkpointing=False)
+    fit.validate(module, DataLoader(data(0, 16), batch_size=16), verbose=False)

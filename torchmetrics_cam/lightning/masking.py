@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class RandomMaskingCallback(Callback):
     Raises:
         TypeError: if ``masking`` is no `RandomMasking`; in training, if the images are not floating-point.
         ValueError: in training, if a batch has no images there, or the masks do not fit them; before it, if
-            the Trainer has two of these callbacks.
+            the Trainer has two of these callbacks or ``training_step`` takes ``dataloader_iter``.
 
     Example:
         >>> import torch
@@ -70,11 +71,23 @@ class RandomMaskingCallback(Callback):
         self._undo: Callable[[], None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that no other callback masks the batches."""
+        """Check that no other callback masks the batches, and that this one can.
+
+        Raises:
+            ValueError: if the Trainer has two of these callbacks, or ``training_step`` fetches its batches.
+        """
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         count = sum(isinstance(one, RandomMaskingCallback) for one in callbacks)
         if count > 1:
             raise ValueError(f"{count} RandomMaskingCallbacks would mask each batch {count} times; keep one")
+        if stage == "fit" and is_param_in_hook_signature(
+            pl_module.training_step, "dataloader_iter", explicit=True
+        ):
+            raise ValueError(
+                f"training_step of {type(pl_module).__name__} takes dataloader_iter, and Lightning does not"
+                f" call {_HOOK} for batches that it fetches, so RandomMaskingCallback cannot mask them; take"
+                " batch instead, or call RandomMasking in training_step"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the masking to the hook that Lightning calls when a batch is on the device."""
