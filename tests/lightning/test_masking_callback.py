@@ -6,6 +6,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from digits import Digits, data, trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader, TensorDataset
 
 from torchmetrics_cam import RandomMasking
@@ -220,3 +222,78 @@ def test_a_training_step_that_fetches_its_batches_itself_is_refused(tmp_path):
     # Without a training, there is nothing to mask.
     fit = trainer(tmp_path, callbacks=[RandomMaskingCallback()], enable_checkpointing=False)
     fit.validate(module, DataLoader(data(0, 16), batch_size=16), verbose=False)
+
+
+class Tunable(Recording):
+    """Has the dataloaders and the attributes that Lightning's searches need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_size, self.lr = 4, 1e-3
+
+    def train_dataloader(self):
+        return DataLoader(data(0, 16), batch_size=self.batch_size)
+
+    val_dataloader = train_dataloader
+
+
+SEARCHES = {
+    "learning rate": lambda: LearningRateFinder(num_training_steps=3, update_attr=False),
+    "batch size": lambda: BatchSizeFinder(max_trials=1, steps_per_trial=1),
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_search_at_the_start_of_a_training_sees_masked_images(search, first, tmp_path):
+    callbacks = [RandomMaskingCallback(RandomMasking(**MASKING)), SEARCHES[search]()]
+    module = Tunable()
+    fit = trainer(
+        tmp_path, callbacks=callbacks if first else callbacks[::-1], max_epochs=1, enable_checkpointing=False
+    )
+    fit.fit(module)
+    assert len(module.seen["train"]) > 16 / module.batch_size  # the batches of the training alone
+    counts = hidden(torch.cat(module.seen["train"]))
+    assert ((counts >= 4) & (counts <= 32)).all()
+    assert "on_after_batch_transfer" not in vars(module)
+
+
+def test_a_tuner_sees_masked_images_and_leaves_the_hook_alone(tmp_path):
+    module, callback = Tunable(), RandomMaskingCallback(RandomMasking(**MASKING))
+    fit = trainer(tmp_path, callbacks=[callback], enable_checkpointing=False)
+    Tuner(fit).lr_find(module, num_training=3, update_attr=False)
+    assert len(module.seen["train"]) >= 3
+    assert (hidden(torch.cat(module.seen["train"])) > 0).all()
+    assert "on_after_batch_transfer" not in vars(module)
+
+
+def test_after_an_error_in_the_setup_the_module_has_its_own_hook_again(tmp_path):
+    class Failing(Recording):
+        def setup(self, stage):
+            raise ArithmeticError("on purpose")
+
+    module = Failing()
+    with pytest.raises(ArithmeticError, match="on purpose"):
+        fitted(tmp_path, module, train_dataloaders=DataLoader(data(0, 16), batch_size=16))
+    assert "on_after_batch_transfer" not in vars(module)
+
+
+@pytest.mark.parametrize("wrapping", [True, False])
+def test_images_are_masked_once_after_a_hook_that_the_setup_of_the_module_sets(wrapping, tmp_path):
+    class Setting(Recording):
+        def setup(self, stage):
+            before = self.on_after_batch_transfer
+
+            def double(batch, dataloader_idx):
+                images, labels = before(batch, dataloader_idx) if wrapping else batch
+                return [images * 2, labels]
+
+            self.on_after_batch_transfer = double
+
+    module, images = Setting(), data(0, 16).tensors[0]
+    fitted(tmp_path, module, train_dataloaders=DataLoader(data(0, 16), batch_size=16))
+    (seen,) = module.seen["train"]
+    # Images that had been masked before the hook, too, would show -2.
+    assert (hidden(seen) > 0).all()
+    assert torch.equal(seen[seen != -1], (images * 2)[seen != -1])
+    assert torch.equal(module.on_after_batch_transfer([images, 0], 0)[0], images * 2)

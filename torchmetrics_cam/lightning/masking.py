@@ -68,10 +68,11 @@ class RandomMaskingCallback(Callback):
         if not isinstance(self.masking, RandomMasking):
             raise TypeError(f"masking is {masking!r}; pass a RandomMasking, or None for its defaults")
         self.images = images
+        self._hook: Callable[[Any, int], Any] | None = None
         self._undo: Callable[[], None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that no other callback masks the batches, and that this one can.
+        """Add the masking to the hook that Lightning calls when a batch is on the device.
 
         Raises:
             ValueError: if the Trainer has two of these callbacks, or ``training_step`` fetches its batches.
@@ -80,33 +81,20 @@ class RandomMaskingCallback(Callback):
         count = sum(isinstance(one, RandomMaskingCallback) for one in callbacks)
         if count > 1:
             raise ValueError(f"{count} RandomMaskingCallbacks would mask each batch {count} times; keep one")
-        if stage == "fit" and is_param_in_hook_signature(
-            pl_module.training_step, "dataloader_iter", explicit=True
-        ):
+        if stage != "fit":
+            return
+        if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
             raise ValueError(
                 f"training_step of {type(pl_module).__name__} takes dataloader_iter, and Lightning does not"
                 f" call {_HOOK} for batches that it fetches, so RandomMaskingCallback cannot mask them; take"
                 " batch instead, or call RandomMasking in training_step"
             )
+        # Lightning's searches for a learning rate and a batch size train in their on_fit_start.
+        self._install(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the masking to the hook that Lightning calls when a batch is on the device."""
-        datamodule: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
-        owner: Any = datamodule if is_overridden(_HOOK, datamodule) else pl_module
-        hook, own = getattr(owner, _HOOK), vars(owner).get(_HOOK)
-
-        @functools.wraps(hook)
-        def masked(batch: Any, dataloader_idx: int) -> Any:
-            batch = hook(batch, dataloader_idx)
-            return self.mask_images(batch) if trainer.training else batch
-
-        def undo() -> None:
-            delattr(owner, _HOOK)
-            if own is not None:
-                setattr(owner, _HOOK, own)
-
-        setattr(owner, _HOOK, masked)
-        self._undo = undo
+        """Add the masking to a hook that the module's own ``setup``, which runs later, has set."""
+        self._install(trainer, pl_module)
 
     def mask_images(self, batch: Any) -> Any:
         """Return a batch with masked images, in collections of the same types; the given batch is unchanged.
@@ -163,7 +151,28 @@ class RandomMaskingCallback(Callback):
             )
         return found
 
+    def _install(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        datamodule: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+        owner: Any = datamodule if is_overridden(_HOOK, datamodule) else pl_module
+        hook, own = getattr(owner, _HOOK), vars(owner).get(_HOOK)
+        if hook is self._hook:
+            return
+
+        @functools.wraps(hook)
+        def masked(batch: Any, dataloader_idx: int) -> Any:
+            batch = hook(batch, dataloader_idx)
+            # A hook that the module's setup has set may call this one, and has a masking of its own.
+            return self.mask_images(batch) if trainer.training and self._hook is masked else batch
+
+        def undo() -> None:
+            delattr(owner, _HOOK)
+            if own is not None:
+                setattr(owner, _HOOK, own)
+
+        setattr(owner, _HOOK, masked)
+        self._hook, self._undo = masked, undo
+
     def _release(self) -> None:
         if self._undo is not None:
             self._undo()
-        self._undo = None
+        self._hook = self._undo = None
