@@ -8,6 +8,7 @@ import torch
 from digits import Digits, data, trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, TensorDataset
 
 from torchmetrics_cam import RandomMasking
@@ -135,6 +136,7 @@ BATCHES = {
     "a named tuple": (Pair(IMAGES, torch.zeros(4)), None, lambda batch: batch.images),
     "a dict": ({"pixel_values": IMAGES, "labels": torch.zeros(4)}, None, lambda batch: batch["pixel_values"]),
     "a key": ({"first": IMAGES, "second": IMAGES + 1}, "second", lambda batch: batch["second"] - 1),
+    "images and a target of their shape": ([IMAGES, IMAGES + 1], None, lambda batch: batch[0]),
     "an index": ((torch.zeros(4), IMAGES), 1, lambda batch: batch[1]),
     "a function": ([{"a": IMAGES}, {"b": 0}], lambda batch: batch[0]["a"], lambda batch: batch[0]["a"]),
 }
@@ -164,7 +166,7 @@ def test_images_are_replaced_where_they_are_and_the_batch_keeps_its_form(case):
         (
             {"a": IMAGES, "b": IMAGES},
             None,
-            r"\['a', 'b'\], and each of them could be images; pass images= to RandomMaskingCallback, a key, an",
+            r"\['a', 'b'\], and each of them could be images; pass images= to RandomMaskingCallback, a key or",
         ),
         (
             {"a": IMAGES},
@@ -172,7 +174,21 @@ def test_images_are_replaced_where_they_are_and_the_batch_keeps_its_form(case):
             r"images='b' is not in the batch, which is \['a'\]; pass the key or index of its",
         ),
         ((IMAGES,), 3, "images=3 is not in the batch, which is a tuple"),
-        ({"a": 1}, "a", "images='a' gave a int of the batch; it must give the tensor of images"),
+        (
+            {"a": 1},
+            "a",
+            r"images='a' gave a int; it must give a tensor of images \(N, C, \*spatial\) in the batch, or a list",
+        ),
+        ((IMAGES, 1), list, r"gave a tensor of shape \(4, 1, 8, 8\), a int; it must give a tensor"),
+        ((IMAGES, torch.rand(4, 10)), 1, r"images=1 gave a tensor of shape \(4, 10\); it must give"),
+        ((IMAGES,), lambda batch: [], "gave no tensor; it must give a tensor of images"),
+        ((IMAGES,), lambda batch: [batch[0], IMAGES + 1], "returned a tensor that is not in the batch"),
+        (
+            (IMAGES, IMAGES + 1, 3),
+            None,
+            "2 entries of the batch have images; pass images= to RandomMaskingCallback, a key or an index of the"
+            " images, or a function that returns all tensors to mask",
+        ),
         (
             (IMAGES,),
             lambda batch: batch[0] / 255,
@@ -297,3 +313,70 @@ def test_images_are_masked_once_after_a_hook_that_the_setup_of_the_module_sets(w
     assert (hidden(seen) > 0).all()
     assert torch.equal(seen[seen != -1], (images * 2)[seen != -1])
     assert torch.equal(module.on_after_batch_transfer([images, 0], 0)[0], images * 2)
+
+
+class Idle(pl.LightningModule):
+    """Keeps the batches of the training, of any form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.batches = []
+
+    def training_step(self, batch, batch_idx):
+        self.batches.append(batch)
+        return self.weight * 1
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def loader(form=None):
+    """Return a dataloader of eight images: of tensors, or of dicts with these names."""
+    images = data(0, 8).tensors[0]
+    return DataLoader(images if form is None else [{form: one} for one in images], batch_size=4)
+
+
+AMBIGUOUS = {
+    "a list of tensors": lambda: [loader(), loader()],
+    "a list of dicts": lambda: [loader("images"), loader("images")],
+    "a list of pairs": lambda: [DataLoader(data(0, 8), batch_size=4), DataLoader(data(0, 8), batch_size=4)],
+    "a dict of tensors": lambda: {"images": loader(), "other": loader()},
+    "a dict of a tensor and a dict": lambda: {"images": loader(), "other": loader("images")},
+    "a combined loader": lambda: CombinedLoader({"x": loader(), "other": loader()}, "min_size"),
+}
+
+
+@pytest.mark.parametrize("case", AMBIGUOUS)
+def test_images_of_several_dataloaders_are_not_masked_in_part(case, tmp_path):
+    module = Idle()
+    with pytest.raises(ValueError, match="2 entries of the batch have images; pass images= to RandomMask"):
+        fitted(tmp_path, module, train_dataloaders=AMBIGUOUS[case]())
+    assert not module.batches
+    assert "on_after_batch_transfer" not in vars(module)
+
+
+@pytest.mark.parametrize(
+    ("images", "loaders", "find"),
+    [
+        (lambda batch: [batch[0]["a"], batch[1]], lambda: [loader("a"), loader()], None),
+        (lambda batch: tuple(batch.values()), lambda: {"a": loader(), "b": loader()}, None),
+        (None, lambda: [loader(), DataLoader(torch.arange(8), batch_size=4)], lambda batch: [batch[0]]),
+        (None, lambda: {"images": loader()}, lambda batch: [batch["images"]]),
+    ],
+)
+def test_all_images_of_several_dataloaders_are_masked(images, loaders, find, tmp_path):
+    module, callback = Idle(), RandomMaskingCallback(RandomMasking(**MASKING), images=images)
+    fitted(tmp_path, module, callback=callback, train_dataloaders=loaders())
+    assert len(module.batches) == 2
+    for batch in module.batches:
+        found = (find or images)(batch)
+        assert all((hidden(one) > 0).all() for one in found)
+        assert find or not torch.equal(found[0] == -1, found[1] == -1)  # masks of their own
+
+
+def test_a_key_chooses_one_of_several_dataloaders(tmp_path):
+    module, callback = Idle(), RandomMaskingCallback(RandomMasking(**MASKING), images="b")
+    fitted(tmp_path, module, callback=callback, train_dataloaders={"a": loader(), "b": loader()})
+    assert all((hidden(batch["a"]) == 0).all() for batch in module.batches)
+    assert all((hidden(batch["b"]) > 0).all() for batch in module.batches)

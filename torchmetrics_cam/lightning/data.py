@@ -62,17 +62,17 @@ def images_of(batch: Any, way_out: str = "pass inputs=, a function from the batc
         ValueError: if there are no images, or several entries of a dict could be images and none has a usual
             name.
     """
-    if isinstance(batch, Tensor) and _are_images(batch):
+    if isinstance(batch, Tensor) and are_images(batch):
         return batch
     if isinstance(batch, Mapping):
-        images: dict[Any, Tensor] = {name: value for name, value in batch.items() if _are_images(value)}
+        images: dict[Any, Tensor] = {name: value for name, value in batch.items() if are_images(value)}
         named = [name for name in _IMAGE_NAMES if name in images]
         if named or len(images) == 1:
             return images[named[0]] if named else next(iter(images.values()))
         if images:
             raise ValueError(f"the batch has {list(images)}, and each of them could be images; {way_out}")
         raise ValueError(f"the batch has {list(batch)}, and none of them is a tensor of images; {way_out}")
-    if isinstance(batch, list | tuple) and batch and (_are_images(batch[0]) or isinstance(batch[0], Mapping)):
+    if isinstance(batch, list | tuple) and batch and (are_images(batch[0]) or isinstance(batch[0], Mapping)):
         return images_of(batch[0], way_out)
     raise ValueError(
         f"the batch is a {type(batch).__name__} that does not begin with floating-point images"
@@ -80,7 +80,8 @@ def images_of(batch: Any, way_out: str = "pass inputs=, a function from the batc
     )
 
 
-def _are_images(value: Any) -> bool:
+def are_images(value: Any) -> bool:
+    """Return whether a value is a floating-point tensor with one to three spatial dimensions."""
     return isinstance(value, Tensor) and value.is_floating_point() and 3 <= value.ndim <= 5
 
 

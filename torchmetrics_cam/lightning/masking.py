@@ -1,7 +1,7 @@
 """RandomMaskingCallback: masks the images of training batches, for the fine-tuning of a surrogate."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -10,10 +10,14 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from torchmetrics_cam.lightning.data import images_of
+from torchmetrics_cam.lightning.data import are_images, images_of
 from torchmetrics_cam.masking import RandomMasking
 
 _HOOK = "on_after_batch_transfer"
+_WAY_OUT = (
+    "pass images= to RandomMaskingCallback, a key or an index of the images, or a function that returns all"
+    " tensors to mask"
+)
 
 
 class RandomMaskingCallback(Callback):
@@ -25,8 +29,10 @@ class RandomMaskingCallback(Callback):
 
     Args:
         masking: the masks; None for the defaults of `RandomMasking`.
-        images: where the images are in a batch: a key or an index, or a function from the batch to the tensor
-            in it; None takes the images of ``(images, labels)`` or of a dict.
+        images: where the images are in a batch: a key or an index, or a function from the batch to a tensor
+            in it or a list of tensors in it, all of which are masked; None takes the images of
+            ``(images, labels)`` or of a dict. None refuses a batch that has images in several entries before
+            the last one, and a batch of several dataloaders of which more than one has images.
 
     Raises:
         TypeError: if ``masking`` is no `RandomMasking`; in training, if the images are not floating-point.
@@ -96,23 +102,26 @@ class RandomMaskingCallback(Callback):
         """Add the masking to a hook that the module's own ``setup``, which runs later, has set."""
         self._install(trainer, pl_module)
 
-    def mask_images(self, batch: Any) -> Any:
+    def mask_images(self, batch: Any, *, combined: bool = False) -> Any:
         """Return a batch with masked images, in collections of the same types; the given batch is unchanged.
 
+        Args:
+            batch: a batch of a dataloader.
+            combined: whether each entry is a batch of its own, since there are several dataloaders.
+
         Raises:
-            ValueError: if the batch has no images there.
+            ValueError: if the batch has no images there, or other images, too, and ``images`` is None.
         """
-        images = self._images_of(batch)
-        masked, replaced = self.masking.mask_batch(images), []
+        images = self._images_of(batch, combined)
+        masked = {id(one): self.masking.mask_batch(one) for one in images}
+        replaced = set()
 
         def replace(tensor: Tensor) -> Tensor:
-            if tensor is not images:
-                return tensor
-            replaced.append(tensor)
-            return masked
+            replaced.add(id(tensor))
+            return masked.get(id(tensor), tensor)
 
         result = apply_to_collection(batch, Tensor, replace)
-        if not replaced:
+        if not masked.keys() <= replaced:
             raise ValueError(
                 f"images={self.images!r} returned a tensor that is not in the batch, so it cannot be"
                 " replaced there; return the tensor itself, without a computation"
@@ -127,12 +136,13 @@ class RandomMaskingCallback(Callback):
         """Remove the masking from the hook."""
         self._release()
 
-    def _images_of(self, batch: Any) -> Tensor:
-        """Return the images of a batch, the tensor itself."""
+    def _images_of(self, batch: Any, combined: bool) -> Sequence[Tensor]:
+        """Return the images of a batch, the tensors themselves."""
         if self.images is None:
-            return images_of(
-                batch, "pass images= to RandomMaskingCallback, a key, an index or a function to the images"
-            )
+            count = sum(map(_has_images, _inputs_of(batch, combined)))
+            if count > 1:
+                raise ValueError(f"{count} entries of the batch have images; {_WAY_OUT}")
+            return [images_of(batch, _WAY_OUT)]
         if callable(self.images):
             found = self.images(batch)
         else:
@@ -144,12 +154,19 @@ class RandomMaskingCallback(Callback):
                     f"images={self.images!r} is not in the batch, which is {given}; pass the key or index of"
                     " its images, or a function from the batch to them"
                 ) from error
-        if not isinstance(found, Tensor):
-            raise ValueError(
-                f"images={self.images!r} gave a {type(found).__name__} of the batch; it must give the tensor"
-                " of images (N, C, *spatial)"
+        tensors = found if isinstance(found, list | tuple) else [found]
+        if not tensors or not all(isinstance(one, Tensor) and one.ndim >= 3 for one in tensors):
+            shapes = (
+                f"a tensor of shape {tuple(one.shape)}"
+                if isinstance(one, Tensor)
+                else f"a {type(one).__name__}"
+                for one in tensors
             )
-        return found
+            raise ValueError(
+                f"images={self.images!r} gave {', '.join(shapes) or 'no tensor'}; it must give a tensor of"
+                " images (N, C, *spatial) in the batch, or a list of such tensors"
+            )
+        return tensors
 
     def _install(self, trainer: Trainer, pl_module: LightningModule) -> None:
         datamodule: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
@@ -162,7 +179,12 @@ class RandomMaskingCallback(Callback):
         def masked(batch: Any, dataloader_idx: int) -> Any:
             batch = hook(batch, dataloader_idx)
             # A hook that the module's setup has set may call this one, and has a masking of its own.
-            return self.mask_images(batch) if trainer.training and self._hook is masked else batch
+            if not trainer.training or self._hook is not masked:
+                return batch
+            loaders = trainer.train_dataloader
+            return self.mask_images(
+                batch, combined=isinstance(loaders, list | tuple | Mapping) and len(loaders) > 1
+            )
 
         def undo() -> None:
             delattr(owner, _HOOK)
@@ -176,3 +198,18 @@ class RandomMaskingCallback(Callback):
         if self._undo is not None:
             self._undo()
         self._hook = self._undo = None
+
+
+def _inputs_of(batch: Any, combined: bool) -> Sequence[Any]:
+    """Return the entries of a batch that the network may take; the last of a tuple is the target."""
+    if combined and isinstance(batch, Mapping):
+        return list(batch.values())
+    if isinstance(batch, list | tuple):
+        return batch if combined else batch[:-1]
+    return ()
+
+
+def _has_images(entry: Any) -> bool:
+    tensors: list[Tensor] = []
+    apply_to_collection(entry, Tensor, tensors.append)
+    return any(map(are_images, tensors))
