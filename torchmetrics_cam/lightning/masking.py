@@ -25,7 +25,11 @@ class RandomMaskingCallback(Callback):
 
     Batches of the sanity check, of validation and of tests stay whole. Images are masked on the device of the
     module, after its ``on_after_batch_transfer`` or that of the datamodule, and are copies: the tensors of
-    the dataset do not change.
+    the dataset do not change. Searches for a learning rate or a batch size also see masked images.
+
+    With several devices, ``seed_everything`` gives all ranks the same seed, so that they draw the same masks,
+    each for its own images. ``torch.manual_seed(seed + self.global_rank)`` in the module's ``on_train_start``
+    makes the masks differ.
 
     Args:
         masking: the masks; None for the defaults of `RandomMasking`.
