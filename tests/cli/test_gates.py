@@ -484,3 +484,47 @@ def test_help_lists_the_exit_codes(capsys, command):
         "Exit codes: 0 success; 1 an error, or a package is missing; 2 the arguments or the data cannot be used; 3 a"
         " gate fails; 130 interrupted."
     ) in printed
+
+
+# Names
+
+
+def parsed(text: str, **more: Any) -> gates.Gate:
+    """A gate of a run with two methods, a further protocol and two groups."""
+    given = {"methods": ["Grad-CAM", "Grad-CAM++"], "prefixes": ["score_cam", "south", "north"]} | more
+    (gate,) = gates.parse_gates([text], ["average_drop"], **given)
+    return gate
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("", ["Grad-CAM", "Grad-CAM++"]),
+        ("Grad-CAM++/", ["Grad-CAM++"]),
+        ("random map/", ["random map"]),
+        ("south/", ["south/Grad-CAM", "south/Grad-CAM++"]),
+        ("south/Grad-CAM/", ["south/Grad-CAM"]),
+        ("score_cam/uniform map/", ["score_cam/uniform map"]),
+    ],
+)
+def test_the_values_that_a_gate_is_about(name, keys):
+    """Also where they have no value."""
+    gate = parsed(f"{name}average_drop_upper < 1")
+    (row,) = gates.check_gates([gate], {}, ["Grad-CAM", "Grad-CAM++"])
+    assert row["violations"] == [
+        f"{key}/average_drop_upper has no value, so the gate {gate.text!r} cannot be checked and fails."
+        for key in keys
+    ]
+
+
+def test_a_gate_on_predictions_that_are_not_separated_is_refused_before_the_evaluation(place, capsys):
+    """The network of the run has no class names, and its images are not in subfolders."""
+    assert evaluate("none", "--fail-if", "wrong/Grad-CAM/average_drop < 1", "--fresh") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "torchmetrics-cam: --fail-if 'wrong/Grad-CAM/average_drop < 1': right and wrong predictions are not separated"
+        " in this run, because labels that a function returns are only used on request; add --group correct, or"
+        " --explain label"
+    )
+    assert not Path("none/results.json").exists()
+    assert not Path("none/partial").exists()

@@ -54,6 +54,20 @@ def too_many_names():
     return model, transform, [*NAMES, "one more"]
 
 
+def without_names():
+    return network()[:2]
+
+
+def other_names():
+    model, *_ = network()
+    return model, transform, ["other " + name for name in NAMES]
+
+
+def equal_names():
+    model, *_ = network()
+    return model, transform, [*NAMES, NAMES[0]]
+
+
 def transform(picture):
     return torch.tensor(np.array(picture.convert("L")), dtype=torch.float32).unsqueeze(0) / 255
 
@@ -420,6 +434,46 @@ def test_a_run_that_cannot_separate_predictions_goes_on_without(inside, tmp_path
     assert main(arguments(tmp_path / "out", "--group", str(tmp_path / "names.csv"))) == 0
     (only,) = results(tmp_path / "out")["comparison"]["groups"]
     assert (only["grouping"], only["names"]) == ("group", ["correct", "wrong"])
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--mosaic", "2"], "a mosaic shows several classes; omit --mosaic"),
+        (
+            ["--data", "photos/digit 1"],
+            "the data has no classes; sort the images into subfolders named after the classes of the network",
+        ),
+        (
+            ["--model", "mine:without_names"],
+            "the network has no class names; return (model, transform, class_names) from the function of --model",
+        ),
+        (
+            ["--model", "mine:other_names"],
+            "10 of the 10 classes of the data, such as 'digit 0', are not among the class names of the network;"
+            " rename the classes of the data",
+        ),
+        (
+            ["--model", "mine:equal_names"],
+            "the network has several classes with the name 'digit 0'; give each one a name of its own",
+        ),
+        (
+            ["--model", "mine:too_many_names"],
+            "the labels are for a network with 11 outputs, and this one has 10; return the names of its classes from"
+            " the function of --model",
+        ),
+    ],
+    ids=["mosaic", "no classes", "no names", "other names", "equal names", "more names"],
+)  # fmt: skip
+def test_a_gate_says_why_predictions_are_not_separated(more, reason, inside, tmp_path, capsys):
+    given = ["--fail-if", "wrong/average_drop > 0.5", "--group", "shapes.csv", *more]
+    assert main(arguments(tmp_path / "out", *given)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "torchmetrics-cam: --fail-if 'wrong/average_drop > 0.5': right and wrong predictions are not separated in this"
+        f" run, because {reason}"
+    )
+    assert list(tmp_path.rglob("*.*")) == []
 
 
 def test_labels_of_a_function_separate_predictions_if_asked(inside, tmp_path, capsys):

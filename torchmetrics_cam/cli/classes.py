@@ -9,7 +9,7 @@ from importlib.resources import files
 import torch
 from torch import Tensor, nn
 
-from torchmetrics_cam.cli.errors import UsageError, import_library
+from torchmetrics_cam.cli.errors import UnmatchedClassesError, UsageError, import_library
 from torchmetrics_cam.cli.names import nearest
 from torchmetrics_cam.model.scores import logits_of
 
@@ -61,7 +61,7 @@ def match_classes(
         option: the option that needs labels, for messages.
 
     Raises:
-        UsageError: if a class of the dataset belongs to no output of the network, or to several.
+        UnmatchedClassesError: if a class of the dataset belongs to no output of the network, or to several.
     """
     by_id = all(re.fullmatch(r"n\d{8}", name) for name in data)
     known_ids = wordnet_ids or (imagenet_ids() if model is None or _is_imagenet(model) else None)
@@ -76,10 +76,11 @@ def match_classes(
         indices = _indices(data, known_ids, where, option)
         return ClassMatch(indices, reason, len(known_ids) if model is None else None)
     if model is None:
-        raise UsageError(
+        way_out = "return (model, transform, class_names) from the function of --model"
+        raise UnmatchedClassesError(
             f"{option}: the data has class names, such as {data[0]!r}, and the network has none, so a"
-            " label cannot be matched with one of its outputs; return (model, transform, class_names) from"
-            f" the function of --model, or {without_labels(option)}"
+            f" label cannot be matched with one of its outputs; {way_out}, or {without_labels(option)}",
+            f"the network has no class names; {way_out}",
         )
     indices = _indices(data, model, "the class names of the network", option)
     return ClassMatch(indices, "class names of the network")
@@ -121,19 +122,22 @@ def _indices(wanted: Sequence[str], available: Sequence[str], where: str, option
     if missing:
         listed = ", ".join(map(repr, missing[:_LISTED]))
         more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-        raise UsageError(
+        raise UnmatchedClassesError(
             f"{option}: {len(missing)} of the {len(wanted)} classes of the data are not among {where}:"
             f" {listed}{more}; the nearest names to the first are {nearest(missing[0], available)}. Rename"
             " them, use a dataset of your own (package.module:factory) whose labels are indices of the"
-            f" network's outputs, or {without_labels(option)}"
+            f" network's outputs, or {without_labels(option)}",
+            f"{len(missing)} of the {len(wanted)} classes of the data, such as {missing[0]!r},"
+            f" {'is' if len(missing) == 1 else 'are'} not among {where}; rename the classes of the data",
         )
     for name in wanted:
         if len(found := positions[_normalized(name)]) > 1:
-            raise UsageError(
+            raise UnmatchedClassesError(
                 f"{option}: the class {name!r} of the data is the name of the network's classes"
                 f" {' and '.join(map(str, found))}, so its images cannot be told apart; name the folders of"
                 " ImageNet by WordNet id, such as n02012849, or use a dataset of your own"
-                " (package.module:factory) whose labels are indices of the network's outputs"
+                " (package.module:factory) whose labels are indices of the network's outputs",
+                f"the network has several classes with the name {name!r}; give each one a name of its own",
             )
     return [positions[_normalized(name)][0] for name in wanted]
 

@@ -3,7 +3,6 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from numbers import Real
 from typing import Any
 
@@ -18,7 +17,7 @@ from torchmetrics_cam.cli.classes import (
     match_classes,
     without_labels,
 )
-from torchmetrics_cam.cli.errors import UnreadableError, UsageError, summary
+from torchmetrics_cam.cli.errors import UnmatchedClassesError, UnreadableError, UsageError, summary
 from torchmetrics_cam.cli.images import Origin, find_origin
 from torchmetrics_cam.report.text import printable
 
@@ -46,6 +45,8 @@ class Images(Dataset[Item | None]):
         origin: where the images come from.
         positions: the position of each image there.
         has_class_indices: whether the label of every image is a class index of the model.
+        unmatched_reason: why labels were not matched where that is possible, and what to do; None if they
+            were, or if this was not asked for.
 
     Raises:
         UsageError: if labels are needed and a class of the data belongs to no class of the model, or to
@@ -80,8 +81,10 @@ class Images(Dataset[Item | None]):
         self.class_names = class_names if labeled or own_names is None else own_names
         if self.needed_outputs is not None:
             self.class_names = imagenet_ids()
-        if labeled_if_possible and not labeled and own_names is not None and origin.reads_labels_alone:
-            self._match_if_possible(own_names, class_names, wordnet_ids)
+        self.unmatched_reason: str | None = None
+        if labeled_if_possible and not labeled:
+            self.unmatched_reason = self._match_if_possible(own_names, class_names, wordnet_ids)
+            self.has_class_indices = self.unmatched_reason is None
 
     def pixel_ranges(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         """Return the ranges of pixel values of more than 8 bits, for JSON: ``{"range": str, "images": int}``.
@@ -182,14 +185,30 @@ class Images(Dataset[Item | None]):
         ]
 
     def _match_if_possible(
-        self, own_names: Sequence[str], class_names: Sequence[str] | None, wordnet_ids: Sequence[str] | None
-    ) -> None:
-        """Match the classes of the data with those of the model; leave it if that fails for an image."""
+        self,
+        own_names: Sequence[str] | None,
+        class_names: Sequence[str] | None,
+        wordnet_ids: Sequence[str] | None,
+    ) -> str | None:
+        """Match the classes of the data with those of the model; return the reason if that fails."""
+        if not self.origin.reads_labels_alone:
+            return (
+                "labels that a function returns are only used on request; add --group correct, or --explain"
+                " label"
+            )
+        if own_names is None:
+            return (
+                "the data has no classes; sort the images into subfolders named after the classes of the"
+                " network"
+            )
         labels = self.origin.labels(self.positions)
-        if all(label is not None and 0 <= label < len(own_names) for label in labels):
-            with suppress(UsageError):
-                self._match = match_classes(own_names, class_names, wordnet_ids, option=self._option)
-                self.has_class_indices = True
+        if not all(label is not None and 0 <= label < len(own_names) for label in labels):
+            return "not every image has a label; label them all"
+        try:
+            self._match = match_classes(own_names, class_names, wordnet_ids, option=self._option)
+        except UnmatchedClassesError as error:
+            return error.reason
+        return None
 
     def _class_index(self, label: Any, index: int) -> int:
         number = _whole_number(label)

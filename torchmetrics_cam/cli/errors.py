@@ -14,6 +14,19 @@ class UsageError(Exception):
     """Arguments or data that cannot be used; the message says what was given, what is needed, what to do."""
 
 
+class UnmatchedClassesError(UsageError):
+    """Classes of a dataset that do not belong to one output of the network each.
+
+    Args:
+        message: for the option that needs them.
+        reason: why they do not, and what to do, without this option.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class GateError(Exception):
     """A gate that failed; the arguments are sentences, one for each violation."""
 

@@ -27,7 +27,7 @@ from torchmetrics_cam.cli.groups import (
     check_option,
     inputs_of,
     load_groups,
-    separates_predictions,
+    why_not_separated,
 )
 from torchmetrics_cam.cli.layers import LayerChoice, check_layer, choose_layer
 from torchmetrics_cam.cli.methods import make_sources, titles_of
@@ -74,11 +74,11 @@ def run(arguments: Any) -> None:
     if given and arguments.explain != "label":
         raise UsageError(f"--protocol {given[0]} explains a given class; add --explain label")
     methods = names_in(arguments.methods, "--methods")
-    prefixes = [*(protocol.name for protocol in protocols[1:]), *PREDICTION.names]
+    further = [protocol.name for protocol in protocols[1:]]
     titles = titles_of(methods)
-    # The names of the groups in a file are known only after the images.
+    # The groups of a file, and whether predictions can be separated, are known only after the images.
     if arguments.group in (None, CORRECT):
-        parse_gates(arguments.fail_if, measures, titles, prefixes)
+        parse_gates(arguments.fail_if, measures, titles, [*further, *PREDICTION.names])
     out = prepare_folder(arguments.out)
     partial = out / PARTIAL
     check_partial(partial)
@@ -98,17 +98,17 @@ def run(arguments: Any) -> None:
         option=option,
     )
     groups = load_groups(arguments.group, images)
-    prefixes += [] if groups is None else groups.names
-    gates = parse_gates(arguments.fail_if, measures, titles, prefixes)
     explained = Mosaics(images, arguments.mosaic) if arguments.mosaic else images
     first = next(item for item in (explained[index] for index in range(len(images))) if item is not None)
     if images.needed_outputs is not None and (explain_labels or arguments.group == CORRECT):
         check_outputs(loaded.model, first["image"], images.needed_outputs, option)
     surrogate = load_surrogate(arguments, loaded, first["image"])
     layer = _layer(arguments.layer, loaded, first["image"])
-    by_correctness = separates_predictions(
-        images, groups, arguments, model=loaded.model, protocol=protocols[0]
-    )
+    not_separated = why_not_separated(images, groups, arguments, model=loaded.model, protocol=protocols[0])
+    unavailable = {} if not_separated is None else dict.fromkeys(PREDICTION.names, not_separated)
+    scopes = [*further, *([] if groups is None else groups.names)]
+    scopes += PREDICTION.names if not_separated is None else []
+    gates = parse_gates(arguments.fail_if, measures, titles, scopes, unavailable=unavailable)
     sources = make_sources(methods, loaded.model, layer.names, reshape_transform=layer.reshape_transform)
 
     def comparison_of(batch_size: int) -> CAMComparison:
@@ -119,7 +119,7 @@ def run(arguments: Any) -> None:
                 measures=measures,
                 per_sample=True,
                 groups=None if groups is None else groups.names,
-                by_correctness=by_correctness,
+                by_correctness=not_separated is None,
                 num_classes=arguments.num_classes,
                 average=arguments.average,
                 batch_size=batch_size,

@@ -37,18 +37,30 @@ class Gate:
 
     Args:
         text: the gate as it was given.
-        prefix: the method, the protocol or group, or both, as in the keys of `CAMComparison.compute`; empty
-            for all methods.
+        scope: the protocol or group, as in the keys of `CAMComparison.compute`; empty for the first protocol
+            and all images.
+        method: the method; None for all methods.
         quantity: the name of a measure, or of a bound of its interval, such as ``"average_drop_lower"``.
         operator: ``">"``, ``">="``, ``"<"`` or ``"<="``.
         limit: the number that the value is compared with.
     """
 
     text: str
-    prefix: str
+    scope: str
+    method: str | None
     quantity: str
     operator: str
     limit: float
+
+    def keys(self, methods: Sequence[str]) -> list[str]:
+        """Return the keys of the values that the gate is about.
+
+        Args:
+            methods: the methods for which a gate is that names none.
+        """
+        beginning = f"{self.scope}/" if self.scope else ""
+        named = methods if self.method is None else [self.method]
+        return [f"{beginning}{method}/{self.quantity}" for method in named]
 
     def is_met_by(self, value: float) -> bool:
         """Return whether a value meets the condition, so that the gate fails."""
@@ -56,7 +68,12 @@ class Gate:
 
 
 def parse_gates(
-    texts: Sequence[str], measures: Sequence[str], methods: Sequence[str], prefixes: Sequence[str]
+    texts: Sequence[str],
+    measures: Sequence[str],
+    methods: Sequence[str],
+    prefixes: Sequence[str],
+    *,
+    unavailable: Mapping[str, str] | None = None,
 ) -> list[Gate]:
     """Return the gates of ``--fail-if``.
 
@@ -65,14 +82,21 @@ def parse_gates(
         measures: the measures of the run.
         methods: the methods of the run, without the controls, which a gate can name too.
         prefixes: what may stand before the method in a key: the names of further protocols and of groups.
+        unavailable: names that this run does not have, with the reason and what to do.
 
     Raises:
         UsageError: if a text is not a gate, or names a measure or method that the run does not have.
     """
-    return [_parse(text, measures, [*methods, *CONTROLS], prefixes) for text in texts]
+    return [_parse(text, measures, [*methods, *CONTROLS], prefixes, unavailable or {}) for text in texts]
 
 
-def _parse(text: str, measures: Sequence[str], methods: Sequence[str], prefixes: Sequence[str]) -> Gate:
+def _parse(
+    text: str,
+    measures: Sequence[str],
+    methods: Sequence[str],
+    prefixes: Sequence[str],
+    unavailable: Mapping[str, str],
+) -> Gate:
     option = f"--fail-if {text!r}"
     parts = _GATE.fullmatch(text)
     if not parts:
@@ -97,14 +121,27 @@ def _parse(text: str, measures: Sequence[str], methods: Sequence[str], prefixes:
         )
     if measure not in measures:
         raise UsageError(f"{option}: {measure} is not measured; add it to --measures")
-    available = [*methods, *prefixes, *(f"{one}/{method}" for one in prefixes for method in methods)]
-    if prefix and prefix not in available:
+    subjects = _subjects(methods, prefixes)
+    if prefix not in subjects:
+        for absent, reason in unavailable.items():
+            if f"{prefix}/".startswith(f"{absent}/"):
+                raise UsageError(f"{option}: {reason}")
+        available = [one for one in subjects if one]
         raise UsageError(
             f"{option}: {prefix!r} is not one of {', '.join([*methods, *prefixes])}; did you mean"
             f" {nearest(prefix, available, count=1)}? Without a name, the gate is for all methods under the"
             " first protocol, on all images"
         )
-    return Gate(text, prefix, quantity, comparison, limit)
+    scope, method = subjects[prefix]
+    return Gate(text, scope, method, quantity, comparison, limit)
+
+
+def _subjects(methods: Sequence[str], prefixes: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+    """Return the protocol or group and the method by what a gate can have before the measure."""
+    found: dict[str, tuple[str, str | None]] = {"": ("", None)}
+    found |= {method: ("", method) for method in methods}
+    found |= {scope: (scope, None) for scope in prefixes}
+    return found | {f"{scope}/{method}": (scope, method) for scope, method in product(prefixes, methods)}
 
 
 def values_by_key(comparison: Mapping[str, Any]) -> dict[str, float | None]:
@@ -143,12 +180,8 @@ def check_gates(
 
 
 def _violations(gate: Gate, values: Mapping[str, float | None], methods: Sequence[str]) -> list[str]:
-    beginning = f"{gate.prefix}/" if gate.prefix else ""
-    keys = [f"{beginning}{gate.quantity}"]
-    if keys[0] not in values:
-        keys = [f"{beginning}{method}/{gate.quantity}" for method in methods]
     sentences = []
-    for key in keys:
+    for key in gate.keys(methods):
         value = values.get(key)
         if value is None or math.isnan(value):
             sentences.append(f"{key} has no value, so the gate {gate.text!r} cannot be checked and fails.")

@@ -94,10 +94,12 @@ def check_option(arguments: Any) -> None:
         )
 
 
-def separates_predictions(
+def why_not_separated(
     images: Images, groups: Groups | None, arguments: Any, *, model: nn.Module, protocol: EvaluationProtocol
-) -> bool:
-    """Return whether right and wrong predictions are separated: always where the classes are known.
+) -> str | None:
+    """Return why right and wrong predictions are not separated, and what to do; None if they are.
+
+    They are separated wherever the classes are known.
 
     Args:
         images: the images. If their labels serve for nothing else, and do not fit the network, they are used
@@ -107,13 +109,12 @@ def separates_predictions(
         model: the network.
         protocol: the main protocol.
     """
-    taken = groups is not None and set(groups.names) & set(PREDICTION.names)
-    is_possible = images.has_class_indices and not arguments.mosaic and not taken
-    if arguments.explain == "label" or arguments.group == CORRECT:
-        return is_possible
-    if not is_possible or _number_of_classes(model, images, protocol) != images.model_classes:
+    reason = _reason_against(images, groups, arguments, model, protocol)
+    if reason is None:
+        return None
+    if arguments.explain != "label":
         images.drop_labels()
-    return images.has_class_indices
+    return f"right and wrong predictions are not separated in this run, because {reason}"
 
 
 def inputs_of(
@@ -143,6 +144,28 @@ def _update_arguments(
     if groups is not None:
         arguments["group"] = [groups[index] for index in batch["index"]]
     return arguments
+
+
+def _reason_against(
+    images: Images, groups: Groups | None, arguments: Any, model: nn.Module, protocol: EvaluationProtocol
+) -> str | None:
+    if arguments.mosaic:
+        return "a mosaic shows several classes; omit --mosaic"
+    if not images.has_class_indices:
+        return images.unmatched_reason
+    taken = [] if groups is None else [name for name in groups.names if name in PREDICTION.names]
+    if taken:
+        return f"{taken[0]!r} is a group of --group; rename it"
+    if arguments.explain == "label" or arguments.group == CORRECT:
+        return None
+    number = _number_of_classes(model, images, protocol)
+    if number == images.model_classes:
+        return None
+    has = "this one has another kind of output" if number is None else f"this one has {number}"
+    return (
+        f"the labels are for a network with {images.model_classes} outputs, and {has}; return the names of"
+        " its classes from the function of --model"
+    )
 
 
 def _number_of_classes(model: nn.Module, images: Images, protocol: EvaluationProtocol) -> int | None:
