@@ -23,6 +23,7 @@ from torchmetrics_cam import CAMComparison
 from torchmetrics_cam.cams import CallableSource, GradCAM
 from torchmetrics_cam.cli import gates, main
 from torchmetrics_cam.cli.arguments import parser
+from torchmetrics_cam.cli.errors import UsageError
 from torchmetrics_cam.functional.statistics import estimate
 from torchmetrics_cam.protocol import PRESETS
 
@@ -528,3 +529,31 @@ def test_a_gate_on_predictions_that_are_not_separated_is_refused_before_the_eval
     )
     assert not Path("none/results.json").exists()
     assert not Path("none/partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        (
+            "g",
+            {"methods": ["g", "Grad-CAM"], "prefixes": ["g"]},
+            "'g' is both the method g and all methods in the group or under the protocol g; rename one of them",
+        ),
+        (
+            "a/b",
+            {"methods": ["b", "c"], "prefixes": ["a", "a/b"]},
+            "'a/b' is both the method b in the group or under the protocol a and all methods in the group or under the"
+            " protocol a/b; rename one of them",
+        ),
+    ],
+)
+def test_a_name_with_two_meanings_is_refused(name, more, message):
+    """Else the gate would pass whatever the values of the other one are."""
+    with pytest.raises(UsageError) as error:
+        parsed(f"{name}/average_drop > 0.1", **more)
+    assert str(error.value) == f"--fail-if '{name}/average_drop > 0.1': {message}"
+    scope, method = more["prefixes"][-1], more["methods"][-1]
+    # A name that belongs to one alone can be given.
+    assert parsed(f"{scope}/{method}/average_drop > 0.1", **more).keys([]) == [
+        f"{scope}/{method}/average_drop"
+    ]

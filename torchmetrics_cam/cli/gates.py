@@ -85,7 +85,8 @@ def parse_gates(
         unavailable: names that this run does not have, with the reason and what to do.
 
     Raises:
-        UsageError: if a text is not a gate, or names a measure or method that the run does not have.
+        UsageError: if a text is not a gate, or has a name that the run does not have, or that can be read in
+            two ways.
     """
     return [_parse(text, measures, [*methods, *CONTROLS], prefixes, unavailable or {}) for text in texts]
 
@@ -132,16 +133,27 @@ def _parse(
             f" {nearest(prefix, available, count=1)}? Without a name, the gate is for all methods under the"
             " first protocol, on all images"
         )
-    scope, method = subjects[prefix]
-    return Gate(text, scope, method, quantity, comparison, limit)
+    if len(subjects[prefix]) > 1:
+        meanings = " and ".join(_describe(*subject) for subject in subjects[prefix])
+        raise UsageError(f"{option}: {prefix!r} is both {meanings}; rename one of them")
+    return Gate(text, *subjects[prefix][0], quantity, comparison, limit)
 
 
-def _subjects(methods: Sequence[str], prefixes: Sequence[str]) -> dict[str, tuple[str, str | None]]:
-    """Return the protocol or group and the method by what a gate can have before the measure."""
-    found: dict[str, tuple[str, str | None]] = {"": ("", None)}
-    found |= {method: ("", method) for method in methods}
-    found |= {scope: (scope, None) for scope in prefixes}
-    return found | {f"{scope}/{method}": (scope, method) for scope, method in product(prefixes, methods)}
+def _subjects(methods: Sequence[str], prefixes: Sequence[str]) -> dict[str, list[tuple[str, str | None]]]:
+    """Return what can stand before the measure, with its protocol or group and its method.
+
+    A name that can be read in two ways has two of them.
+    """
+    found: dict[str, list[tuple[str, str | None]]] = {}
+    # A protocol and a group with one name are refused by the comparison.
+    for scope, method in product(["", *dict.fromkeys(prefixes)], [*methods, None]):
+        found.setdefault("/".join(part for part in (scope, method) if part), []).append((scope, method))
+    return found
+
+
+def _describe(scope: str, method: str | None) -> str:
+    named = "all methods" if method is None else f"the method {method}"
+    return f"{named} in the group or under the protocol {scope}" if scope else named
 
 
 def values_by_key(comparison: Mapping[str, Any]) -> dict[str, float | None]:
