@@ -131,7 +131,8 @@ def test_gates_of_a_yaml_file_and_of_the_command_line_all_apply(place, capsys):
     assert given == ["average_drop > 0.01", "average_gain < 0", "increase_in_confidence > 2"]
     Path("run.yaml").write_text("fail_if: average_drop > 0.01\n")
     assert evaluate("two", "--config", "run.yaml") == 2
-    assert "--fail_if: average_drop > 0.01 is not a list; see" in capsys.readouterr().err
+    way_out = 'write fail_if: ["average_drop > 0.01"]; see torchmetrics-cam --help'
+    assert f"--fail_if: average_drop > 0.01 is not a list; {way_out}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -143,19 +144,30 @@ def test_gates_of_a_yaml_file_and_of_the_command_line_all_apply(place, capsys):
         ("average_drop_middle > 0.4", "'average_drop_middle' is not a measure"),
         ("average_drop_lower_upper > 0.4", "'average_drop_lower_upper' is not a measure"),
         ("= average_drop > 0.4", "'= average_drop' is not a measure"),
-        ("average_drop => 0.4", "'average_drop =' is not a measure"),
+        ("average_drop => 0.4", "'=>' is not an operator; the operators are > >= < <="),
+        ("average_drop == 0.4", "'==' is not an operator; the operators are > >= < <="),
+        ("average_drop = 0.4", "'=' is not an operator"),
+        ("average_drop > = 0.4", "'=' is not an operator"),
+        ("average_drop <> 0.4", "'<>' is not an operator"),
+        ("average_drop != 0.4", "'!=' is not an operator"),
         (" > 0.4", "'' is not a measure"),
         ("adcc < 0.4", "adcc is not measured; add it to --measures"),
         ("grad_cam/average_drop > 0.4", "'grad_cam' is not one of Grad-CAM, Layer-CAM, uniform map, random map, center"
-         " map, correct, wrong; did you mean 'Grad-CAM'?"),
-        ("score_cam/average_drop > 0.4", "'score_cam' is not one of Grad-CAM"),
+         " map, correct, wrong; did you mean 'Grad-CAM'? A gate is [PROTOCOL/ or GROUP/][METHOD/]MEASURE and a limit."
+         " Groups need --group, and are those of the first protocol, which needs no name"),
+        ("score_cam/average_drop > 0.4", "'score_cam' is not one of Grad-CAM, Layer-CAM, uniform map, random map, center"
+         " map, correct, wrong. A gate is [PROTOCOL/ or GROUP/][METHOD/]MEASURE"),
+        ("south/average_drop>0.1", "center map, correct, wrong. A gate is [PROTOCOL/ or GROUP/][METHOD/]MEASURE"),
+        ("worng/Grad-CAM/average_drop > 1", "did you mean 'wrong/Grad-CAM'?"),
+        ("paper/average_drop > 0.4", ": 'paper' is the first protocol, which needs no name; omit 'paper/'"),
+        ("paper/Grad-CAM/average_drop > 0.4", ": 'paper' is the first protocol, which needs no name; omit 'paper/'"),
+        ("Grad-CAM/abc > 0.4", "'abc' is not a measure or a bound of its interval, as average_drop_lower. A gate is ["),
         ("average_drop > a half", "'a half' is not a number; give one such as 0.4"),
         ("average_drop > nan", "'nan' is not a number"),
         ("average_drop > 40%", "'40%' is not a number"),
         ("average_drop >", "'' is not a number"),
         ("average_drop > 0.4 < 0.5", "'average_drop > 0.4' is not a measure"),
-        ("average_drop == 0.4", "has no comparison; give a measure, one of > >= < <= and a number, as in"),
-        ("Grad-CAM: average_drop", "has no comparison"),
+        ("Grad-CAM: average_drop", "has no comparison; give a measure, one of > >= < <= and a number, as in"),
         ("", "has no comparison"),
     ],
 )  # fmt: skip
@@ -557,3 +569,13 @@ def test_a_name_with_two_meanings_is_refused(name, more, message):
     assert parsed(f"{scope}/{method}/average_drop > 0.1", **more).keys([]) == [
         f"{scope}/{method}/average_drop"
     ]
+
+
+def test_a_group_has_no_values_under_a_further_protocol():
+    with pytest.raises(UsageError) as error:
+        parsed("score_cam/south/average_drop > 0.1")
+    assert str(error.value).endswith(
+        "'score_cam/south' is not one of Grad-CAM, Grad-CAM++, uniform map, random map, center map, score_cam, south,"
+        " north. A gate is [PROTOCOL/ or GROUP/][METHOD/]MEASURE and a limit. Groups need --group, and are those of the"
+        " first protocol, which needs no name"
+    )

@@ -39,6 +39,7 @@ _PLAIN_MESSAGES = (
     (r'^Parser key "(.+?)":', r"--\1:"),
     (r"Expected a typing\.Literal\[(.+)\]\. Got value: (.+)", r"\2 is not one of \1"),
     (r"Expected a <class 'list'>\. Got value: (.+)", r"\1 is not a list"),
+    (r"^--fail_if: (.+) is not a list$", r'--fail_if: \1 is not a list; write fail_if: ["\1"]'),
     (r"Expected a <class '(\w+)'>\. Got value: (.+)", r"\2 is not of type \1"),
     (r"Not of type \w+: invalid literal for int\(\) with base 10: '(.+)'", r"\1 is not of type int"),
     (r"Not of type \w+: (.+) does not conform to restriction v>(=?)(.+)", r"\1 is not >\2 \3"),

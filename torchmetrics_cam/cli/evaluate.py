@@ -76,9 +76,14 @@ def run(arguments: Any) -> None:
     methods = names_in(arguments.methods, "--methods")
     further = [protocol.name for protocol in protocols[1:]]
     titles = titles_of(methods)
+    first_name = protocols[0].name
+    unavailable = {
+        first_name: f"{first_name!r} is the first protocol, which needs no name; omit '{first_name}/'"
+    }
     # The groups of a file, and whether predictions can be separated, are known only after the images.
     if arguments.group in (None, CORRECT):
-        parse_gates(arguments.fail_if, measures, titles, [*further, *PREDICTION.names])
+        scopes = [*further, *PREDICTION.names]
+        parse_gates(arguments.fail_if, measures, titles, scopes, unavailable=unavailable)
     out = prepare_folder(arguments.out)
     partial = out / PARTIAL
     check_partial(partial)
@@ -105,7 +110,8 @@ def run(arguments: Any) -> None:
     surrogate = load_surrogate(arguments, loaded, first["image"])
     layer = _layer(arguments.layer, loaded, first["image"])
     not_separated = why_not_separated(images, groups, arguments, model=loaded.model, protocol=protocols[0])
-    unavailable = {} if not_separated is None else dict.fromkeys(PREDICTION.names, not_separated)
+    if not_separated is not None:
+        unavailable |= dict.fromkeys(PREDICTION.names, not_separated)
     scopes = [*further, *([] if groups is None else groups.names)]
     scopes += PREDICTION.names if not_separated is None else []
     gates = parse_gates(arguments.fail_if, measures, titles, scopes, unavailable=unavailable)

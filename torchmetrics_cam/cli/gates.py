@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from torchmetrics_cam.cli.errors import GateError, UsageError
-from torchmetrics_cam.cli.names import nearest
+from torchmetrics_cam.cli.names import did_you_mean
 from torchmetrics_cam.functional.statistics import Estimate, holm
 from torchmetrics_cam.metrics.comparison.contributions import TIE
 from torchmetrics_cam.metrics.comparison.inputs import CONTROLS
@@ -25,7 +25,11 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
 }
 # A name may contain any character. The last operator is that of the gate.
-_GATE = re.compile(r"(.*?)([<>]=?)([^<>]*)", re.DOTALL)
+_GATE = re.compile(r"(.*?)([<>=!]+)([^<>=!]*)", re.DOTALL)
+_FORM = (
+    "A gate is [PROTOCOL/ or GROUP/][METHOD/]MEASURE and a limit. Groups need --group, and are those of the"
+    " first protocol, which needs no name"
+)
 # The end of a key, and the name of this number in a row of the results.
 _BOUNDS = {"": "value", "_lower": "lower", "_upper": "upper"}
 _SIGNIFICANCE = 0.05
@@ -106,6 +110,10 @@ def _parse(
             ' "average_drop > 0.4"'
         )
     name, comparison, number = (part.strip() for part in parts.groups())
+    if comparison not in _OPERATORS:
+        raise UsageError(
+            f"{option}: {comparison!r} is not an operator; the operators are {' '.join(_OPERATORS)}"
+        )
     try:
         limit = float(number)
     except ValueError:
@@ -117,8 +125,8 @@ def _parse(
     measure = quantity.removesuffix("_lower").removesuffix("_upper")
     if measure not in MEASURES or quantity not in [f"{measure}{bound}" for bound in _BOUNDS]:
         raise UsageError(
-            f"{option}: {quantity!r} is not a measure or a bound of its interval, as average_drop_lower; did"
-            f" you mean {nearest(measure, MEASURES, count=1)}?"
+            f"{option}: {quantity!r} is not a measure or a bound of its interval, as"
+            f" average_drop_lower{did_you_mean(measure, MEASURES)} {_FORM}"
         )
     if measure not in measures:
         raise UsageError(f"{option}: {measure} is not measured; add it to --measures")
@@ -127,11 +135,9 @@ def _parse(
         for absent, reason in unavailable.items():
             if f"{prefix}/".startswith(f"{absent}/"):
                 raise UsageError(f"{option}: {reason}")
-        available = [one for one in subjects if one]
         raise UsageError(
-            f"{option}: {prefix!r} is not one of {', '.join([*methods, *prefixes])}; did you mean"
-            f" {nearest(prefix, available, count=1)}? Without a name, the gate is for all methods under the"
-            " first protocol, on all images"
+            f"{option}: {prefix!r} is not one of"
+            f" {', '.join([*methods, *prefixes])}{did_you_mean(prefix, subjects)} {_FORM}"
         )
     if len(subjects[prefix]) > 1:
         meanings = " and ".join(_describe(*subject) for subject in subjects[prefix])

@@ -18,6 +18,13 @@ def nearest(name: str, available: Iterable[str], *, count: int = 3) -> str:
     return ", ".join(repr(by_lower[item]) for item in similar)
 
 
+def did_you_mean(name: str, available: Iterable[str]) -> str:
+    """Return a question with the available name that is close to `name`, as a typing error is; else empty."""
+    by_lower = {item.lower(): item for item in available}
+    similar = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.8)
+    return f"; did you mean {by_lower[similar[0]]!r}?" if similar else "."
+
+
 def call_factory(name: str, option: str, *arguments: Any) -> Any:
     """Import ``package.module:factory`` and return what the factory returns.
 
