@@ -419,6 +419,7 @@ def test_predictions_are_separated_without_being_asked(whole, inside, tmp_path):
         assert values[1][method][0]["value"] == pytest.approx(correct["value"], abs=1e-9)
         assert method == "uniform map" or values[1][method][1] != wrong
     assert results(tmp_path / "top")["data"]["labels"] == "class names of the network"
+    assert results(tmp_path / "top")["data"]["predictions"] is None
     without = results(tmp_path / "top")["comparison"]["rows"]
     assert without == results(whole)["comparison"]["rows"]
 
@@ -428,12 +429,29 @@ def test_a_run_that_cannot_separate_predictions_goes_on_without(inside, tmp_path
     stored = results(tmp_path / "names")
     assert stored["comparison"]["groups"] == []
     assert stored["data"]["labels"] is None
-    # Groups with the names of its groups.
+    assert stored["data"]["predictions"] == (
+        "right and wrong predictions are not separated in this run, because the labels are for a network with 11 outputs,"
+        " and this one has 10; return the names of its classes from the function of --model"
+    )
+
+
+def test_groups_may_have_the_names_of_predictions_that_are_not_separated(inside, tmp_path, capsys):
     text = Path("shapes.csv").read_text().replace("round", "correct").replace("other", "wrong")
     (tmp_path / "names.csv").write_text(text)
-    assert main(arguments(tmp_path / "out", "--group", str(tmp_path / "names.csv"))) == 0
-    (only,) = results(tmp_path / "out")["comparison"]["groups"]
+    given = ["--group", str(tmp_path / "names.csv"), "--fail-if", "wrong/Grad-CAM/average_drop >= 0"]
+    assert main(arguments(tmp_path / "out", *given)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"torchmetrics-cam: --group {tmp_path / 'names.csv'} has the group 'correct', and right and wrong predictions"
+        " are separated in this run, in groups with the names correct and wrong; rename the group"
+    )
+    assert list((tmp_path / "out").iterdir()) == []
+    assert main(arguments(tmp_path / "out", *given, "--model", "mine:without_names")) == 3
+    assert "wrong/Grad-CAM/average_drop is 0." in capsys.readouterr().err
+    stored = results(tmp_path / "out")
+    (only,) = stored["comparison"]["groups"]
     assert (only["grouping"], only["names"]) == ("group", ["correct", "wrong"])
+    assert "because the network has no class names; return " in stored["data"]["predictions"]
 
 
 @pytest.mark.parametrize(
@@ -480,6 +498,8 @@ def test_labels_of_a_function_separate_predictions_if_asked(inside, tmp_path, ca
     data = ["--data", "mine:labeled"]
     assert main(arguments(tmp_path / "not", *data)) == 0
     assert results(tmp_path / "not")["comparison"]["groups"] == []
+    # Only a folder whose subfolders are classes, or a dataset with class labels, makes the reader expect them.
+    assert results(tmp_path / "not")["data"]["predictions"] is None
     assert main(arguments(tmp_path / "label", *data, "--explain", "label")) == 0
     assert main(arguments(tmp_path / "out", *data, "--group", "correct")) == 0
     assert groups_of(tmp_path / "label")["prediction"]["n"] == groups_of(tmp_path / "out")["prediction"]["n"]

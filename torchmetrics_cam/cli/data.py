@@ -104,6 +104,11 @@ class Images(Dataset[Item | None]):
         return [{"reason": reason, "files": files[reason]} for reason in sorted(files)]
 
     @property
+    def are_sorted_into_classes(self) -> bool:
+        """Whether the images are in subfolders, or have class labels in a saved dataset."""
+        return self.origin.reads_labels_alone and self.origin.class_names is not None
+
+    @property
     def label_source(self) -> str | None:
         """How labels became class indices of the model; None if the labels are not used."""
         if not self.has_class_indices:

@@ -181,6 +181,8 @@ def run(arguments: Any) -> None:
             "class_names": None if names is None else list(names),
             "explained": "label" if explain_labels else "top class",
             "labels": images.label_source,
+            # A mosaic shows several classes, and images without classes raise no question.
+            "predictions": not_separated if images.are_sorted_into_classes and not arguments.mosaic else None,
             "groups": None if groups is None else groups.description,
             "mosaic": arguments.mosaic,
         },

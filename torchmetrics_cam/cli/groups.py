@@ -108,9 +108,19 @@ def why_not_separated(
         arguments: the options of the command.
         model: the network.
         protocol: the main protocol.
+
+    Raises:
+        UsageError: if they are, and a group has the name of one of theirs.
     """
-    reason = _reason_against(images, groups, arguments, model, protocol)
+    reason = _reason_against(images, arguments, model, protocol)
     if reason is None:
+        taken = [] if groups is None else [name for name in groups.names if name in PREDICTION.names]
+        if taken:
+            raise UsageError(
+                f"--group {arguments.group} has the group {taken[0]!r}, and right and wrong predictions are"
+                f" separated in this run, in groups with the names {' and '.join(PREDICTION.names)}; rename"
+                " the group"
+            )
         return None
     if arguments.explain != "label":
         images.drop_labels()
@@ -147,15 +157,13 @@ def _update_arguments(
 
 
 def _reason_against(
-    images: Images, groups: Groups | None, arguments: Any, model: nn.Module, protocol: EvaluationProtocol
+    images: Images, arguments: Any, model: nn.Module, protocol: EvaluationProtocol
 ) -> str | None:
+    """Return why right and wrong predictions cannot be separated, and what to do; None if they can."""
     if arguments.mosaic:
         return "a mosaic shows several classes; omit --mosaic"
     if not images.has_class_indices:
         return images.unmatched_reason
-    taken = [] if groups is None else [name for name in groups.names if name in PREDICTION.names]
-    if taken:
-        return f"{taken[0]!r} is a group of --group; rename it"
     if arguments.explain == "label" or arguments.group == CORRECT:
         return None
     number = _number_of_classes(model, images, protocol)
