@@ -579,3 +579,10 @@ def test_a_group_has_no_values_under_a_further_protocol():
         " north. A gate is [PROTOCOL/ or GROUP/][METHOD/]MEASURE and a limit. Groups need --group, and are those of the"
         " first protocol, which needs no name"
     )
+
+
+def test_help_has_no_doubled_percent_sign(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "that is no control (at the 5 % level, adjusted for the number of differences)" in printed

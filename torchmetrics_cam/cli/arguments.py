@@ -240,7 +240,7 @@ def _compare() -> "ArgumentParser":
     subcommand.add_argument("second", type=Path, help="results.json of run B, which is compared with A")
     worse = (
         "end with exit code 3 if B is significantly worse than A in a measure of a method that is no control"
-        " (at the 5 %% level, adjusted for the number of differences)"
+        " (at the 5 % level, adjusted for the number of differences)"
     )
     subcommand.add_argument("--fail_if_worse", action="store_true", help=worse)
     return subcommand
