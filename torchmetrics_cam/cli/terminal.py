@@ -119,6 +119,8 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"Not used: {len(group['files'])} in the folder, because {group['reason']}; see the report"
     if data["labels"] is not None:
         yield f"Labels: {data['labels']}"
+    if data.get("predictions"):
+        yield f"Predictions: {data['predictions']}"
     if data.get("groups") is not None:
         yield f"Groups: {data['groups']}"
     if data["mosaic"]:
