@@ -492,7 +492,7 @@ def test_values_and_ranks_under_each_protocol_are_shown(digits, gallery, tmp_pat
     (section,) = re.findall(r'<section aria-labelledby="protocols">.*?</section>', text, re.DOTALL)
     for one in results["comparison"]["rankings"]:
         assert one["description"].split(":")[0] in section
-        assert "hold under all protocols" in section
+        assert "the same order under all protocols" in section
     values = [row["average_drop"]["value"] for row in results["comparison"]["further"][0]["rows"]]
     assert all(f"{value:.3f}" in section for value in values)
     # One line for each method and measure in the one figure.

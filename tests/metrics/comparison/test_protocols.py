@@ -1,6 +1,7 @@
 """A comparison under several protocols: the values of each alone, and which orders of the methods hold."""
 
 import json
+from itertools import combinations
 
 import krippendorff
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from torchmetrics_cam import CAMComparison, EvaluationProtocol
 from torchmetrics_cam.cams import GradCAM, LayerCAM, PrecomputedMaps, UniformMap
+from torchmetrics_cam.metrics.comparison.rankings import Order, Rankings, describe_rankings
 from torchmetrics_cam.protocol import PRESETS, as_protocol
 
 ONES = EvaluationProtocol(name="ones", baseline=1.0)
@@ -130,8 +132,11 @@ def test_rankings_by_hand():
     assert (
         "Average Drop: the best method depends on the protocol: both under black; right under sides." in text
     )
-    assert "Of 3 orders of two methods, 1 holds under all protocols and 2 reverse." in text
-    assert "both before right reverses under sides, significantly in both directions." in text
+    assert (
+        "Of 3 pairs of methods, 1 has the same order under all protocols, and 2 are reversed under at least one."
+        " left is better than right, except under sides; both differences are significant. both is better than right,"
+        " except under sides; both differences are significant."
+    ) in text
     assert "Complexity: best are left and right under black and sides." in text
 
 
@@ -151,7 +156,77 @@ def test_a_reversal_is_significant_only_if_it_is_in_both_directions():
     (order,) = comparison.rankings().orders
     assert (order.better, order.worse, order.reversed_under) == ("left", "right", ("nearly",))
     assert not order.is_significant
-    assert "No reversal is significant in both directions." in str(comparison.table())
+    assert (
+        "The order of the two methods is reversed under at least one protocol. No reversal is significant in both"
+        " directions."
+    ) in str(comparison.table())
+
+
+THREE = ("paper", "gray", "blur")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sentence"),
+    [
+        (
+            {"a": (1, 1, 1), "b": (2, 2, 2), "c": (3, 3, 3)},
+            "Of 3 pairs of methods, 3 have the same order under all protocols.",
+        ),
+        (
+            # d ties with c under one protocol, and a and b change places under another.
+            {"a": (1, 2, 1), "b": (2, 1, 2), "c": (3, 3, 3), "d": (4, 3, 4)},
+            "Of 6 pairs of methods, 4 have the same order under all protocols, 1 is reversed under at least one, and 1"
+            " ties under at least one.",
+        ),
+        (
+            {"a": (1, 1, 1), "b": (1, 1, 1), "c": (1, 1, 1)},
+            "Of 3 pairs of methods, 0 have the same order under all protocols, and 3 tie under at least one.",
+        ),
+        (
+            {"a": (1, 1, 1), "b": (2, None, 2), "c": (3, 2, 3)},
+            "Of 3 pairs of methods, 1 has the same order under all protocols, and 2 have no order, because a method has"
+            " no value.",
+        ),
+        ({"a": (1, 1, 1), "b": (2, 2, 2)}, "The order of the two methods is the same under all protocols."),
+        ({"a": (1, 2, 1), "b": (2, 1, 2)}, "The order of the two methods is reversed under at least one protocol."),
+        ({"a": (1, 1, 1), "b": (2, 1, 2)}, "The two methods tie under at least one protocol."),
+        ({"a": (1, 1, 1), "b": (None, 2, 2)}, "The two methods have no order, because one has no value."),
+        ({"a": (1, 1, 1)}, None),
+    ],
+)  # fmt: skip
+def test_every_pair_of_methods_is_counted(ranks, sentence):
+    described = describe(ranks)
+    if sentence is None:
+        assert "pair" not in described
+        assert "two methods" not in described
+    else:
+        assert f". {sentence}" in described
+
+
+def test_a_reversal_under_several_protocols_in_words():
+    assert (
+        "a is better than b, except under gray; at least one difference in each direction is significant."
+    ) in describe({"a": (1, 2, 1), "b": (2, 1, 2)}, is_significant=True)
+
+
+def describe(ranks, *, is_significant=False):
+    """The sentences on a measure by which the methods have these ranks under each protocol."""
+    orders = []
+    for (one, first), (other, second) in combinations(ranks.items(), 2):
+        pairs = list(zip(first, second, strict=True))
+        if not any(None in pair or pair[0] == pair[1] for pair in pairs):
+            reversed_under = [name for name, (a, b) in zip(THREE, pairs, strict=True) if a > b]
+            orders.append(Order(one, other, tuple(reversed_under), is_significant))
+    by_protocol = {
+        protocol: {name: given[index] for name, given in ranks.items()}
+        for index, protocol in enumerate(THREE)
+    }
+    leaders = {
+        protocol: tuple(name for name, rank in given.items() if rank == 1)
+        for protocol, given in by_protocol.items()
+    }
+    rankings = Rankings("adcc", THREE, {}, by_protocol, leaders, tuple(orders), {}, None)
+    return describe_rankings(rankings, "ADCC")
 
 
 def alpha_of(ranks):
@@ -191,7 +266,10 @@ def test_methods_that_tie_have_no_order(net, images):
     assert rankings.orders == ()
     assert rankings.leaders == {"paper": ("one", "same"), "score_cam": ("one", "same")}
     assert rankings.alpha is None
-    assert "Average Drop: best are one and same under paper and score_cam." in str(comparison.table())
+    assert (
+        "Average Drop: best are one and same under paper and score_cam. The two methods tie under at least one"
+        " protocol."
+    ) in str(comparison.table())
 
 
 def test_a_method_that_is_best_under_all_protocols_is_named_beside_others_that_tie_with_it(net, images):

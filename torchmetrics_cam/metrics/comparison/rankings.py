@@ -139,18 +139,16 @@ def describe_rankings(rankings: Rankings, title: str) -> str:
     else:
         sentences = [f"{title}: the best method depends on the protocol: {'; '.join(led)}."]
     reversals = [order for order in rankings.orders if order.reversed_under]
-    count = len(rankings.orders)
-    if count:
-        holding = count - len(reversals)
-        sentences.append(
-            f"Of {count} {'order' if count == 1 else 'orders'} of two methods, {holding}"
-            f" {'holds' if holding == 1 else 'hold'} under all protocols and {len(reversals)}"
-            f" {'reverses' if len(reversals) == 1 else 'reverse'}."
-        )
+    sentences += _describe_pairs(rankings)
     significant = [order for order in reversals if order.is_significant]
+    differences = (
+        "both differences are significant"
+        if len(rankings.protocols) == 2
+        else "at least one difference in each direction is significant"
+    )
     sentences += [
-        f"{order.better} before {order.worse} reverses under {join_names(order.reversed_under)},"
-        " significantly in both directions."
+        f"{order.better} is better than {order.worse}, except under {join_names(order.reversed_under)};"
+        f" {differences}."
         for order in significant
     ]
     if reversals and not significant:
@@ -158,6 +156,34 @@ def describe_rankings(rankings: Rankings, title: str) -> str:
     if rankings.alpha is not None:
         sentences.append(f"Krippendorff's alpha of the rankings is {rankings.alpha:.2f}.")
     return " ".join(sentences)
+
+
+def _describe_pairs(rankings: Rankings) -> list[str]:
+    """Return a sentence on the number of pairs of methods with one order; none for a single method."""
+    ranks = list(rankings.ranks.values())
+    # The ranks of two methods under each protocol.
+    pairs = [[(one[a], one[b]) for one in ranks] for a, b in combinations(ranks[0], 2)]
+    unknown = sum(any(None in pair for pair in pair_ranks) for pair_ranks in pairs)
+    tied = len(pairs) - unknown - len(rankings.orders)
+    reverse = sum(bool(order.reversed_under) for order in rankings.orders)
+    same = len(rankings.orders) - reverse
+    if len(pairs) == 1:
+        if unknown:
+            return ["The two methods have no order, because one has no value."]
+        if tied:
+            return ["The two methods tie under at least one protocol."]
+        how = "reversed under at least one protocol" if reverse else "the same under all protocols"
+        return [f"The order of the two methods is {how}."]
+    parts = [f"{same} {'has' if same == 1 else 'have'} the same order under all protocols"]
+    if reverse:
+        parts.append(f"{reverse} {'is' if reverse == 1 else 'are'} reversed under at least one")
+    if tied:
+        parts.append(f"{tied} {'ties' if tied == 1 else 'tie'} under at least one")
+    if unknown:
+        parts.append(f"{unknown} {'has' if unknown == 1 else 'have'} no order, because a method has no value")
+    if len(parts) > 1:
+        parts[-1] = f"and {parts[-1]}"
+    return [f"Of {len(pairs)} pairs of methods, {', '.join(parts)}."] if pairs else []
 
 
 def correlation_over_methods(first: Tensor, second: Tensor) -> float | None:
