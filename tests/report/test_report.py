@@ -367,6 +367,11 @@ def test_findings_name_the_significantly_worst_groups_of_methods():
     assert findings(none) == [
         "By US state, no group is significantly worse than all other images in any measure."
     ]
+    unknown = grouping_of([("A", False, True, ["m"]), ("R", True, None, ["m"])])
+    unknown["rows"][0]["worst"]["m"]["significant"] = None
+    assert findings(results_with([], groups=[unknown]))[1] == (
+        "By group, these gaps could not be tested, for too few images: A in M."
+    )
     alone = results_with(
         [], groups=[grouping_of(rows) | {"grouping": "prediction", "title": "Prediction", "n": [99, 1]}]
     )

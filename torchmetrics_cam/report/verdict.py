@@ -180,6 +180,14 @@ def _describe_worst_groups(
             yield f"{where}, {measure['title']} is significantly worse than on all other images for {groups}."
     if not has_significant:
         yield f"{where}, no group is significantly worse than all other images in any measure."
+    untested = [
+        f"{row['method']} in {measure['title']}"
+        for measure in measures
+        for row in grouping["rows"]
+        if (row["worst"].get(measure["name"]) or {"significant": False})["significant"] is None
+    ]
+    if untested:
+        yield f"{where}, these gaps could not be tested, for too few images: {join_names(untested)}."
 
 
 def _named_controls(names: Sequence[str]) -> str:
