@@ -102,7 +102,8 @@ Time of K methods on one layer, as a multiple of 1 + K bare forward passes in in
 interleaved rounds on one {device}, images of {SIDE} x {SIDE} pixels, float32 with the TF32 convolutions that PyTorch
 {versions["torch"]} uses by default, random weights. `ours` is this package. torchcam and pytorch-grad-cam run with their own
 metrics; that of pytorch-grad-cam computes maps on the CPU. `validate_args=False` skips the checks that read values off the GPU.
-Small batches measure the host, which needs longer to start the operations than the GPU to finish them.
+Small batches measure the host, which needs longer to start the operations than the GPU to finish them. Rows with a
+compiled scorer were measured in a run of their own.
 
 Written by `gpu.py`; all numbers are in `gpu.json`.
 
