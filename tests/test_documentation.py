@@ -165,7 +165,7 @@ def test_the_commands_of_the_guide_run(place):
     rows = [f"{file},{'north' if index else 'south'}" for index, file in enumerate(files)]
     (place / "sites.csv").write_text("\n".join(["file,site", *rows]))
     assert (
-        "By site, no group is significantly worse than all other images in any measure."
+        "By site, nothing can be compared: fewer than two groups have 2 images or more."
         in printed_by_command(block("groups", GUIDE), place)
     )
 
