@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torchmetrics_cam.metrics.comparison.groups import FEWEST_IMAGES
 from torchmetrics_cam.metrics.comparison.rankings import join_names
 
 # Measures for which the uniform map, which masks nothing, has the best value that there is.
@@ -10,8 +11,6 @@ _BEST_FOR_UNIFORM = {"average_drop": 0, "relative_drop": 0}
 _UNIFORM = "uniform map"
 # From this share of constant maps on, a reader is warned.
 _MANY_CONSTANT = 0.1
-# With fewer images a group cannot be the worst.
-_FEWEST_IMAGES = 2
 
 Row = Mapping[str, Any]
 
@@ -161,9 +160,9 @@ def _describe_worst_groups(
     """Yield sentences on the groups with a significantly worse value than all other images, by measure."""
     is_prediction = grouping["grouping"] == "prediction"
     where = "Between correct and wrong predictions" if is_prediction else f"By {title_in_sentence(grouping)}"
-    if sum(number >= _FEWEST_IMAGES for number in grouping["n"]) < 2:
+    if sum(number >= FEWEST_IMAGES for number in grouping["n"]) < 2:
         yield (
-            f"{where}, nothing can be compared: fewer than two groups have {_FEWEST_IMAGES} images or more."
+            f"{where}, nothing can be compared: fewer than two groups have {FEWEST_IMAGES} images or more."
         )
         return
     has_significant = False

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from torchmetrics_cam.__about__ import __version__
+from torchmetrics_cam.metrics.comparison.groups import FEWEST_IMAGES
+from torchmetrics_cam.metrics.comparison.statistics import interval_text
 from torchmetrics_cam.protocol import reads
 from torchmetrics_cam.report import figures
 from torchmetrics_cam.report.citations import bibtex
@@ -59,7 +61,7 @@ def write_report(
     environment.filters |= {
         "compilation": describe_compilation,
         "mosaic": describe_mosaic,
-        "interval": _interval,
+        "interval": interval_text,
         "number": _number,
         "setting": _setting,
         "photo": figures.photo,
@@ -116,7 +118,7 @@ def _content(results: Mapping[str, Any], gallery: Mapping[str, Sequence[Explaine
         "gates": gates,
         "failed": sum(bool(gate["violations"]) for gate in gates),
         "groupings": groupings,
-        "smallest": min((n for grouping in groupings for n in grouping["n"]), default=0),
+        "has_small_groups": any(n < FEWEST_IMAGES for grouping in groupings for n in grouping["n"]),
         "ordered": ordered,
         "intervals": {one["name"]: figures.interval_svg(one, ordered[one["name"]]) for one in measures},
         "agreement": figures.agreement_svg(agreement, titles) if len(agreement) > 2 else None,
@@ -155,13 +157,6 @@ def _ordered(rows: Sequence[Mapping[str, Any]], measure: str) -> list[Mapping[st
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _interval(cell: Mapping[str, float | None]) -> str:
-    """Return a value with the bounds of its interval, where they are known."""
-    value, lower, upper = cell["value"], cell["lower"], cell["upper"]
-    bounds = "" if lower is None or upper is None else f" ({_number(lower)} to {_number(upper)})"
-    return f"{_number(value)}{bounds}"
 
 
 def _setting(value: Any) -> str:

@@ -14,7 +14,7 @@ from torchmetrics_cam.metrics.comparison.statistics import interval_text, mean_w
 from torchmetrics_cam.metrics.measures import Measure
 from torchmetrics_cam.protocol import EvaluationProtocol
 
-# With fewer images a mean has no standard error.
+# With fewer images a group cannot be the worst.
 FEWEST_IMAGES = 2
 _SIGNIFICANCE = 0.05
 
