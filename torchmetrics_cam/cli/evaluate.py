@@ -109,7 +109,9 @@ def run(arguments: Any) -> None:
         check_outputs(loaded.model, first["image"], images.needed_outputs, option)
     surrogate = load_surrogate(arguments, loaded, first["image"])
     layer = _layer(arguments.layer, loaded, first["image"])
-    not_separated = why_not_separated(images, groups, arguments, model=loaded.model, protocol=protocols[0])
+    not_separated = why_not_separated(
+        images, groups, arguments, model=loaded.model, image=first["image"], protocol=protocols[0]
+    )
     if not_separated is not None:
         unavailable |= dict.fromkeys(PREDICTION.names, not_separated)
     scopes = [*further, *([] if groups is None else groups.names)]

@@ -95,7 +95,13 @@ def check_option(arguments: Any) -> None:
 
 
 def why_not_separated(
-    images: Images, groups: Groups | None, arguments: Any, *, model: nn.Module, protocol: EvaluationProtocol
+    images: Images,
+    groups: Groups | None,
+    arguments: Any,
+    *,
+    model: nn.Module,
+    image: Tensor,
+    protocol: EvaluationProtocol,
 ) -> str | None:
     """Return why right and wrong predictions are not separated, and what to do; None if they are.
 
@@ -107,12 +113,13 @@ def why_not_separated(
         groups: the groups that were given.
         arguments: the options of the command.
         model: the network.
+        image: an image as the network takes it, ``(C, H, W)``.
         protocol: the main protocol.
 
     Raises:
         UsageError: if they are, and a group has the name of one of theirs.
     """
-    reason = _reason_against(images, arguments, model, protocol)
+    reason = _reason_against(images, arguments, model, image, protocol)
     if reason is None:
         taken = [] if groups is None else [name for name in groups.names if name in PREDICTION.names]
         if taken:
@@ -157,7 +164,7 @@ def _update_arguments(
 
 
 def _reason_against(
-    images: Images, arguments: Any, model: nn.Module, protocol: EvaluationProtocol
+    images: Images, arguments: Any, model: nn.Module, image: Tensor, protocol: EvaluationProtocol
 ) -> str | None:
     """Return why right and wrong predictions cannot be separated, and what to do; None if they can."""
     if arguments.mosaic:
@@ -166,7 +173,7 @@ def _reason_against(
         return images.unmatched_reason
     if arguments.explain == "label" or arguments.group == CORRECT:
         return None
-    number = _number_of_classes(model, images, protocol)
+    number = _number_of_classes(model, image, protocol)
     if number == images.model_classes:
         return None
     has = "this one has another kind of output" if number is None else f"this one has {number}"
@@ -176,9 +183,8 @@ def _reason_against(
     )
 
 
-def _number_of_classes(model: nn.Module, images: Images, protocol: EvaluationProtocol) -> int | None:
+def _number_of_classes(model: nn.Module, image: Tensor, protocol: EvaluationProtocol) -> int | None:
     """Return the number of classes that the network scores; None if its output has another form."""
-    image = next(item for item in map(images.__getitem__, range(len(images))) if item is not None)["image"]
     with torch.no_grad(), torch.random.fork_rng(devices=[]), ModelGuard(model) as guard:
         scores = ScoreFunction(None, protocol)(model(image.unsqueeze(0).to(guard.dtype_for(image)))).scores
     return scores.shape[1] if isinstance(scores, Tensor) and scores.ndim == 2 else None
