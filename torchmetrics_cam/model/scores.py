@@ -277,7 +277,23 @@ def samples(output: Any) -> Sequence[Any]:
     )
 
 
-def look_like_probabilities(scores: Scores) -> Tensor:
+def selected_scores(
+    scores: Scores, selector: ScoreSelector, score_function: ScoreFunction
+) -> tuple[Tensor, Tensor]:
+    """Return the score of each image, and whether its output looks as if it was normalized before, ``(N,)``.
+
+    Args:
+        scores: those of all classes.
+        selector: of the class or target of each image.
+        score_function: the function that made the scores.
+    """
+    selected = in_float32(selector.select(scores.scores))
+    if score_function.normalizes_classes:
+        return selected, _look_like_probabilities(scores)
+    return selected, torch.zeros_like(selected, dtype=torch.bool)
+
+
+def _look_like_probabilities(scores: Scores) -> Tensor:
     """Return whether the raw output of each image looks like probabilities, bool, ``(N,)``.
 
     After a softmax, the outputs are in [0, 1] and sum to 1. After a sigmoid they are in [0, 1]; for two to

@@ -27,7 +27,7 @@ from torchmetrics_cam.model.scores import (
     check_scores,
     class_tensor,
     in_float32,
-    look_like_probabilities,
+    selected_scores,
     targets_per_image,
 )
 from torchmetrics_cam.pipeline.checks import Targets, check_logits, check_signature
@@ -232,10 +232,7 @@ def _clean_scores(forward: ForwardPass, question: Question) -> _CleanScores:
     ranked = scores.scores if score_function.logits_fn else scores.raw
     if question.of_other_class:
         selector = selector.of_other_class(ranked, score_function.protocol.other_class)
-    selected = in_float32(selector.select(scores.scores))
-    twice = torch.zeros_like(selected, dtype=torch.bool)
-    if score_function.normalizes_classes:
-        twice = look_like_probabilities(scores)
+    selected, twice = selected_scores(scores, selector, score_function)
     return _CleanScores(scores, selector, selected, twice, None if selector.class_idx is None else ranked)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchmetrics_cam.cams.source import CAMSource
 from torchmetrics_cam.model.guard import ModelGuard, eager, unwrapped
-from torchmetrics_cam.model.scores import ScoreFunction, check_scores, in_float32, look_like_probabilities
+from torchmetrics_cam.model.scores import ScoreFunction, check_scores, selected_scores
 from torchmetrics_cam.model.weights import weights_checksum
 from torchmetrics_cam.pipeline.explanation import Explanation
 
@@ -113,10 +113,7 @@ def _with_scores(
             )
         if isinstance(scores.raw, Tensor) and scores.raw.shape == scores.scores.shape:
             outputs = scores.raw
-    selected = in_float32(selector.select(scores.scores))
-    twice = torch.zeros_like(selected, dtype=torch.bool)
-    if score_function.normalizes_classes:
-        twice = look_like_probabilities(scores)
+    selected, twice = selected_scores(scores, selector, score_function)
     return [
         replace(
             one,
