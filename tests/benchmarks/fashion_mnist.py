@@ -9,6 +9,7 @@ of torchcam's metric, which computes the gradient through the softmax and gives 
 The exit code is 1 if the claim does not hold for a seed.
 """
 
+import argparse
 import gzip
 import sys
 import time
@@ -243,18 +244,10 @@ def _cells(values: Mapping[str, float]) -> tuple[str, ...]:
     return (*(f"{values[measure]:.4f}" for measure in measures), str(values["constant_maps"]))
 
 
-def main() -> int:
-    """Train and evaluate one network per seed, write the results, and check the claim."""
-    options = parser(__doc__, __file__)
+def parsed_with_data(options: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add the option ``--data``, parse the command line, and require that Fashion-MNIST is in its folder."""
     options.add_argument(
         "--data", type=Path, default=DATA, help="folder with the gzipped idx files of Fashion-MNIST"
-    )
-    options.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[0, 1, 2],
-        help="random seeds; one network is trained for each",
     )
     arguments = options.parse_args()
     if not (arguments.data / "train-images-idx3-ubyte.gz").exists():
@@ -262,6 +255,20 @@ def main() -> int:
             f"{arguments.data} does not contain Fashion-MNIST; install it with apt-get install"
             " dataset-fashion-mnist, or pass its folder as --data"
         )
+    return arguments
+
+
+def main() -> int:
+    """Train and evaluate one network per seed, write the results, and check the claim."""
+    options = parser(__doc__, __file__)
+    options.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="random seeds; one network is trained for each",
+    )
+    arguments = parsed_with_data(options)
     torch.set_num_threads(THREADS)
     machine = environment()
     train, test = load(arguments.data, "train"), load(arguments.data, "t10k")

@@ -6,12 +6,11 @@ images under every protocol.
     python tests/benchmarks/protocols.py [--data FOLDER] [--images N]
 """
 
-from pathlib import Path
 from typing import Any
 
 import pytorch_grad_cam
 import torch
-from fashion_mnist import DATA, EVALUATION_BATCH, accuracy, load, trained
+from fashion_mnist import EVALUATION_BATCH, accuracy, load, parsed_with_data, trained
 from results import THREADS, environment, parser, table, write
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -130,16 +129,8 @@ Average Drop and by Average Gain. Written by `protocols.py`; all numbers are in 
 def main() -> None:
     """Train a network, compute the maps, evaluate them under every protocol, and write the results."""
     options = parser(__doc__, __file__)
-    options.add_argument(
-        "--data", type=Path, default=DATA, help="folder with the gzipped idx files of Fashion-MNIST"
-    )
     options.add_argument("--images", type=int, default=10_000, help="number of test images")
-    arguments = options.parse_args()
-    if not (arguments.data / "train-images-idx3-ubyte.gz").exists():
-        options.error(
-            f"{arguments.data} does not contain Fashion-MNIST; install it with apt-get install"
-            " dataset-fashion-mnist, or pass its folder as --data"
-        )
+    arguments = parsed_with_data(options)
     torch.set_num_threads(THREADS)
     machine = environment()
     model = trained(*load(arguments.data, "train"), seed=0)

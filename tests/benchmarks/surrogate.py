@@ -13,13 +13,12 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from fashion_mnist import DATA, EVALUATION_BATCH, SmallCNN, accuracy, load, trained
+from fashion_mnist import EVALUATION_BATCH, SmallCNN, accuracy, load, parsed_with_data, trained
 from results import environment, parser, table, write
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -319,16 +318,8 @@ explained: with it, a value says how much of what the surrogate needs is in the 
 def main() -> int:
     """Train, fine-tune and evaluate for each seed, and write the results."""
     options = parser(__doc__, __file__)
-    options.add_argument(
-        "--data", type=Path, default=DATA, help="folder with the gzipped idx files of Fashion-MNIST"
-    )
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a network for each seed")
-    arguments = options.parse_args()
-    if not (arguments.data / "train-images-idx3-ubyte.gz").exists():
-        options.error(
-            f"{arguments.data} does not contain Fashion-MNIST; install it with apt-get install"
-            " dataset-fashion-mnist, or pass its folder as --data"
-        )
+    arguments = parsed_with_data(options)
     torch.set_num_threads(THREADS)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     machine = environment()
