@@ -185,6 +185,17 @@ def test_groups_and_gates_are_shown(page):
     assert '<td data-value="">-</td>' in text
 
 
+def test_groups_of_one_image_are_explained(full, page, tmp_path):
+    sentence = "A group of one image cannot be the worst."
+    assert sentence not in page.read_text()
+    (grouping,) = full["comparison"]["groups"]
+    write_report(
+        full | {"comparison": full["comparison"] | {"groups": [grouping | {"n": [99, 1]}]}},
+        tmp_path / "small.html",
+    )
+    assert sentence in (tmp_path / "small.html").read_text()
+
+
 def test_the_verdict_comes_before_everything_else(page):
     text = page.read_text()
     assert text.index("has the best Average Drop") < text.index("40 images of photos") < text.index("<h2")
